@@ -1,0 +1,107 @@
+"""Which pixels an anomaly comes from: gradients of the discrepancy, or the discrepancy itself.
+
+Each function takes a batch of images (n, 3, H, W) or their features, and returns one raw map
+an image, of shape (n, H, W), higher where it is more anomalous.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from skmkd._backend import private_generator
+from skmkd._discrepancy import Features, direction_map, total_discrepancy, value_map
+
+Loss = Callable[[Features, Features], Tensor]  # source's and cloner's features -> (n,)
+
+RECTIFIERS = {F.relu, F.relu6, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
+
+
+def input_gradient(
+    source: nn.Module, cloner: nn.Module, loss: Loss, images: Tensor, through_source: bool
+) -> Tensor:  # (n, 3, H, W)
+    """Differentiate the loss by the pixels (MKD, Eq. 5), through the cloner or through both.
+
+    Images do not see one another in eval mode, so one backward pass serves the batch.
+    """
+    with torch.enable_grad():
+        pixels = images.clone().requires_grad_()
+        target = source(pixels if through_source else images)
+        (gradient,) = torch.autograd.grad(loss(target, cloner(pixels)).sum(), pixels)
+    return gradient
+
+
+def gradient(
+    source: nn.Module, cloner: nn.Module, loss: Loss, images: Tensor, through_source: bool = False
+) -> Tensor:
+    """Sum the absolute gradient over channels."""
+    return input_gradient(source, cloner, loss, images, through_source).abs().sum(1)
+
+
+def guided_backprop(
+    source: nn.Module, cloner: nn.Module, loss: Loss, images: Tensor, through_source: bool = False
+) -> Tensor:
+    """Cut negative gradients at every ReLU on their way back (Springenberg et al., 2015)."""
+    with _GuidedReLU():
+        return gradient(source, cloner, loss, images, through_source)
+
+
+class _GuidedReLU(TorchFunctionMode):
+    """Hook the output tensor of each ReLU that runs; no module is touched."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if func in RECTIFIERS and output.requires_grad:
+            output.register_hook(lambda gradient: gradient.clamp(min=0))
+        return output
+
+
+def smooth_grad(
+    source: nn.Module,
+    cloner: nn.Module,
+    loss: Loss,
+    images: Tensor,
+    through_source: bool = False,
+    *,
+    n_samples: int,
+    noise: float,
+    seed: int,
+) -> Tensor:
+    """Average the gradient over noisy copies of each image (Smilkov et al., 2017).
+
+    The noise is Gaussian, its standard deviation a share of each image's own range, and its
+    draws are the same for every image, so that a map does not depend on its neighbours.
+    """
+    generator = private_generator(seed)
+    spread = noise * (images.amax((1, 2, 3), keepdim=True) - images.amin((1, 2, 3), keepdim=True))
+    total = torch.zeros_like(images)
+    for _ in range(n_samples):
+        draw = torch.randn(images.shape[1:], generator=generator, dtype=torch.float32).to(images)
+        total += input_gradient(source, cloner, loss, images + spread * draw, through_source)
+    return (total / n_samples).abs().sum(1)
+
+
+def feature_discrepancy(
+    source: Features,
+    cloner: Features,
+    layers: Sequence[str],
+    size: tuple[int, int],
+    value_weight: float,
+    direction_weight: float,
+) -> Tensor:
+    """Sum the layers' per-position discrepancies, each upsampled bilinearly to the image."""
+
+    def upsampled(layer: str) -> Tensor:
+        value = value_map(source[layer], cloner[layer])
+        direction = direction_map(source[layer], cloner[layer])
+        total = total_discrepancy(value, direction, value_weight, direction_weight)
+        return F.interpolate(total[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+
+    return torch.stack([upsampled(layer) for layer in layers]).sum(0)

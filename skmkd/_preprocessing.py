@@ -1,0 +1,113 @@
+"""Checked images become normalised tensors, in batches that do not depend on one another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from math import ceil
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.transforms.v2 import functional as transforms
+
+from skmkd._validation import Images, PixelRange
+
+MAX_ROTATION = 20.0  # degrees; this and the scales are MKD's for small sets (section 4.2.3)
+SCALES = (0.9, 1.05)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Scale to 0-1, bring to three channels, resize, normalise as the source was trained.
+
+    Parameters
+    ----------
+    size : tuple (height, width)
+        What images are resized to, bilinear with antialiasing; the aspect is not kept.
+    pixel_range : PixelRange
+        The values that become 0 and 1.
+    mean, std : tuple of 3 floats
+        Input normalisation of the source, for pixels from 0 to 1.
+    """
+
+    size: tuple[int, int]
+    pixel_range: PixelRange
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __call__(self, images: Sequence[np.ndarray]) -> Tensor:
+        """Turn images (H, W, C), in number n, into a float32 tensor (n, 3, height, width)."""
+        runs = (np.stack(list(run)) for _, run in groupby(images, key=np.shape))
+        resized = torch.cat([self._resize(to_rgb(self._scale(run))) for run in runs])
+        return transforms.normalize(resized, self.mean, self.std)
+
+    def _scale(self, pixels: np.ndarray) -> Tensor:  # (n, H, W, C) -> (n, C, H, W), 0-1
+        low, high, _ = self.pixel_range
+        scaled = pixels.astype(np.result_type(pixels.dtype, np.float32))
+        scaled -= low
+        scaled /= (high - low) or 1.0
+        return torch.from_numpy(scaled.astype(np.float32, copy=False)).permute(0, 3, 1, 2)
+
+    def _resize(self, images: Tensor) -> Tensor:
+        return transforms.resize(images.contiguous(), list(self.size), antialias=True)
+
+
+def to_rgb(images: Tensor) -> Tensor:  # (n, 1 | 3 | 4, H, W) -> (n, 3, H, W)
+    """Repeat grey, keep RGB, lay RGBA over white; pixels from 0 to 1."""
+    if images.shape[1] == 4:
+        colour, alpha = images[:, :3], images[:, 3:]
+        return colour * alpha + (1 - alpha)
+    return images.expand(-1, 3, -1, -1)
+
+
+def mild_augmentation(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Rotate each image by up to 20 degrees and scale it by 0.9 to 1.05, edges mirrored.
+
+    The ranges are those of MKD's experiment on few training images. Mirroring keeps out the
+    dark corners that no test image has.
+    """
+    n, _, height, width = images.shape
+    draws = torch.rand(2, n, generator=generator, dtype=torch.float32)
+    angle = torch.deg2rad((2 * draws[0] - 1) * MAX_ROTATION)
+    zoom = 1 / (SCALES[0] + draws[1] * (SCALES[1] - SCALES[0]))
+    cos, sin, still = zoom * angle.cos(), zoom * angle.sin(), torch.zeros(n)
+    rows = [cos, -sin * height / width, still, sin * width / height, cos, still]
+    theta = torch.stack(rows, dim=1).view(n, 2, 3).to(images)
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+
+
+def shuffled_batches(
+    images: Images,
+    prepare: Callable[[Sequence[np.ndarray]], Tensor],
+    batch_size: int,
+    generator: torch.Generator,
+) -> Iterator[Tensor]:
+    """Yield all images once, in random order, in batches of near-equal size.
+
+    No batch holds a single image: batch norm could not learn from it.
+    """
+    n_batches = max(1, min(ceil(len(images) / batch_size), len(images) // 2))
+    order = torch.randperm(len(images), generator=generator).numpy()
+    for indices in np.array_split(order, n_batches):
+        yield prepare(images[indices])
+
+
+def fixed_batches(
+    images: Images,
+    prepare: Callable[[Sequence[np.ndarray]], Tensor],
+    indices: Sequence[int],
+    batch_size: int,
+) -> Iterator[tuple[Sequence[int], Tensor]]:
+    """Yield indices and their images in order, the last batch padded to the common size.
+
+    With every batch of one size, a score does not depend on how many images came with it.
+    """
+    for start in range(0, len(indices), batch_size):
+        chosen = indices[start : start + batch_size]
+        batch = prepare(images[chosen])
+        padding = batch[-1:].expand(batch_size - len(chosen), -1, -1, -1)
+        yield chosen, torch.cat([batch, padding])

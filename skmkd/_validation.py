@@ -1,0 +1,293 @@
+"""Array-likes at the door: X becomes a lazy sequence of checked images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from math import isqrt, prod
+from typing import Any, NamedTuple
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import validate_data
+
+CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
+INTEGER_RANGES = {"bool": (0.0, 1.0), "uint8": (0.0, 255.0), "uint16": (0.0, 65535.0)}
+FAR_OUTSIDE = 10.0  # widths of the learned range
+
+ImageShape = tuple[int | None, int | None, int]
+
+
+class PixelRange(NamedTuple):
+    """What the lowest and the highest pixel value mean, and for which kind of number."""
+
+    low: float
+    high: float
+    kind: str  # "bool", "uint8", "uint16" or "float"
+
+
+class Images:
+    """Images of one kind, read and checked when they are asked for.
+
+    Parameters
+    ----------
+    items : sequence of array-like
+        Anything with a length that gives one image, or one flattened row, for an integer.
+    shape : tuple (H, W, C)
+        Shape of each image; H and W are None where images differ in size.
+    """
+
+    def __init__(self, items: Any, shape: ImageShape) -> None:
+        self._items = items
+        self.shape = shape
+        self.pixel_range: PixelRange | None = None
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, indices: Iterable[int]) -> list[np.ndarray]:
+        """Return the images at the indices, each of shape (H, W, C)."""
+        return [self._read(int(i)) for i in indices]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self._read(i) for i in range(len(self)))
+
+    @property
+    def of_one_size(self) -> bool:
+        """Whether the images came as one array."""
+        return self.shape[0] is not None
+
+    def sizes(self, indices: Iterable[int]) -> list[tuple[int, int]]:
+        """Return height and width of the images at the indices, without reading pixels."""
+        height, width, _ = self.shape
+        if height is not None and width is not None:
+            return [(height, width) for _ in indices]
+        return [np.shape(self._items[i])[:2] for i in indices]
+
+    def kind(self, index: int) -> str:
+        """Return the kind of number that an image is made of."""
+        return _pixel_kind(_as_numbers(self._items[index], index).dtype, index)
+
+    def _read(self, index: int) -> np.ndarray:
+        image = _as_numbers(self._items[index], index)
+        height, width, channels = self.shape
+        image = image.reshape(height or image.shape[0], width or image.shape[1], channels)
+        kind = _pixel_kind(image.dtype, index)
+        if self.pixel_range is not None and kind != self.pixel_range.kind:
+            raise ValueError(_kind_message(f"X[{index}]", kind, self.pixel_range))
+        if kind == "float":
+            _check_values(image, index, self.pixel_range)
+        return image
+
+
+def check_images(estimator: BaseEstimator, X: Any, *, reset: bool) -> Images:
+    """Check X, learn from it (``reset=True``) or hold it against what was learned.
+
+    Sets ``image_shape_``, ``pixel_range_`` and, where images have one size, ``n_features_in_``
+    on the estimator when ``reset`` is true.
+
+    Raises
+    ------
+    ValueError
+        If X is empty, ragged, not numeric, not finite, of another size, channel count or
+        pixel range than at fit, or holds a single image at fit.
+    """
+    images = _as_images(estimator, X, reset)
+    if reset:
+        estimator.image_shape_ = images.shape
+        if images.of_one_size:
+            estimator.n_features_in_ = prod(images.shape)
+        images.pixel_range = estimator.pixel_range_ = _learn_range(images)
+    else:
+        _check_shape(images.shape, estimator.image_shape_)
+        images.pixel_range = estimator.pixel_range_
+        if (kind := images.kind(0)) != estimator.pixel_range_.kind:
+            raise ValueError(_kind_message("X", kind, estimator.pixel_range_))
+    return images
+
+
+def _as_images(estimator: BaseEstimator, X: Any, reset: bool) -> Images:
+    minimum = 2 if reset else 1
+    if _is_image_list(X):
+        images = Images(list(X), _list_shape(X))
+    else:
+        if not hasattr(X, "ndim") and np.ndim(_as_array(X)) > 2:
+            X = _as_array(X)
+        if getattr(X, "ndim", 2) < 3:
+            X = validate_data(
+                estimator, X, reset=reset, ensure_all_finite=False, ensure_min_samples=minimum
+            )
+            return Images(X, _row_shape(estimator, X.shape[1]))
+        images = Images(X, _array_shape(tuple(X.shape), estimator.image_shape))
+    if len(images) < minimum:
+        raise ValueError(
+            f"Found {len(images)} image(s) in X while a minimum of {minimum} is required by "
+            f"{type(estimator).__name__}."
+        )
+    return images
+
+
+def _is_image_list(X: Any) -> bool:
+    """Tell a list of image arrays, whatever their sizes, from nested numbers."""
+    if isinstance(X, np.ndarray) and not (X.ndim == 1 and X.dtype == object):
+        return False
+    return isinstance(X, (list, tuple, np.ndarray)) and any(
+        hasattr(item, "__array__") or hasattr(item, "__array_interface__")
+        for item in X
+        if np.ndim(item) > 1
+    )
+
+
+def _as_array(X: Any) -> np.ndarray:
+    try:
+        return np.asarray(X)
+    except ValueError as error:
+        raise ValueError(
+            "X must be an array of images of one shape, or a list of arrays if they differ; got "
+            f"ragged nested sequences: {error}"
+        ) from error
+
+
+def _as_numbers(item: Any, index: int) -> np.ndarray:
+    array = np.asarray(item)
+    if array.dtype == object:
+        try:
+            return array.astype(np.float64)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"X[{index}] must hold numbers; got objects that do not convert: {error}"
+            ) from error
+    return array
+
+
+def _pixel_kind(dtype: np.dtype, index: int) -> str:
+    if dtype.kind not in "biuf":
+        raise ValueError(f"X[{index}] must hold real numbers; got dtype {dtype}.")
+    return dtype.name if dtype.name in INTEGER_RANGES else "float"
+
+
+def _list_shape(X: Iterable[Any]) -> ImageShape:
+    """Check that all images of a list have the same channels; their sizes are free."""
+    channels = None
+    for index, item in enumerate(X):
+        shape = np.shape(item)
+        found = _channels(shape, f"X[{index}]")
+        if channels not in (None, found):
+            raise ValueError(
+                f"The images of X must all have the same channels; X[0] has {channels} and "
+                f"X[{index}] has {found}."
+            )
+        channels = found
+    assert channels is not None
+    return None, None, channels
+
+
+def _array_shape(shape: tuple[int, ...], image_shape: Any) -> ImageShape:
+    if len(shape) == 3 and shape[-1] in (3, 4) and shape[1] > 4:
+        raise ValueError(
+            f"X has shape {shape}, which looks like one colour image; wrap it as X[None] "
+            "(thin grey images take a channel axis: X[..., None])."
+        )
+    if len(shape) == 4 and shape[-1] not in CHANNELS and shape[1] in CHANNELS:
+        raise ValueError(
+            f"X must hold channels-last images (n, H, W, C); got shape {shape}, which looks "
+            "channels-first: move them with np.moveaxis(X, 1, -1)."
+        )
+    channels = _channels(shape[1:], "X")
+    found = (shape[1], shape[2], channels)
+    if image_shape is not None and found != _full_shape(image_shape):
+        raise ValueError(
+            f"image_shape must be the shape of the images; got {tuple(image_shape)} for images "
+            f"of shape {shape[1:]}."
+        )
+    return found
+
+
+def _channels(shape: tuple[int, ...], name: str) -> int:
+    channels = shape[2] if len(shape) == 3 else 1
+    if len(shape) not in (2, 3) or channels not in CHANNELS or 0 in shape:
+        raise ValueError(
+            f"{name} must hold images of shape (H, W) or (H, W, C) with C in 1, 3, 4; got {shape}."
+        )
+    return channels
+
+
+def _full_shape(image_shape: Any) -> tuple[int, int, int]:
+    shape = tuple(image_shape)
+    if len(shape) not in (2, 3) or not all(
+        isinstance(side, (int, np.integer)) and side > 0 for side in shape
+    ):
+        raise ValueError(f"image_shape must be (H, W) or (H, W, C), positive; got {image_shape!r}.")
+    return int(shape[0]), int(shape[1]), _channels(shape, "image_shape")
+
+
+def _row_shape(estimator: BaseEstimator, n_features: int) -> ImageShape:
+    """Return the shape of the images that rows of n_features stand for."""
+    fitted = getattr(estimator, "image_shape_", (None, None, 1))
+    if fitted[0] is not None:
+        return fitted
+    if estimator.image_shape is not None:
+        shape = _full_shape(estimator.image_shape)
+        if prod(shape) != n_features:
+            raise ValueError(
+                f"image_shape must hold as many pixels as a row of X; got {shape} = "
+                f"{prod(shape)} for {n_features} features."
+            )
+        return shape
+    side = isqrt(n_features)
+    return (side, side, 1) if side * side == n_features else (1, n_features, 1)
+
+
+def _check_shape(shape: ImageShape, fitted: ImageShape) -> None:
+    sizes_differ = None not in (shape[0], fitted[0]) and shape[:2] != fitted[:2]
+    if sizes_differ or shape[2] != fitted[2]:
+        expected, got = (tuple("any" if s is None else s for s in t) for t in (fitted, shape))
+        raise ValueError(
+            f"X must hold images of shape (H, W, C) = {expected}, as at fit; got {got}."
+        )
+
+
+def _learn_range(images: Images) -> PixelRange:
+    """Read every image once: integers range by their dtype, floats in 0-1 or as they lie."""
+    kinds = [images.kind(i) for i in range(len(images))] if not images.of_one_size else []
+    kind = images.kind(0)
+    if other := next((i for i, k in enumerate(kinds) if k != kind), None):
+        raise ValueError(
+            f"The images of X must all be of one kind; X[0] is {kind}, X[{other}] {kinds[other]}."
+        )
+    if kind in INTEGER_RANGES:
+        return PixelRange(*INTEGER_RANGES[kind], kind)
+    extremes = np.array([(image.min(), image.max()) for image in images], dtype=np.float64)
+    low, high = float(extremes[:, 0].min()), float(extremes[:, 1].max())
+    if 0 <= low and high <= 1:
+        return PixelRange(0.0, 1.0, kind)
+    if images.shape[2] == 4:
+        raise ValueError(
+            "X with an alpha channel must be uint8, uint16, or float from 0 to 1; got floats "
+            f"from {low:g} to {high:g}."
+        )
+    return PixelRange(low, high, kind)
+
+
+def _check_values(image: np.ndarray, index: int, known: PixelRange | None) -> None:
+    low, high = float(image.min()), float(image.max())
+    if np.isnan(low):
+        raise ValueError(f"X[{index}] contains NaN.")
+    if max(-low, high) > np.finfo(np.float32).max:
+        raise ValueError(
+            f"X[{index}] contains infinity or a value too large for dtype('float32')."
+        )
+    if known is None:
+        return
+    reach = FAR_OUTSIDE * ((known.high - known.low) or 1.0)
+    if low < known.low - reach or high > known.high + reach:
+        raise ValueError(
+            f"X[{index}] must lie near the pixel range {known.low:g} to {known.high:g} learned "
+            f"at fit; got values from {low:g} to {high:g}. Scale X as it was scaled for fit."
+        )
+
+
+def _kind_message(name: str, kind: str, fitted: PixelRange) -> str:
+    return (
+        f"{name} must hold {fitted.kind} pixels in the range {fitted.low:g} to {fitted.high:g}, "
+        f"as at fit; got {kind} pixels."
+    )
