@@ -6,6 +6,7 @@ import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from math import ceil, floor
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
@@ -171,10 +172,51 @@ class BaseDistillationDetector(OutlierMixin, BaseEstimator):
         scores = self._score(images)
         if not np.isfinite(scores).all():
             raise ValueError(divergence(self.n_iter_, self.learning_rate))
-        self.offset_ = float(np.quantile(scores, self.contamination))
         chosen = np.linspace(0, len(images) - 1, min(len(images), MAP_THRESHOLD_IMAGES))
-        maxima = [m.max() for m in self._maps(images, chosen.astype(int), self.localization)]
+        maxima = self._map_maxima(images, chosen.astype(int))
+        self.offset_ = float(np.quantile(scores, self.contamination))
         self.map_offset_ = float(np.quantile(maxima, 1 - self.contamination))
+
+    def calibrate(self, X: ArrayLike | Sequence[ArrayLike], *, fpr: float = 0.05) -> Self:
+        """Set both thresholds from normal images that were held out of `fit`.
+
+        The student knows its training images better than any others, so the thresholds of `fit`
+        raise more false alarms on new images than `contamination` says. Those set here raise
+        them on a share of at most `fpr` of new normal images, in the mean over calibration sets.
+
+        Parameters
+        ----------
+        X : array-like or list of array-like
+            At least ``1 / fpr - 1`` normal images, as in `score_samples`.
+        fpr : float in (0, 1), default=0.05
+            False-positive rate, as a share of normal images.
+
+        Returns
+        -------
+        self : object
+            The detector, with ``offset_`` the negative of the ``ceil((n + 1) * (1 - fpr))``-th
+            smallest anomaly score, and ``map_offset_`` likewise of the maxima of the maps.
+
+        Raises
+        ------
+        NotFittedError
+            If the detector is not fitted.
+        ValueError
+            If `fpr` is out of range, or X is not as described or too small for it.
+        """
+        check_is_fitted(self)
+        if not isinstance(fpr, Real) or not 0 < fpr < 1:
+            raise ValueError(f"fpr must be a float between 0 and 1, both excluded; got {fpr!r}.")
+        images = check_images(self, X, reset=False)
+        n_above = floor((len(images) + 1) * fpr * (1 + 1e-12))  # 20 * 0.05 must come to 1
+        if n_above == 0:
+            raise ValueError(
+                f"X must hold at least {ceil(1 / fpr) - 1} images for fpr={fpr}; got {len(images)}."
+            )
+        anomaly = np.sort(-self._score(images))
+        maxima = np.sort(self._map_maxima(images, range(len(images))))
+        self.offset_, self.map_offset_ = -float(anomaly[-n_above]), float(maxima[-n_above])
+        return self
 
     def score_samples(self, X: ArrayLike | Sequence[ArrayLike]) -> np.ndarray:
         """Say how normal each image is.
@@ -303,6 +345,9 @@ class BaseDistillationDetector(OutlierMixin, BaseEstimator):
             finished = localization_maps(raw, self.smoothing_sigma, self.opening_size)
             for single, size in zip(finished, images.sizes(chosen), strict=True):
                 yield resize_map(single, size)
+
+    def _map_maxima(self, images: Images, indices: Sequence[int]) -> list[float]:
+        return [float(m.max()) for m in self._maps(images, indices, self.localization)]
 
     def _training_batches(self, images: Images, generator: torch.Generator) -> Iterator[Tensor]:
         for batch in shuffled_batches(images, self._tensor, self.batch_size, generator):

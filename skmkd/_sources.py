@@ -342,7 +342,7 @@ def _without_storage(network: nn.Module) -> nn.Module:
         memo[id(parameter)] = nn.Parameter(empty, requires_grad=False)
     for buffer in network.buffers():
         memo[id(buffer)] = torch.empty_like(buffer, device="meta")
-    return copy.deepcopy(network, memo)
+    return copy.deepcopy(network, memo).to("meta")
 
 
 def _scales(small: tuple[int, int, int], large: tuple[int, int, int] | None) -> bool:

@@ -12,6 +12,7 @@ from sklearn.utils.validation import validate_data
 
 CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
 INTEGER_RANGES = {"bool": (0.0, 1.0), "uint8": (0.0, 255.0), "uint16": (0.0, 65535.0)}
+LARGEST = float(np.finfo(np.float32).max)
 FAR_OUTSIDE = 10.0  # widths of the learned range
 
 ImageShape = tuple[int | None, int | None, int]
@@ -131,9 +132,8 @@ def _is_image_list(X: Any) -> bool:
     if isinstance(X, np.ndarray) and not (X.ndim == 1 and X.dtype == object):
         return False
     return isinstance(X, (list, tuple, np.ndarray)) and any(
-        hasattr(item, "__array__") or hasattr(item, "__array_interface__")
+        (hasattr(item, "__array__") or hasattr(item, "__array_interface__")) and np.ndim(item) > 1
         for item in X
-        if np.ndim(item) > 1
     )
 
 
@@ -272,7 +272,7 @@ def _check_values(image: np.ndarray, index: int, known: PixelRange | None) -> No
     low, high = float(image.min()), float(image.max())
     if np.isnan(low):
         raise ValueError(f"X[{index}] contains NaN.")
-    if max(-low, high) > np.finfo(np.float32).max:
+    if max(-low, high) > LARGEST:
         raise ValueError(
             f"X[{index}] contains infinity or a value too large for dtype('float32')."
         )

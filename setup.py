@@ -1,0 +1,5 @@
+"""Build skmkd; everything is declared in pyproject.toml."""
+
+from setuptools import setup
+
+setup()
