@@ -70,7 +70,7 @@ def plain_arithmetic(gradients: bool) -> Iterator[None]:
 
 def place(network: nn.Module, device: torch.device) -> nn.Module:
     """Put a network on a device, in float32 and in the channels-last layout."""
-    return network.to(device, torch.float32, memory_format=torch.channels_last)
+    return network.to(device, torch.float32).to(memory_format=torch.channels_last)
 
 
 def portable_state(state: dict[str, Any]) -> dict[str, Any]:

@@ -173,7 +173,7 @@ class BaseDistillationDetector(OutlierMixin, BaseEstimator):
         if not np.isfinite(scores).all():
             raise ValueError(divergence(self.n_iter_, self.learning_rate))
         chosen = np.linspace(0, len(images) - 1, min(len(images), MAP_THRESHOLD_IMAGES))
-        maxima = self._map_maxima(images, chosen.astype(int))
+        maxima = self._map_maxima(images, chosen.astype(int).tolist())
         self.offset_ = float(np.quantile(scores, self.contamination))
         self.map_offset_ = float(np.quantile(maxima, 1 - self.contamination))
 
@@ -364,10 +364,10 @@ class BaseDistillationDetector(OutlierMixin, BaseEstimator):
         return self._prepare(images).to(self.device_, memory_format=torch.channels_last)
 
     def _size(self) -> tuple[int, int]:
-        if isinstance(self.image_size, Integral):
+        if isinstance(self.image_size, (int, np.integer)):
             return int(self.image_size), int(self.image_size)
         size = tuple(self.image_size)
-        if len(size) != 2 or not all(isinstance(s, Integral) and s > 0 for s in size):
+        if len(size) != 2 or not all(isinstance(s, (int, np.integer)) and s > 0 for s in size):
             raise ValueError(
                 f"image_size must be a side or (height, width) in pixels; got {self.image_size!r}."
             )

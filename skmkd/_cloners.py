@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from skmkd._critical_layers import Stage
 from skmkd._discrepancy import Features
-from skmkd._sources import Stage
 
 COMPACT_WIDTH = 16  # channels of every convolution that no critical layer has to match
 SHALLOW_DEPTH, DEEP_DEPTH = 2, 3  # convolutions a block: VGG-16's, up to a stride of 4 and past it
@@ -81,7 +81,7 @@ def build_cloner(
     """Build a cloner and draw its weights, Xavier-uniform, from a private generator."""
     with torch.device("meta"):
         cloner = Cloner(blocks, image_size)
-    cloner.to_empty(device="cpu")
+    cloner.to(torch.float32).to_empty(device="cpu")
     for module in cloner.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.xavier_uniform_(module.weight, generator=generator)

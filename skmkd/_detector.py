@@ -73,7 +73,7 @@ class MKDDetector(BaseDistillationDetector):
         paper does with few images.
     max_iter : int, default=200
         Epochs at most.
-    tol : float or None, default=1e-2
+    tol : float or None, default=2e-2
         Training has converged when the loss improves on the best so far by less than this share
         for `n_iter_no_change` epochs in a row. None runs `max_iter` epochs.
     n_iter_no_change : int, default=10
@@ -169,7 +169,9 @@ class MKDDetector(BaseDistillationDetector):
     >>> from sklearn.metrics import roc_auc_score
     >>> from skmkd import MKDDetector
     >>> images = lfw_subset()  # 100 faces, then 100 others, of 25 x 25 pixels
-    >>> detector = MKDDetector(image_size=32, max_iter=8, tol=None, random_state=0)
+    >>> detector = MKDDetector(
+    ...     image_size=32, batch_size=8, max_iter=8, tol=None, random_state=0
+    ... )
     >>> scores = detector.fit(images[:80]).score_samples(images[80:])
     >>> bool(roc_auc_score([1] * 20 + [-1] * 100, scores) > 0.9)
     True
@@ -212,7 +214,7 @@ class MKDDetector(BaseDistillationDetector):
         image_shape: tuple[int, ...] | None = None,
         augmentation: str | None = None,
         max_iter: int = 200,
-        tol: float | None = 1e-2,
+        tol: float | None = 2e-2,
         n_iter_no_change: int = 10,
         batch_size: int = 64,
         learning_rate: float = 1e-3,
@@ -278,11 +280,16 @@ class MKDDetector(BaseDistillationDetector):
         chosen, layers = self.score_layers, self.critical_layers_
         if chosen is None:
             return layers
-        if isinstance(chosen, Integral):
-            chosen = layers[-chosen:] if chosen <= len(layers) else (chosen,)
-        if not chosen or not set(chosen) <= set(layers):
-            raise ValueError(f"score_layers must be among the critical layers {layers}; got {chosen}.")
-        return tuple(layer for layer in layers if layer in set(chosen))
+        if isinstance(chosen, Sequence):
+            scored = tuple(layer for layer in layers if layer in chosen)
+            fits = 0 < len(scored) == len(chosen)
+        else:
+            scored, fits = layers[-chosen:], chosen <= len(layers)
+        if not fits:
+            raise ValueError(
+                f"score_layers must be among the critical layers {layers}, each once; got {chosen}."
+            )
+        return scored
 
     def _terms(self, images: Tensor) -> Terms:
         with torch.no_grad():

@@ -35,8 +35,8 @@ class Preprocessing:
 
     size: tuple[int, int]
     pixel_range: PixelRange
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
     def __call__(self, images: Sequence[np.ndarray]) -> Tensor:
         """Turn images (H, W, C), in number n, into a float32 tensor (n, 3, height, width)."""

@@ -258,7 +258,7 @@ def _learn_range(images: Images) -> PixelRange:
         return PixelRange(*INTEGER_RANGES[kind], kind)
     extremes = np.array([(image.min(), image.max()) for image in images], dtype=np.float64)
     low, high = float(extremes[:, 0].min()), float(extremes[:, 1].max())
-    if 0 <= low and high <= 1:
+    if low >= 0 and high <= 1:
         return PixelRange(0.0, 1.0, kind)
     if images.shape[2] == 4:
         raise ValueError(
@@ -273,9 +273,7 @@ def _check_values(image: np.ndarray, index: int, known: PixelRange | None) -> No
     if np.isnan(low):
         raise ValueError(f"X[{index}] contains NaN.")
     if max(-low, high) > LARGEST:
-        raise ValueError(
-            f"X[{index}] contains infinity or a value too large for dtype('float32')."
-        )
+        raise ValueError(f"X[{index}] contains infinity or a value too large for dtype('float32').")
     if known is None:
         return
     reach = FAR_OUTSIDE * ((known.high - known.low) or 1.0)

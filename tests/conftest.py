@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
+os.environ.setdefault("SCIPY_ARRAY_API", "1")  # read when scipy is imported; some checks need it
+
 import numpy as np
 import pytest
 import torch
@@ -44,9 +48,14 @@ def _restore(arrays: dict[str, np.ndarray], training: bool, differentiable: list
 
 def tiny_detector(**parameters) -> MKDDetector:
     """Return a detector that fits in well under a second."""
-    defaults = dict(
-        source=TinySource(), critical_layers=2, image_size=16, max_iter=2, tol=None, random_state=0
-    )
+    defaults = {
+        "source": TinySource(),
+        "critical_layers": 2,
+        "image_size": 16,
+        "max_iter": 2,
+        "tol": None,
+        "random_state": 0,
+    }
     return MKDDetector(**(defaults | parameters))
 
 

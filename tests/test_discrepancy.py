@@ -72,7 +72,9 @@ def test_discrepancies_sum_over_the_named_layers_only(pair):
     source, cloner = tensors(pair)
     features = {"a": source, "b": 2 * source}, {"a": cloner, "b": cloner}
     value, direction = discrepancies(*features, ["a", "b"])
-    assert_allclose(value, value_discrepancy(source, cloner) + value_discrepancy(2 * source, cloner))
+    assert_allclose(
+        value, value_discrepancy(source, cloner) + value_discrepancy(2 * source, cloner)
+    )
     assert_allclose(direction, 2 * direction_discrepancy(source, cloner))
     assert_allclose(discrepancies(*features, ["a"])[0], value_discrepancy(source, cloner))
 

@@ -15,8 +15,10 @@ from skmkd._preprocessing import (
 from skmkd._sources import IDENTITY, IMAGENET
 from skmkd._validation import Images, PixelRange
 
+BYTES = PixelRange(0, 255, "uint8")
 
-def prepare(size=(4, 4), pixel_range=PixelRange(0, 255, "uint8"), normalization=IDENTITY):
+
+def prepare(size=(4, 4), pixel_range=BYTES, normalization=IDENTITY):
     return Preprocessing(size, pixel_range, *normalization)
 
 

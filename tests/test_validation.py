@@ -156,7 +156,10 @@ FIT_ERRORS = {
     "ragged rows": (np.array([noise(3), noise(4)], dtype=object), "."),
     "channels differ": ([noise((4, 4)), noise((4, 4, 3))], r"X\[0\] has 1 and X\[1\] has 3"),
     "kinds differ": ([noise((4, 4)), noise((4, 4), np.uint8)], r"X\[0\] is float, X\[1\] uint8"),
-    "words": (np.array([["a"] * 4] * 3, dtype=object).reshape(3, 2, 2), r"X\[0\] must hold numbers"),
+    "words": (
+        np.array([["a"] * 4] * 3, dtype=object).reshape(3, 2, 2),
+        r"X\[0\] must hold numbers",
+    ),
     "strings": (np.full((3, 2, 2), "a"), "real numbers; got dtype <U1"),
     "complex": (noise((3, 2, 2)) * 1j, "real numbers; got dtype complex128"),
     "complex rows": (noise((3, 4)) * 1j, "Complex data not supported"),
@@ -194,7 +197,11 @@ def test_bad_image_shape(X, image_shape, message):
 PREDICT_ERRORS = {
     "size": (noise((3, 4, 4)), noise((3, 4, 5)), r"\(4, 4, 1\), as at fit; got \(4, 5, 1\)"),
     "channels": (noise((3, 4, 4)), noise((3, 4, 4, 3)), r"\(4, 4, 1\), as at fit; got \(4, 4, 3\)"),
-    "listed channels": (noise((3, 4, 4, 3)), [noise((4, 4))], r"as at fit; got \('any', 'any', 1\)"),
+    "listed channels": (
+        noise((3, 4, 4, 3)),
+        [noise((4, 4))],
+        r"as at fit; got \('any', 'any', 1\)",
+    ),
     "features": (noise((3, 4)), noise((3, 5)), "X has 5 features, but"),
     "rows": (noise((3, 2, 2)), noise((3, 5)), "X has 5 features, but"),
     "uint8, 0-1": (noise((3, 4, 4), np.uint8), noise((3, 4, 4)), "uint8 .* 0 to 255.* got float"),

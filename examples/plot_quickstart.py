@@ -1,0 +1,115 @@
+"""
+==========================================
+Which bricks are bad, and where?
+==========================================
+
+A detector learns from photographs of a good brick wall, and then tells good crops from spoiled
+ones that it has never seen. The photograph comes with scikit-image; the defects are synthetic.
+"""
+
+# %%
+# Crops of the left half of the wall are for learning, of the upper right quarter for setting the
+# threshold, and of the lower right quarter for the test. No two of these parts overlap.
+
+import matplotlib.pyplot as plt
+import numpy as np
+from skimage import data, draw
+from sklearn.metrics import roc_auc_score
+
+from skmkd import MKDDetector
+
+SIDE = 64  # pixels
+
+
+def crop(photograph, step):
+    """Cut square crops, one every ``step`` pixels: an array (n, SIDE, SIDE)."""
+    windows = np.lib.stride_tricks.sliding_window_view(photograph, (SIDE, SIDE))
+    return windows[::step, ::step].reshape(-1, SIDE, SIDE)
+
+
+brick, gravel = data.brick(), data.gravel()  # uint8, 512 x 512
+X_train = crop(brick[:, :256], step=32)
+X_calibration = crop(brick[:256, 256:], step=32)
+X_good = crop(brick[256:, 256:], step=32)
+
+
+# %%
+# Every test crop is spoiled in one of three ways: a dark stain, a bright scratch, or a piece of
+# gravel where there should be brick. A mask keeps where.
+
+
+def stain(image, rng):
+    row, column, height, width = *rng.uniform(16, 48, size=2), *rng.uniform(5, 9, size=2)
+    pixels = draw.ellipse(row, column, height, width, rotation=rng.uniform(0, np.pi))
+    image[pixels] = 0.6 * image[pixels]
+    return pixels
+
+
+def scratch(image, rng):
+    row, column = rng.uniform(24, 40, size=2)
+    pixels = draw.ellipse(row, column, 18, 1, rotation=rng.uniform(0, np.pi))
+    image[pixels] = 230
+    return pixels
+
+
+def foreign_piece(image, rng):
+    row, column, elsewhere, there = rng.integers(8, 44, size=4)
+    pixels = np.s_[row : row + 12, column : column + 12]
+    image[pixels] = gravel[elsewhere : elsewhere + 12, there : there + 12]
+    return pixels
+
+
+rng = np.random.default_rng(0)
+X_bad, masks = X_good.copy(), np.zeros(X_good.shape, dtype=bool)
+for i, (image, mask) in enumerate(zip(X_bad, masks, strict=True)):
+    mask[(stain, scratch, foreign_piece)[i % 3](image, rng)] = True
+
+# %%
+# Fitting takes good images only. The detector knows these better than any others, so its
+# threshold is then set with good images that it has not seen.
+
+detector = MKDDetector(
+    image_size=SIDE, batch_size=16, max_iter=10, tol=None,
+    localization="discrepancy", smoothing_sigma=2, random_state=0,
+)  # fmt: skip
+detector.fit(X_train).calibrate(X_calibration, fpr=0.05)
+
+# %%
+# Scores are higher for normal images, as everywhere in scikit-learn; maps are higher where an
+# image is anomalous.
+
+X_test = np.concatenate([X_good, X_bad])
+y_test = np.repeat([1, -1], [len(X_good), len(X_bad)])
+truth = np.concatenate([np.zeros_like(masks), masks])
+
+scores = detector.score_samples(X_test)
+labels = detector.predict(X_test)
+maps = detector.localize(X_test)
+
+print(f"good crops to learn from     {len(X_train)}")
+print(f"image AUROC                  {roc_auc_score(y_test, scores):.3f}")
+print(f"pixel AUROC                  {roc_auc_score(truth.ravel(), maps.ravel()):.3f}")
+print(f"spoiled crops found          {np.mean(labels[y_test == -1] == -1):.0%}")
+print(f"false alarms on good crops   {np.mean(labels[y_test == 1] == -1):.0%}")
+
+# %%
+# One colour scale serves all maps, with the detector's own threshold for pixels in its middle, so
+# that a good crop does not glow. Outlined is what is above the threshold.
+
+threshold = detector.map_offset_
+shown = [0, 24, *range(len(X_good) + 9, len(X_good) + 15)]
+figure, axes = plt.subplots(3, len(shown), figsize=(11.5, 4.6), layout="constrained")
+for column, i in zip(axes.T, shown, strict=True):
+    for ax in column:
+        ax.imshow(X_test[i], cmap="gray", vmin=0, vmax=255)
+        ax.set(xticks=[], yticks=[])
+    heat = column[2].imshow(maps[i], cmap="coolwarm", vmin=0.5 * threshold, vmax=1.5 * threshold)
+    for ax, mask in [(column[1], truth[i]), (column[2], maps[i] > threshold)]:
+        if mask.any():
+            ax.contour(mask, levels=[0.5], colors="black" if ax is column[2] else "lime")
+    column[0].set_title("normal" if labels[i] == 1 else "anomaly", fontsize=10)
+for ax, name in zip(axes[:, 0], ["image", "true defect", "localization map"], strict=True):
+    ax.set_ylabel(name)
+figure.colorbar(heat, ax=axes, label="more anomalous →", shrink=0.8)
+figure.savefig("quickstart.png", dpi=110)
+plt.show()

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models import get_model
+
+from skmkd._cloners import Cloner, build_cloner, cloner_blocks
+from skmkd._critical_layers import Stage, Survey
+
+VGG_POOLS = ["features.9", "features.16", "features.23", "features.30"]
+
+
+def stages(name, size, layers="auto"):
+    with torch.device("meta"):
+        survey = Survey(get_model(name).eval())
+    return survey.stages(survey.choose(layers), size)
+
+
+def widths(name, kind, size=(128, 128), layers="auto"):
+    return [block.widths for block in cloner_blocks(stages(name, size, layers), size, kind)]
+
+
+@pytest.mark.parametrize("size", [(32, 32), (100, 100), (128, 128), (96, 224)])
+def test_vgg16_gets_exactly_the_paper_s_cloners(size):
+    assert widths("vgg16", "compact", size) == [
+        (16, 16), (16, 128), (16, 16, 256), (16, 16, 512), (16, 16, 512),
+    ]  # fmt: skip
+    assert widths("vgg16", "equal", size) == [
+        (64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3,
+    ]  # fmt: skip
+
+
+def test_fewer_critical_layers_keep_the_depth():
+    compact = widths("vgg16", "compact", layers=1)
+    assert compact == [(16, 16), (16, 16), (16, 16, 16), (16, 16, 16), (16, 16, 512)]
+    assert widths("vgg16", "equal", layers=1) == widths("vgg16", "equal")
+
+
+def test_units_of_a_block():
+    cloner = Cloner(cloner_blocks(stages("vgg16", (32, 32)), (32, 32), "compact"), (32, 32))
+    names = [[type(unit).__name__ for unit in block] for block in cloner.blocks]
+    shallow = ["Conv2d", "BatchNorm2d", "ReLU", "Conv2d", "ReLU", "MaxPool2d"]
+    assert names == [shallow] * 2 + [["Conv2d", "BatchNorm2d", "ReLU", *shallow]] * 3
+    for module in cloner.modules():
+        if isinstance(module, nn.Conv2d):
+            assert module.bias is None
+            assert module.kernel_size == (3, 3)
+
+
+@pytest.mark.parametrize("kind", ["compact", "equal"])
+@pytest.mark.parametrize("size", [(64, 64), (75, 101), (96, 128)])
+@pytest.mark.parametrize(
+    "name",
+    ["vgg16", "resnet18", "convnext_tiny", "efficientnet_b0", "squeezenet1_1", "inception_v3"],
+)
+@pytest.mark.filterwarnings("ignore:The default weight initialization:FutureWarning")
+def test_cloner_answers_any_source_in_shape(name, size, kind):
+    if name == "inception_v3" and min(size) < 75:
+        size = (75, 75)  # the smallest that it takes
+    expected = stages(name, size)
+    with torch.device("meta"):
+        cloner = Cloner(cloner_blocks(expected, size, kind), size)
+        got = cloner(torch.zeros(1, 3, *size))
+    assert {layer: tuple(a.shape[1:]) for layer, a in got.items()} == {
+        s.layer: (s.channels, *s.grid) for s in expected if s.critical
+    }
+
+
+def test_signed_layers_end_without_a_relu():
+    plan = [Stage("a", 8, (8, 8), True), Stage("b", 8, (4, 4), True)]
+    blocks = cloner_blocks(plan, (16, 16), "compact", signed={"b"})
+    cloner = build_cloner(blocks, (16, 16), torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        features = cloner(torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0)))
+    assert features["a"].min() >= 0
+    assert features["b"].min() < 0
+
+
+def test_weights_are_xavier_uniform_from_the_private_generator():
+    blocks = cloner_blocks(stages("vgg16", (32, 32)), (32, 32), "compact")
+    before = torch.random.get_rng_state()
+    cloner, again, other = (
+        build_cloner(blocks, (32, 32), torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)
+    )
+    assert torch.equal(torch.random.get_rng_state(), before)
+    for name, tensor in cloner.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name])
+    last = cloner.blocks[-1][6].weight  # 512 x 16 x 3 x 3
+    assert not torch.equal(last, other.blocks[-1][6].weight)
+    bound = (6 / ((16 + 512) * 9)) ** 0.5
+    assert 0.99 * bound < last.abs().max() <= bound
+    assert abs(last.mean()) < 0.02 * bound

@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import TinySource, tiny_detector
+from numpy.testing import assert_allclose, assert_array_equal
+from skimage import data
+from sklearn.metrics import roc_auc_score
+from torch import nn
+
+from skmkd import MKDDetector
+from skmkd._discrepancy import discrepancies
+
+POOLS = ["features.2", "features.5"]
+
+
+class OwnCloner(nn.Module):
+    """A cloner of TinySource's pools, of any widths."""
+
+    def __init__(self, first=4, second=8):
+        super().__init__()
+        self.first = nn.Conv2d(3, first, 3, stride=2, padding=1)
+        self.second = nn.Conv2d(first, second, 3, stride=2, padding=1)
+
+    def forward(self, x):
+        x = self.first(x)
+        return {"features.2": x, "features.5": self.second(x)}
+
+
+def activations(detector, images):
+    batch = detector._prepare(list(images))
+    with torch.no_grad():
+        source, cloner = detector.source_(batch), detector.cloner_(batch)
+    return [{k: a.double().numpy() for k, a in f.items()} for f in (source, cloner)]
+
+
+def numpy_terms(source, cloner, layers):
+    value = sum(((source[i] - cloner[i]) ** 2).mean((1, 2, 3)) for i in layers)
+    flat = [
+        (source[i].reshape(len(source[i]), -1), cloner[i].reshape(len(cloner[i]), -1))
+        for i in layers
+    ]
+    direction = sum(
+        1 - (s * c).sum(1) / np.linalg.norm(s, axis=1) / np.linalg.norm(c, axis=1) for s, c in flat
+    )
+    return value, direction
+
+
+@pytest.mark.parametrize(
+    ("score_layers", "layers"), [(None, POOLS), (1, POOLS[1:]), (["features.2"], POOLS[:1])]
+)
+def test_score_is_equation_4_over_the_score_layers(images, score_layers, layers):
+    detector = tiny_detector(score_layers=score_layers, value_weight=0.3, direction_weight=2.0)
+    detector.fit(images)
+    assert list(detector.score_layers_) == layers
+    value, direction = numpy_terms(*activations(detector, images), layers)
+    assert_allclose(detector.score_samples(images), -(0.3 * value + 2 * direction), rtol=1e-5)
+
+
+def test_auto_weight_makes_both_terms_equal_on_the_untrained_cloner(images):
+    # a step too small to move the weights: the first epoch sees the untrained cloner
+    detector = tiny_detector(max_iter=1, learning_rate=1e-12).fit(images)
+    curve = detector.loss_curve_
+    assert_allclose(curve["value"], detector.direction_weight_ * curve["direction"], rtol=1e-5)
+    assert tiny_detector(direction_weight=3).fit(images).direction_weight_ == 3.0
+
+
+def test_auto_weight_is_taken_on_a_throwaway_copy(images):
+    fixed = tiny_detector(direction_weight=1.0, max_iter=1).fit(images)
+    auto = tiny_detector(max_iter=1, value_weight=1.0).fit(images)
+    weight = auto.direction_weight_
+    again = tiny_detector(direction_weight=weight, max_iter=1).fit(images)
+    assert_array_equal(again.score_samples(images), auto.score_samples(images))
+    for detector in (fixed, auto):  # one epoch of one batch has passed each batch norm once
+        norms = [m for m in detector.cloner_.modules() if isinstance(m, nn.BatchNorm2d)]
+        assert {int(norm.num_batches_tracked) for norm in norms} == {1}
+
+
+@pytest.mark.parametrize(
+    ("layers", "touched"), [(1, POOLS[1:]), (2, POOLS), (POOLS[:1], POOLS[:1])]
+)
+def test_training_touches_only_the_terms_of_the_critical_layers(images, layers, touched):
+    detector = tiny_detector(critical_layers=layers, max_iter=1, learning_rate=1e-12).fit(images)
+    assert list(detector.critical_layers_) == touched
+    batch = detector._prepare(list(images))
+    detector.cloner_.train()
+    with torch.no_grad():
+        terms = discrepancies(detector.source_(batch), detector.cloner_(batch), touched)
+    for name, term in zip(("value", "direction"), terms, strict=True):
+        assert_allclose(detector.loss_curve_[name][0], term.mean(), rtol=1e-5)
+
+
+def test_weight_of_zero_leaves_a_term_out(images):
+    value = tiny_detector(direction_weight=0).fit(images)
+    assert_allclose(value.loss_curve_["total"], value.loss_curve_["value"])
+    direction = tiny_detector(value_weight=0, direction_weight=1.0).fit(images)
+    assert_allclose(direction.loss_curve_["total"], direction.loss_curve_["direction"])
+    with pytest.raises(ValueError, match="must not both be 0"):
+        tiny_detector(value_weight=0, direction_weight=0).fit(images)
+
+
+def test_training_equals_a_naive_loop(images):
+    """The same cloner, trained by the shortest loop there is: one batch, plain Adam."""
+    cloner = OwnCloner()
+    detector = tiny_detector(cloner=cloner, direction_weight=0.7, max_iter=4, batch_size=12)
+    detector.fit(images)
+    source = TinySource().features
+    x = detector._prepare(list(images))
+    optimizer = torch.optim.Adam(cloner.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(4):
+        loss = 0
+        for layer, got in cloner(x).items():
+            wanted = source[: int(layer[-1]) + 1](x).detach()
+            loss = loss + (wanted - got).square().mean()
+            cosine = torch.cosine_similarity(wanted.flatten(1), got.flatten(1))
+            loss = loss + 0.7 * (1 - cosine).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert_allclose(detector.loss_curve_["total"], losses, rtol=1e-4)
+
+
+def test_own_cloner_is_copied(images):
+    cloner = OwnCloner()
+    before = cloner.first.weight.clone()
+    detector = tiny_detector(cloner=cloner).fit(images)
+    assert torch.equal(cloner.first.weight, before)
+    assert not torch.equal(detector.cloner_.first.weight, before)
+
+
+@pytest.mark.parametrize(
+    ("cloner", "message"),
+    [
+        (OwnCloner(second=9), r"\(8, 4, 4\) at critical layer 'features.5'; got \(9, 4, 4\)"),
+        (nn.Identity(), "cloner must return a dict of critical layer -> activations; got Tensor"),
+        (
+            type(
+                "Half", (OwnCloner,), {"forward": lambda self, x: {"features.2": self.first(x)}}
+            )(),
+            "critical layer 'features.5'; got None",
+        ),
+    ],
+)
+def test_cloner_that_does_not_match(images, cloner, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_detector(cloner=cloner).fit(images)
+
+
+def test_score_layers_must_be_critical(images):
+    with pytest.raises(ValueError, match=r"score_layers must be among .*; got 3"):
+        tiny_detector(score_layers=3).fit(images)
+    with pytest.raises(ValueError, match="score_layers must be among"):
+        tiny_detector(score_layers=[]).fit(images)
+
+
+def test_signed_critical_layer_is_learned_without_a_relu(images):
+    detector = tiny_detector(critical_layers=["features.3"]).fit(images)
+    batch = detector._prepare(list(images))
+    with torch.no_grad():
+        assert detector.cloner_(batch)["features.3"].min() < 0
+
+
+def test_directions_by_position(images):
+    detector = tiny_detector(direction="position", value_weight=0, direction_weight=1.0)
+    detector.fit(images)
+    source, cloner = activations(detector, images)
+    expected = 0
+    for layer in POOLS:
+        norms = np.linalg.norm(source[layer], axis=1) * np.linalg.norm(cloner[layer], axis=1)
+        cosine = (source[layer] * cloner[layer]).sum(1) / np.maximum(norms, 1e-8)
+        expected = expected + (1 - cosine).mean((1, 2))
+    assert_allclose(detector.score_samples(images), -expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("value", [False, True])
+def test_image_score_from_the_map(value):
+    images = np.random.default_rng(0).integers(0, 256, (6, 16, 16), dtype=np.uint8)
+    detector = tiny_detector(
+        image_score="map_max", localization="discrepancy", localization_params={"value": value},
+        opening_size=1,
+    ).fit(images)  # fmt: skip
+    assert_allclose(
+        detector.score_samples(images), -detector.localize(images).max((1, 2)), rtol=1e-5
+    )
+
+
+def test_options_of_localization_change_its_maps(images):
+    detector = tiny_detector().fit(images)
+    plain = {m: detector.localize(images, m) for m in detector._localization_methods}
+    options = {"through_source": True, "n_samples": 3, "noise": 0.5, "value": True}
+    detector.set_params(localization_params=options)
+    for method, maps in plain.items():
+        assert not np.allclose(detector.localize(images, method), maps, rtol=1e-3)
+
+
+# The bundled VGG-16 on real images
+
+
+def test_vgg16_tells_faces_from_other_crops_and_finds_a_patch():
+    images = data.lfw_subset()  # 100 faces, then 100 other crops, of 25 x 25 pixels
+    detector = MKDDetector(
+        image_size=32, batch_size=8, max_iter=10, tol=None, smoothing_sigma=1.0, random_state=0
+    ).fit(images[:80])
+    labels = np.repeat([1, -1], [20, 100])
+    assert roc_auc_score(labels, detector.score_samples(images[80:])) > 0.95
+    assert list(detector.critical_layers_) == [f"features.{i}" for i in (9, 16, 23, 30)]
+    assert (np.diff(detector.loss_curve_["total"]) < 0).all()
+    patched = images[80:100].copy()
+    mask = np.zeros(patched.shape, dtype=bool)
+    mask[:, 3:9, 3:9] = True
+    patched[mask] = np.random.default_rng(0).random(mask.sum())
+    for method, auroc in [("gradient", 0.7), ("guided_backprop", 0.8)]:
+        found = detector.localize(patched, method)
+        assert roc_auc_score(mask.ravel(), found.ravel()) > auroc
+
+
+def test_vgg16_gradient_maps_of_a_batch_equal_single_ones():
+    images = data.lfw_subset()[:8]
+    detector = MKDDetector(image_size=32, max_iter=2, tol=None, random_state=0).fit(images)
+    together = detector.localize(images)
+    for image, single in zip(images, together, strict=True):
+        alone = detector.localize(image[None])[0]
+        assert_allclose(alone, single, rtol=1e-3, atol=1e-5 * single.max())

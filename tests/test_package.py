@@ -1,0 +1,105 @@
+"""The house as a whole: who imports whom, what the docstrings promise, what the wheel holds."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import skmkd
+from skmkd import MKDDetector
+
+ROOT = Path(__file__).parents[1]
+ORDER = [
+    "_backend", "_validation", "_preprocessing", "_discrepancy", "_critical_layers", "_sources",
+    "_cloners",
+    "_distillation", "_attribution", "_localization", "_base", "_detector", "__init__",
+]  # fmt: skip
+
+
+def imported(module: Path) -> set[str]:
+    """Name the modules of skmkd that a module imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "skmkd":
+            names |= {node.module.partition(".")[2] or "__init__"}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module.name} has a relative import"
+        elif isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[2] for alias in node.names if "skmkd" in alias.name}
+    return names
+
+
+def test_imports_run_one_way():
+    modules = {path.stem: path for path in (ROOT / "skmkd").glob("*.py")}
+    assert set(modules) == set(ORDER)
+    for place, name in enumerate(ORDER):
+        assert imported(modules[name]) <= set(ORDER[:place]), name
+
+
+def test_every_module_has_its_tests():
+    tested = {path.stem.removeprefix("test") for path in (ROOT / "tests").glob("test_*.py")}
+    assert set(ORDER) - {"__init__"} <= tested
+
+
+def documented_parameters(function_or_class) -> dict[str, str]:
+    """Return the type line of every parameter in a numpydoc docstring."""
+    text = inspect.getdoc(function_or_class)
+    section = re.search(r"\nParameters\n-+\n(.*?)(\n\n[A-Z][a-zA-Z ]+\n-+\n|\Z)", text, re.S)
+    return dict(re.findall(r"^(\w+) : (.*)$", section.group(1), re.M)) if section else {}
+
+
+def test_constraints_docstring_and_signature_agree():
+    signature = inspect.signature(MKDDetector).parameters
+    documented = documented_parameters(MKDDetector)
+    assert list(documented) == list(signature)
+    assert set(MKDDetector._parameter_constraints) == set(signature)
+    for name, parameter in signature.items():
+        assert parameter.kind is parameter.KEYWORD_ONLY
+        stated = documented[name].partition("default=")[2]
+        assert stated, name
+        assert ast.literal_eval(stated) == parameter.default, name
+
+
+@pytest.mark.parametrize(
+    "method",
+    [m for n, m in inspect.getmembers(MKDDetector, inspect.isfunction) if not n.startswith("_")
+     and m.__module__.startswith("skmkd")],
+    ids=lambda m: m.__name__,
+)  # fmt: skip
+def test_public_methods_document_their_parameters(method):
+    signature = [name for name in inspect.signature(method).parameters if name != "self"]
+    assert list(documented_parameters(method)) == signature
+    assert "Returns" in inspect.getdoc(method)
+
+
+def test_public_names():
+    assert set(skmkd.__all__) == {"MKDDetector", "__version__"}
+
+
+def test_built_wheel_carries_weights_and_types(tmp_path):
+    source, target = tmp_path / "source", tmp_path / "site"
+    shutil.copytree(ROOT / "skmkd", source / "skmkd", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    build = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path)]
+    subprocess.run([*pip, *build, str(source)], check=True)
+    (wheel,) = tmp_path.glob("skmkd-*.whl")
+    subprocess.run([*pip, "install", "--no-deps", "--target", str(target), str(wheel)], check=True)
+    assert (target / "skmkd" / "py.typed").is_file()
+    assert (target / "skmkd" / "weights" / "PROVENANCE.md").is_file()
+    program = (
+        "import torch, skmkd, skmkd._sources as sources\n"
+        f"assert skmkd.__file__.startswith({str(target)!r})\n"
+        "size, cpu = (32, 32), torch.device('cpu')\n"
+        "sources.build_source('vgg16', 'bundled', 'auto', size, cpu, 0)\n"
+    )
+    run = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(target)!r})\n{program}"]
+    subprocess.run(run, cwd=tmp_path, check=True)
