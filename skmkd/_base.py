@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, OutlierMixin, _fit_context
+from sklearn.utils import Tags
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
@@ -383,6 +384,11 @@ class BaseDistillationDetector(OutlierMixin, BaseEstimator):
                 f"localization_params must be among {sorted(self._localization_defaults)}; got "
                 f"{sorted(unknown)}."
             )
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.three_d_array = True
+        return tags
 
     def __getstate__(self) -> dict[str, Any]:
         return portable_state(super().__getstate__())

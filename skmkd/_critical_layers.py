@@ -181,4 +181,6 @@ def tap(network: nn.Module, layers: Sequence[str]) -> fx.GraphModule:
         with graph.inserting_after(node):
             copies[layer] = graph.call_method("clone", (node,))
     output.args = (copies,)
+    for node in graph.nodes:
+        node.type = None  # annotations, which need not be importable where this is unpickled
     return fx.GraphModule(extractor, graph).eval()

@@ -10,7 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
 import skmkd
 from skmkd import MKDDetector
@@ -81,6 +83,16 @@ def test_public_methods_document_their_parameters(method):
 
 def test_public_names():
     assert set(skmkd.__all__) == {"MKDDetector", "__version__"}
+
+
+def test_code_of_the_readme_runs():
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    names: dict = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert names["labels"].shape == names["scores"].shape == (20,)
+    assert names["maps"].shape == names["masks"].shape == (20, 25, 25)
+    scores = names["scores"]
+    assert roc_auc_score(np.repeat([1, -1], 10), scores) > 0.9
 
 
 def test_built_wheel_carries_weights_and_types(tmp_path):
