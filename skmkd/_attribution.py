@@ -19,7 +19,7 @@ from skmkd._discrepancy import Features, direction_map, total_discrepancy, value
 
 Loss = Callable[[Features, Features], Tensor]  # source's and cloner's features -> (n,)
 
-RECTIFIERS = {F.relu, F.relu6, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
+RECTIFIERS = {F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
 
 
 def input_gradient(

@@ -12,6 +12,8 @@ import torch
 from sklearn.utils import check_random_state
 from torch import nn
 
+CPU = torch.device("cpu")
+
 
 def resolve_device(device: str) -> torch.device:
     """Return the torch device that a name stands for, "auto" being the fastest here.
@@ -27,7 +29,7 @@ def resolve_device(device: str) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         named = torch.device(device)
-        torch.empty(1, device=named)
+        torch.ones(1, device=named).item()
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
             f"device must be 'auto' or a device that torch can use here; got {device!r}: "
@@ -45,25 +47,29 @@ def draw_seed(random_state: int | np.random.RandomState | None) -> int:
 
 def private_generator(seed: int) -> torch.Generator:
     """Return a generator of its own on the CPU: the same draws on every device."""
-    return torch.Generator("cpu").manual_seed(seed)
+    return torch.Generator(CPU).manual_seed(seed)
 
 
 @contextmanager
-def forked_rng(seed: int) -> Iterator[None]:
-    """Let layer constructors draw from torch's global CPU generator, then put it back."""
-    with torch.random.fork_rng(devices=[]):
+def forked_rng(seed: int, device: torch.device = CPU) -> Iterator[None]:
+    """Let layers draw from torch's global generators, seeded, then put these back."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
         yield
 
 
 @contextmanager
-def plain_arithmetic(gradients: bool) -> Iterator[None]:
-    """Compute the same whatever grad mode, inference mode or autocast the caller is in."""
+def plain_arithmetic(gradients: bool, device: torch.device) -> Iterator[None]:
+    """Compute the same whatever modes, autocast and default device the caller has set."""
     with (
         torch.inference_mode(False),
         torch.set_grad_enabled(gradients),
         torch.autocast("cpu", enabled=False),
-        torch.autocast("cuda", enabled=False),
+        torch.autocast(device.type, enabled=False),
+        torch.device("cpu"),
     ):
         yield
 

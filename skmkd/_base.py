@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from math import ceil, floor
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
@@ -15,12 +15,17 @@ import torch
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, OutlierMixin, _fit_context
 from sklearn.utils import Tags
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import (
+    Interval,
+    StrOptions,
+    validate_parameter_constraints,
+)
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from skmkd._backend import (
     draw_seed,
+    forked_rng,
     plain_arithmetic,
     portable_state,
     private_generator,
@@ -33,9 +38,11 @@ from skmkd._preprocessing import (
     Preprocessing,
     fixed_batches,
     mild_augmentation,
+    resized_shape,
     shuffled_batches,
 )
 from skmkd._sources import IDENTITY, build_source
+from skmkd._thresholds import check_fpr, conformal_threshold, training_threshold
 from skmkd._validation import Images, check_images
 
 INFERENCE_PIXELS = {"cpu": 2**15, "cuda": 2**20, "mps": 2**20}  # a batch; enough to fill a device
@@ -53,6 +60,7 @@ class BaseDistillationDetector(OutlierMixin, BaseEstimator):
 
     _localization_methods: ClassVar[tuple[str, ...]]
     _localization_defaults: ClassVar[dict[str, Any]]
+    _localization_constraints: ClassVar[dict[str, list[Any]]]
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "source": [str, nn.Module],
         "source_weights": [str, os.PathLike, Mapping, None],
@@ -139,11 +147,11 @@ class BaseDistillationDetector(OutlierMixin, BaseEstimator):
     def _fit(self, X: Any, callback: Callable[[Self, int], Any] | None) -> None:
         self._check_options()
         images = check_images(self, X, reset=True)
-        size = self._size()
+        size = resized_shape(self.image_size)
         self.device_ = resolve_device(self.device)
         self._seed = draw_seed(self.random_state)
         generator = private_generator(self._seed)
-        with plain_arithmetic(gradients=True):
+        with plain_arithmetic(True, self.device_), forked_rng(self._seed, self.device_):
             source = build_source(
                 self.source, self.source_weights, self.critical_layers, size, self.device_,
                 self._seed,
@@ -175,8 +183,14 @@ class BaseDistillationDetector(OutlierMixin, BaseEstimator):
             raise ValueError(divergence(self.n_iter_, self.learning_rate))
         chosen = np.linspace(0, len(images) - 1, min(len(images), MAP_THRESHOLD_IMAGES))
         maxima = self._map_maxima(images, chosen.astype(int).tolist())
-        self.offset_ = float(np.quantile(scores, self.contamination))
-        self.map_offset_ = float(np.quantile(maxima, 1 - self.contamination))
+        self._set_offsets(
+            training_threshold(-scores, self.contamination),
+            training_threshold(maxima, self.contamination),
+        )
+
+    def _set_offsets(self, anomaly: float, map_maximum: float) -> None:
+        self.offset_, self.map_offset_ = -anomaly, map_maximum
+        self._calibrated_for = copy.deepcopy(self._map_settings())
 
     def calibrate(self, X: ArrayLike | Sequence[ArrayLike], *, fpr: float = 0.05) -> Self:
         """Set both thresholds from normal images that were held out of `fit`.
@@ -206,17 +220,10 @@ class BaseDistillationDetector(OutlierMixin, BaseEstimator):
             If `fpr` is out of range, or X is not as described or too small for it.
         """
         check_is_fitted(self)
-        if not isinstance(fpr, Real) or not 0 < fpr < 1:
-            raise ValueError(f"fpr must be a float between 0 and 1, both excluded; got {fpr!r}.")
         images = check_images(self, X, reset=False)
-        n_above = floor((len(images) + 1) * fpr * (1 + 1e-12))  # 20 * 0.05 must come to 1
-        if n_above == 0:
-            raise ValueError(
-                f"X must hold at least {ceil(1 / fpr) - 1} images for fpr={fpr}; got {len(images)}."
-            )
-        anomaly = np.sort(-self._score(images))
-        maxima = np.sort(self._map_maxima(images, range(len(images))))
-        self.offset_, self.map_offset_ = -float(anomaly[-n_above]), float(maxima[-n_above])
+        check_fpr(fpr, len(images))
+        scores, maxima = self._score(images), self._map_maxima(images, range(len(images)))
+        self._set_offsets(conformal_threshold(-scores, fpr), conformal_threshold(maxima, fpr))
         return self
 
     def score_samples(self, X: ArrayLike | Sequence[ArrayLike]) -> np.ndarray:
@@ -303,6 +310,7 @@ class BaseDistillationDetector(OutlierMixin, BaseEstimator):
                 f"method must be one of {', '.join(self._localization_methods)}, or None; got "
                 f"{method!r}."
             )
+        self._localization_options()
         images = check_images(self, X, reset=False)
         maps = self._maps(images, range(len(images)), method)
         if not images.of_one_size:
@@ -326,7 +334,21 @@ class BaseDistillationDetector(OutlierMixin, BaseEstimator):
         -------
         masks : ndarray of shape (n, H, W), or list of n ndarrays of shape (H, W); bool
             Where the localization map exceeds ``map_offset_``: True = anomalous.
+
+        Raises
+        ------
+        NotFittedError
+            If the detector is not fitted.
+        ValueError
+            If X is not as described, or the parameters that make maps were changed since
+            ``map_offset_`` was set.
         """
+        check_is_fitted(self)
+        if self._map_settings() != self._calibrated_for:
+            raise ValueError(
+                f"map_offset_ holds for maps made with {self._calibrated_for}; they are now made "
+                f"with {self._map_settings()}. Call calibrate or fit again."
+            )
         maps = self.localize(X)
         if isinstance(maps, list):
             return [single > self.map_offset_ for single in maps]
@@ -334,14 +356,14 @@ class BaseDistillationDetector(OutlierMixin, BaseEstimator):
 
     def _score(self, images: Images) -> np.ndarray:
         scores = np.empty(len(images), dtype=np.float64)
-        with plain_arithmetic(gradients=False):
+        with plain_arithmetic(False, self.device_):
             for indices, batch in self._inference_batches(images, range(len(images))):
                 scores[indices] = -self._anomaly(batch)[: len(indices)].cpu().numpy()
         return scores
 
     def _maps(self, images: Images, indices: Sequence[int], method: str) -> Iterator[np.ndarray]:
         for chosen, batch in self._inference_batches(images, indices):
-            with plain_arithmetic(gradients=False):
+            with plain_arithmetic(False, self.device_):
                 raw = self._attribution(batch, method)[: len(chosen)].cpu().numpy()
             finished = localization_maps(raw, self.smoothing_sigma, self.opening_size)
             for single, size in zip(finished, images.sizes(chosen), strict=True):
@@ -362,28 +384,31 @@ class BaseDistillationDetector(OutlierMixin, BaseEstimator):
         return fixed_batches(images, self._tensor, indices, n)
 
     def _tensor(self, images: Sequence[np.ndarray]) -> Tensor:
-        return self._prepare(images).to(self.device_, memory_format=torch.channels_last)
-
-    def _size(self) -> tuple[int, int]:
-        if isinstance(self.image_size, (int, np.integer)):
-            return int(self.image_size), int(self.image_size)
-        size = tuple(self.image_size)
-        if len(size) != 2 or not all(isinstance(s, (int, np.integer)) and s > 0 for s in size):
-            raise ValueError(
-                f"image_size must be a side or (height, width) in pixels; got {self.image_size!r}."
-            )
-        return int(size[0]), int(size[1])
+        with plain_arithmetic(False, self.device_):
+            return self._prepare(images).to(self.device_, memory_format=torch.channels_last)
 
     def _check_options(self) -> None:
         """Check what the limits of single parameters cannot say."""
         if self.opening_size % 2 == 0:
             raise ValueError(f"opening_size must be odd; got {self.opening_size}.")
-        unknown = set(self.localization_params or {}) - set(self._localization_defaults)
-        if unknown:
+        self._localization_options()
+
+    def _localization_options(self) -> dict[str, Any]:
+        """Return the checked options of the localization methods, defaults filled in."""
+        given = self.localization_params or {}
+        if unknown := set(given) - set(self._localization_defaults):
             raise ValueError(
                 f"localization_params must be among {sorted(self._localization_defaults)}; got "
                 f"{sorted(unknown)}."
             )
+        constraints = self._localization_constraints
+        validate_parameter_constraints(constraints, given, caller_name="localization_params")
+        return self._localization_defaults | given
+
+    def _map_settings(self) -> dict[str, Any]:
+        """Return what a localization map and thus the threshold for its pixels depends on."""
+        names = ("localization", "localization_params", "smoothing_sigma", "opening_size")
+        return {name: getattr(self, name) for name in names}
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

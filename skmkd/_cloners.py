@@ -106,8 +106,8 @@ def _convolution(inputs: int, outputs: int) -> nn.Conv2d:
 
 
 def _pool(before: tuple[int, int], after: tuple[int, int]) -> nn.Module:
-    """Return the max-pool from one grid to another: plain where the sides divide, else adaptive."""
-    step = round(before[0] / after[0])
+    """Return the max-pool to another grid: plain where the sides divide, else adaptive."""
+    step = max(1, round(before[0] / after[0]))
     if step == 1 and before == after:
         return nn.Identity()
     for ceil_mode in (False, True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 PAPER_DEPTH = 4  # MKD's critical layers: the last four grid reductions (section 3.2)
+QUIETLY = {"suppress_diff_warning": True}  # where layers differ between training and eval mode
 PROBE_SIDE = 256  # pixels; at twice as many, feature maps grow and pooled heads do not
 
 Shapes = dict[str, tuple[int, int, int]]  # node -> (C, h, w), in order of computation
@@ -34,8 +35,8 @@ class Survey:
     """
 
     def __init__(self, network: nn.Module) -> None:
-        self._shapes_at = _shape_probe(network)
-        small, large = (self._shapes_at((side, side)) for side in (PROBE_SIDE, 2 * PROBE_SIDE))
+        self._probe = _Probe(network)
+        small, large = (self._probe.shapes((side, side)) for side in (PROBE_SIDE, 2 * PROBE_SIDE))
         self.nodes = [name for name in small if _scales(small[name], large.get(name))]
         self.spans: dict[str, tuple[int, int]] = {}  # node or module -> first and last node
         for i, name in enumerate(self.nodes):
@@ -48,12 +49,12 @@ class Survey:
 
         A node that takes a larger step at once, as some stems do, counts as well.
         """
-        side = [shapes[name][1] for name in self.nodes]
-        found, i = [], 1
+        sides = [PROBE_SIDE, *(shapes[name][1] for name in self.nodes)]  # the image's, the nodes'
+        found, i = [], 0
         while i < len(self.nodes):
             for prefix in _prefixes(self.nodes[i]):
                 first, last = self.spans[prefix]
-                step = side[i - 1] / side[last]
+                step = sides[i] / sides[last + 1]
                 if first == i and step >= 1.5 and (step < 3 or prefix == self.nodes[i]):
                     found.append(prefix)
                     i = last
@@ -70,7 +71,7 @@ class Survey:
                 raise ValueError(
                     f"critical_layers must name the layers, since the source halves its grid only "
                     f"at {self.reductions}; got the last {critical_layers}."
-                )
+                ) from self._probe.failure
             return tuple(self.reductions[-critical_layers:])
         return self._check_names([str(layer) for layer in critical_layers])
 
@@ -78,9 +79,9 @@ class Survey:
         if unknown := [layer for layer in layers if layer not in self.spans]:
             raise ValueError(
                 "critical_layers must be layers of the source that give maps (n, C, H, W); got "
-                f"{unknown[0]!r}. Available are {', '.join(self.nodes[1:])}, and modules that end "
-                "in one of them."
-            )
+                f"{unknown[0]!r}. Available are {', '.join(self.nodes)}, and modules that end in "
+                "one of them."
+            ) from self._probe.failure
         order = [self.spans[layer][1] for layer in layers]
         if not layers or any(a >= b for a, b in pairwise(order)):
             raise ValueError(
@@ -89,13 +90,22 @@ class Survey:
             )
         return tuple(layers)
 
+    def _end(self, layer: str) -> str:
+        """Return the last node of a layer, whose output is the layer's."""
+        return self.nodes[self.spans[layer][1]]
+
     def stages(self, layers: tuple[str, ...], image_size: tuple[int, int]) -> tuple[Stage, ...]:
         """List critical layers, and the reductions to grids where no layer is critical."""
-        shapes = self._shapes_at(image_size)
+        shapes = self._probe.shapes(image_size)
+        if unreached := [layer for layer in layers if self._end(layer) not in shapes]:
+            raise ValueError(
+                f"image_size must be one that the source takes; at {image_size} it fails before "
+                f"critical layer {unreached[0]!r}: {self._probe.failure}"
+            ) from self._probe.failure
 
         def stage(layer: str, critical: bool) -> Stage:
-            channels, *grid = shapes[self.nodes[self.spans[layer][1]]]
-            return Stage(layer, channels, (grid[0], grid[1]), critical)
+            channels, height, width = shapes[self._end(layer)]
+            return Stage(layer, channels, (height, width), critical)
 
         stages = [stage(layer, True) for layer in layers]
         grids = {s.grid for s in stages}
@@ -107,39 +117,50 @@ class Survey:
         return tuple(sorted(stages, key=lambda s: self.spans[s.layer][1]))
 
 
-def _shape_probe(network: nn.Module) -> Callable[[tuple[int, int]], Shapes]:
-    """Return a function that tells the shapes of a network's maps without computing them."""
-    try:
-        skeleton = _without_storage(network).float()
-        train_nodes, nodes = get_graph_node_names(skeleton, suppress_diff_warning=True)
-        probe = create_feature_extractor(
-            skeleton,
-            train_return_nodes=train_nodes[-1:],
-            eval_return_nodes=nodes,
-            suppress_diff_warning=True,
-        )
-    except Exception as error:  # whatever the module's own forward raises under tracing
-        raise ValueError(
-            f"source must be a network that torch.fx can trace; {type(network).__name__} is not: "
-            f"{error}"
-        ) from error
+class _Probe:
+    """Tell the shapes of a network's maps without computing them, as far as it runs.
 
-    def shapes_at(size: tuple[int, int]) -> Shapes:
+    A classifier's head may only take images of one size; the maps before it take any.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        try:
+            skeleton = _without_storage(network).float()
+            self._graph = _extractor(skeleton, get_graph_node_names(skeleton, **QUIETLY)[1])
+        except Exception as error:  # whatever the module's own forward raises under tracing
+            raise ValueError(
+                f"source must be a network that torch.fx can trace; {type(network).__name__} is "
+                f"not: {error}"
+            ) from error
+        self.failure: Exception | None = None
+
+    def shapes(self, size: tuple[int, int]) -> Shapes:
+        """Return the shapes of all maps for images of a size; keep why it ended early, if so."""
+        reader = _ShapeReader(self._graph)
+        self.failure = None
         try:
             with torch.device("meta"):
-                outputs = probe(torch.zeros(1, 3, *size, dtype=torch.float32))
-        except (RuntimeError, ValueError, AssertionError) as error:
-            raise ValueError(
-                f"source must accept images (n, 3, {size[0]}, {size[1]}); "
-                f"{type(network).__name__} does not: {error}"
-            ) from error
-        return {
-            name: (output.shape[1], output.shape[2], output.shape[3])
-            for name, output in outputs.items()
-            if isinstance(output, Tensor) and output.ndim == 4
-        }
+                reader.run(torch.zeros(1, 3, *size, dtype=torch.float32))
+        except Exception as error:  # whatever a layer raises at this size
+            self.failure = error
+        return reader.shapes
 
-    return shapes_at
+
+class _ShapeReader(fx.Interpreter):
+    """Run a feature extractor and note the shape of each map that it comes by."""
+
+    def __init__(self, extractor: fx.GraphModule) -> None:
+        super().__init__(extractor)
+        self.shapes: Shapes = {}
+        self._names = {node: name for name, node in _outputs(extractor).items()}
+
+    def run_node(self, n: fx.Node) -> object:
+        output = super().run_node(n)
+        is_map = isinstance(output, Tensor) and output.ndim == 4
+        if is_map and n in self._names and n.op != "placeholder":
+            _, channels, height, width = output.shape
+            self.shapes[self._names[n]] = (channels, height, width)
+        return output
 
 
 def _without_storage(network: nn.Module) -> nn.Module:
@@ -167,20 +188,28 @@ def _prefixes(name: str) -> list[str]:
 
 def tap(network: nn.Module, layers: Sequence[str]) -> fx.GraphModule:
     """Cut a network down to what gives the layers, each copied before anything overwrites it."""
-    train_nodes, _ = get_graph_node_names(network, suppress_diff_warning=True)
-    extractor = create_feature_extractor(
-        network,
-        train_return_nodes=train_nodes[-1:],
-        eval_return_nodes=list(layers),
-        suppress_diff_warning=True,
-    ).eval()
+    extractor = _extractor(network, layers)
     graph = extractor.graph
-    (output,) = (node for node in graph.nodes if node.op == "output")
     copies = {}
-    for layer, node in output.args[0].items():
+    for layer, node in _outputs(extractor).items():
         with graph.inserting_after(node):
             copies[layer] = graph.call_method("clone", (node,))
-    output.args = (copies,)
     for node in graph.nodes:
         node.type = None  # annotations, which need not be importable where this is unpickled
+        if node.op == "output":
+            node.args = (copies,)
     return fx.GraphModule(extractor, graph).eval()
+
+
+def _extractor(network: nn.Module, layers: Sequence[str]) -> fx.GraphModule:
+    """Build torchvision's feature extractor of a network in eval mode."""
+    train_nodes, _ = get_graph_node_names(network, **QUIETLY)
+    return create_feature_extractor(
+        network, train_return_nodes=train_nodes[-1:], eval_return_nodes=list(layers), **QUIETLY
+    ).eval()
+
+
+def _outputs(extractor: fx.GraphModule) -> dict[str, fx.Node]:
+    """Return the node behind each output of a feature extractor."""
+    (output,) = (node for node in extractor.graph.nodes if node.op == "output")
+    return output.args[0]

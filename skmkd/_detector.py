@@ -131,7 +131,8 @@ class MKDDetector(BaseDistillationDetector):
         Shape of the training images; H and W are None if they came as a list.
     pixel_range_ : tuple (low, high, kind)
         The pixel values that are scaled to 0 and 1: of uint8, uint16 and bool by their type;
-        0 and 1 for other numbers that fit in between, else the training images' extremes.
+        0 and 1 for other numbers that fit in between, else the training images' extremes. New
+        images must be of the same kind; floats may lie outside by up to ten times the range.
     device_ : torch.device
         Where the networks are.
     n_features_in_ : int
@@ -185,6 +186,12 @@ class MKDDetector(BaseDistillationDetector):
         "n_samples": 16,
         "noise": 0.1,
         "value": False,
+    }
+    _localization_constraints: ClassVar[dict[str, list[Any]]] = {
+        "through_source": ["boolean"],
+        "n_samples": [Interval(Integral, 1, None, closed="left")],
+        "noise": [Interval(Real, 0, None, closed="left")],
+        "value": ["boolean"],
     }
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **BaseDistillationDetector._parameter_constraints,
@@ -259,6 +266,7 @@ class MKDDetector(BaseDistillationDetector):
         self.score_layers_ = self._choose_score_layers()
         with torch.no_grad():
             target = self.source_(first_batch)
+            _check_finite(target)
             if isinstance(self.cloner, nn.Module):
                 cloner = copy.deepcopy(self.cloner)
             else:
@@ -266,6 +274,8 @@ class MKDDetector(BaseDistillationDetector):
                 size = self._prepare.size
                 blocks = cloner_blocks(source.stages, size, self.cloner, signed)
                 cloner = build_cloner(blocks, size, private_generator(seed))
+            if not any(p.requires_grad for p in cloner.parameters()):
+                raise ValueError("cloner must have a parameter that requires a gradient.")
             self.cloner_ = place(cloner, self.device_)
             untrained = copy.deepcopy(self.cloner_).train()(first_batch)
             _check_activations(untrained, target)
@@ -314,7 +324,7 @@ class MKDDetector(BaseDistillationDetector):
     def _attribution(self, images: Tensor, method: str) -> Tensor:
         if method == "discrepancy":
             return self._discrepancy_map(images)
-        options = self._localization_defaults | (self.localization_params or {})
+        options = self._localization_options()
         arguments = (self.source_, self.cloner_, self._loss, images, options["through_source"])
         if method == "gradient":
             return gradient(*arguments)
@@ -325,8 +335,8 @@ class MKDDetector(BaseDistillationDetector):
         )
 
     def _discrepancy_map(self, images: Tensor) -> Tensor:
-        options = self._localization_defaults | (self.localization_params or {})
-        weights = (self.value_weight, self.direction_weight_) if options["value"] else (0.0, 1.0)
+        both = self._localization_options()["value"]
+        weights = (self.value_weight, self.direction_weight_) if both else (0.0, 1.0)
         return feature_discrepancy(
             self.source_(images), self.cloner_(images), self.score_layers_, self._prepare.size,
             *weights,
@@ -336,6 +346,14 @@ class MKDDetector(BaseDistillationDetector):
         super()._check_options()
         if self.value_weight == 0 and self.direction_weight == 0:
             raise ValueError("value_weight and direction_weight must not both be 0.")
+
+
+def _check_finite(target: Features) -> None:
+    for layer, activations in target.items():
+        if not activations.isfinite().all():
+            raise ValueError(
+                f"source must give finite activations; at critical layer {layer!r} it does not."
+            )
 
 
 def _check_activations(answer: Any, target: Features) -> None:

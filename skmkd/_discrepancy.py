@@ -20,8 +20,9 @@ def value_map(source: Tensor, cloner: Tensor) -> Tensor:  # (n, C, h, w) x2 -> (
 
 
 def direction_map(source: Tensor, cloner: Tensor) -> Tensor:  # (n, C, h, w) x2 -> (n, h, w)
-    """One minus the cosine along channels at each position."""
-    return 1 - F.cosine_similarity(source, cloner, dim=1)
+    """One minus the cosine along channels at each position; 0 where both are silent."""
+    silent = ~(source.any(1) | cloner.any(1))
+    return (1 - F.cosine_similarity(source, cloner, dim=1)).masked_fill(silent, 0)
 
 
 def value_discrepancy(source: Tensor, cloner: Tensor) -> Tensor:  # (n, C, h, w) x2 -> (n,)

@@ -17,6 +17,7 @@ from skmkd._validation import Images, PixelRange
 
 MAX_ROTATION = 20.0  # degrees; this and the scales are MKD's for small sets (section 4.2.3)
 SCALES = (0.9, 1.05)
+RUN_PIXELS = 2**18  # brought to size at once
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,8 @@ class Preprocessing:
 
     def __call__(self, images: Sequence[np.ndarray]) -> Tensor:
         """Turn images (H, W, C), in number n, into a float32 tensor (n, 3, height, width)."""
-        runs = (np.stack(list(run)) for _, run in groupby(images, key=np.shape))
-        resized = torch.cat([self._resize(to_rgb(self._scale(run))) for run in runs])
-        return transforms.normalize(resized, self.mean, self.std)
+        resized = torch.cat([self._resize(over_white(self._scale(run))) for run in runs(images)])
+        return transforms.normalize(resized.expand(-1, 3, -1, -1), self.mean, self.std)
 
     def _scale(self, pixels: np.ndarray) -> Tensor:  # (n, H, W, C) -> (n, C, H, W), 0-1
         low, high, _ = self.pixel_range
@@ -55,12 +55,31 @@ class Preprocessing:
         return transforms.resize(images.contiguous(), list(self.size), antialias=True)
 
 
-def to_rgb(images: Tensor) -> Tensor:  # (n, 1 | 3 | 4, H, W) -> (n, 3, H, W)
-    """Repeat grey, keep RGB, lay RGBA over white; pixels from 0 to 1."""
-    if images.shape[1] == 4:
-        colour, alpha = images[:, :3], images[:, 3:]
-        return colour * alpha + (1 - alpha)
-    return images.expand(-1, 3, -1, -1)
+def resized_shape(image_size: int | Sequence[int]) -> tuple[int, int]:
+    """Return height and width for a side or (height, width), in pixels."""
+    size = tuple(image_size) if isinstance(image_size, Sequence) else (image_size, image_size)
+    if len(size) != 2 or not all(isinstance(s, (int, np.integer)) and s > 0 for s in size):
+        raise ValueError(
+            f"image_size must be a side or (height, width) in pixels; got {image_size!r}."
+        )
+    return int(size[0]), int(size[1])
+
+
+def runs(images: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+    """Stack neighbours of one size, few enough that their floats stay small next to a network's."""
+    for (height, width, _), group in groupby(images, key=np.shape):
+        neighbours = list(group)
+        step = max(1, RUN_PIXELS // (height * width))
+        for start in range(0, len(neighbours), step):
+            yield np.stack(neighbours[start : start + step])
+
+
+def over_white(images: Tensor) -> Tensor:  # (n, 4, H, W) -> (n, 3, H, W)
+    """Lay RGBA over white, pixels from 0 to 1; grey and RGB stay as they are."""
+    if images.shape[1] != 4:
+        return images
+    colour, alpha = images[:, :3], images[:, 3:]
+    return colour * alpha + (1 - alpha)
 
 
 def mild_augmentation(images: Tensor, generator: torch.Generator) -> Tensor:

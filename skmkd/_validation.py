@@ -7,13 +7,16 @@ from math import isqrt, prod
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL.Image import Image
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import validate_data
 
 CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
 INTEGER_RANGES = {"bool": (0.0, 1.0), "uint8": (0.0, 255.0), "uint16": (0.0, 65535.0)}
 LARGEST = float(np.finfo(np.float32).max)
-FAR_OUTSIDE = 10.0  # widths of the learned range
+FAR_OUTSIDE = 10.0  # widths of the learned range that new floats may lie past it
+ALPHA_OUTSIDE = 0.01  # the same for RGBA, since alpha beyond 0-1 has no meaning
+PLAIN_MODES = ("1", "L", "I;16", "I", "F", "RGB", "RGBA")  # whose pixels are what they show
 
 ImageShape = tuple[int | None, int | None, int]
 
@@ -148,15 +151,18 @@ def _as_array(X: Any) -> np.ndarray:
 
 
 def _as_numbers(item: Any, index: int) -> np.ndarray:
-    array = np.asarray(item)
-    if array.dtype == object:
-        try:
-            return array.astype(np.float64)
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"X[{index}] must hold numbers; got objects that do not convert: {error}"
-            ) from error
-    return array
+    if isinstance(item, Image) and item.mode not in PLAIN_MODES:
+        raise ValueError(
+            f"X[{index}] must be an image of mode {', '.join(PLAIN_MODES)}; got {item.mode!r}: "
+            "convert it first."
+        )
+    try:
+        array = np.asarray(item)
+        return array.astype(np.float64) if array.dtype == object else array
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"X[{index}] must hold numbers; got objects that do not convert: {error}"
+        ) from error
 
 
 def _pixel_kind(dtype: np.dtype, index: int) -> str:
@@ -169,8 +175,7 @@ def _list_shape(X: Iterable[Any]) -> ImageShape:
     """Check that all images of a list have the same channels; their sizes are free."""
     channels = None
     for index, item in enumerate(X):
-        shape = np.shape(item)
-        found = _channels(shape, f"X[{index}]")
+        found = _channels(_as_numbers(item, index).shape, f"X[{index}]")
         if channels not in (None, found):
             raise ValueError(
                 f"The images of X must all have the same channels; X[0] has {channels} and "
@@ -187,11 +192,6 @@ def _array_shape(shape: tuple[int, ...], image_shape: Any) -> ImageShape:
             f"X has shape {shape}, which looks like one colour image; wrap it as X[None] "
             "(thin grey images take a channel axis: X[..., None])."
         )
-    if len(shape) == 4 and shape[-1] not in CHANNELS and shape[1] in CHANNELS:
-        raise ValueError(
-            f"X must hold channels-last images (n, H, W, C); got shape {shape}, which looks "
-            "channels-first: move them with np.moveaxis(X, 1, -1)."
-        )
     channels = _channels(shape[1:], "X")
     found = (shape[1], shape[2], channels)
     if image_shape is not None and found != _full_shape(image_shape):
@@ -204,6 +204,11 @@ def _array_shape(shape: tuple[int, ...], image_shape: Any) -> ImageShape:
 
 def _channels(shape: tuple[int, ...], name: str) -> int:
     channels = shape[2] if len(shape) == 3 else 1
+    if len(shape) == 3 and channels not in CHANNELS and shape[0] in CHANNELS:
+        raise ValueError(
+            f"{name} must hold images of shape (H, W, C); got {shape}, which looks channels-first: "
+            "move the channels last with np.moveaxis(X, -3, -1)."
+        )
     if len(shape) not in (2, 3) or channels not in CHANNELS or 0 in shape:
         raise ValueError(
             f"{name} must hold images of shape (H, W) or (H, W, C) with C in 1, 3, 4; got {shape}."
@@ -276,7 +281,8 @@ def _check_values(image: np.ndarray, index: int, known: PixelRange | None) -> No
         raise ValueError(f"X[{index}] contains infinity or a value too large for dtype('float32').")
     if known is None:
         return
-    reach = FAR_OUTSIDE * ((known.high - known.low) or 1.0)
+    share = ALPHA_OUTSIDE if image.shape[2] == 4 else FAR_OUTSIDE
+    reach = share * ((known.high - known.low) or 1.0)
     if low < known.low - reach or high > known.high + reach:
         raise ValueError(
             f"X[{index}] must lie near the pixel range {known.low:g} to {known.high:g} learned "

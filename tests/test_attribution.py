@@ -102,6 +102,24 @@ def test_guided_backprop_equals_a_hand_computation(inplace):
     assert got.any()
 
 
+@pytest.mark.parametrize(
+    "rectify",
+    [
+        nn.ReLU(),
+        torch.relu,
+        torch.Tensor.relu,
+        lambda x: torch.relu_(x * 1),
+        lambda x: (x * 1).relu_(),
+    ],
+)
+def test_guided_backprop_cuts_at_every_kind_of_relu(rectify):
+    # the gradient -2 (source - cloner) is negative where the source is larger, and is cut there
+    source = Network(lambda x: x.new_tensor([9.0, -9.0, -9.0]).view(1, 3, 1, 1).expand_as(x))
+    x = torch.ones(1, 3, 2, 2)
+    got = guided_backprop(source, Network(rectify), squared_distance, x)
+    assert_allclose(got, np.full((1, 2, 2), 40.0))
+
+
 def test_guided_backprop_leaves_no_hook_behind(images):
     detector = tiny_detector().fit(images)
     detector.localize(images, method="guided_backprop")

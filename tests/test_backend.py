@@ -22,7 +22,7 @@ def test_devices():
     assert torch.zeros(1, device=best).device.type == best.type
 
 
-@pytest.mark.parametrize("device", ["abacus", "cpu:x"])
+@pytest.mark.parametrize("device", ["abacus", "cpu:x", "meta"])
 def test_unknown_device(device):
     with pytest.raises(ValueError, match=f"device must be 'auto' or .* got '{device}'"):
         resolve_device(device)
@@ -55,11 +55,16 @@ def test_generators_leave_the_global_one_alone():
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
+def test_plain_arithmetic_ignores_the_caller_s_default_device():
+    with torch.device("meta"), plain_arithmetic(False, torch.device("cpu")):
+        assert torch.zeros(1).device.type == "cpu"
+
+
 @pytest.mark.parametrize("outer", [torch.no_grad, torch.enable_grad, torch.inference_mode])
 @pytest.mark.parametrize("gradients", [True, False])
 def test_plain_arithmetic_whatever_the_caller_is_in(outer, gradients):
     with outer(), torch.autocast("cpu", torch.bfloat16):
-        with plain_arithmetic(gradients):
+        with plain_arithmetic(gradients, torch.device("cpu")):
             product = nn.Linear(2, 2)(torch.ones(1, 2))
             assert product.requires_grad is gradients
             assert product.dtype == torch.float32

@@ -67,6 +67,12 @@ def test_cloner_answers_any_source_in_shape(name, size, kind):
     }
 
 
+def test_grid_that_gets_finer_again_is_answered():
+    plan = [Stage("a", 8, (4, 4), True), Stage("b", 8, (8, 8), True)]
+    cloner = Cloner(cloner_blocks(plan, (16, 16), "compact"), (16, 16))
+    assert cloner(torch.zeros(2, 3, 16, 16))["b"].shape == (2, 8, 8, 8)
+
+
 def test_signed_layers_end_without_a_relu():
     plan = [Stage("a", 8, (8, 8), True), Stage("b", 8, (4, 4), True)]
     blocks = cloner_blocks(plan, (16, 16), "compact", signed={"b"})

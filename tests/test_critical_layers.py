@@ -102,16 +102,31 @@ def test_bad_layers(layers, message):
         build("vgg16", layers=layers)
 
 
+def test_head_of_a_fixed_size_does_not_matter():
+    module = nn.Sequential(TinySource().features, nn.Flatten(), nn.Linear(8 * 4 * 4, 10))
+    source = build(module, layers=2, size=(16, 16))
+    assert critical(source) == ["0.2", "0.5"]
+    assert [s.grid for s in source.stages] == [(8, 8), (4, 4)]
+    assert critical(build(module, layers=2, size=(40, 24))) == ["0.2", "0.5"]
+
+
+def test_input_is_no_layer():
+    with pytest.raises(ValueError, match="got 'images'. Available are features.0"):
+        build(TinySource(), layers=["images", "features.5"])
+
+
 @pytest.mark.parametrize("name", ["vit_b_16", "swin_t"])
 def test_networks_without_feature_maps_are_refused(name):
     with torch.device("meta"):
         network = get_model(name).eval()
-    with pytest.raises(ValueError, match=r"source must accept|critical_layers must name"):
+    with pytest.raises(ValueError, match="critical_layers must name"):
         Survey(network).choose("auto")
 
 
 def test_image_too_small_for_the_source():
-    with pytest.raises(ValueError, match=r"source must accept images \(n, 3, 16, 16\)"):
+    with pytest.raises(
+        ValueError, match=r"at \(16, 16\) it fails before critical layer 'features.30'"
+    ):
         build("vgg16", size=(16, 16))
 
 

@@ -10,6 +10,7 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from skmkd import MKDDetector
+from skmkd._attribution import feature_discrepancy
 from skmkd._discrepancy import discrepancies
 
 POOLS = ["features.2", "features.5"]
@@ -131,17 +132,51 @@ def test_own_cloner_is_copied(images):
     assert not torch.equal(detector.cloner_.first.weight, before)
 
 
+def test_cloner_that_draws_at_random_draws_from_a_private_generator(images):
+    class Dropping(OwnCloner):
+        def forward(self, x):
+            return super().forward(torch.nn.functional.dropout(x, training=self.training))
+
+    cloner = Dropping()
+    before = torch.random.get_rng_state()
+    first, second = (tiny_detector(cloner=cloner).fit(images) for _ in range(2))
+    assert_array_equal(first.score_samples(images), second.score_samples(images))
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_source_that_is_not_finite(images):
+    source = TinySource()
+    with torch.no_grad():
+        source.features[3].weight.fill_(torch.inf)
+    with pytest.raises(ValueError, match="finite activations; at critical layer 'features.5'"):
+        tiny_detector(source=source).fit(images)
+
+
+def test_maps_use_the_score_layers(images):
+    detector = tiny_detector(score_layers=["features.2"], smoothing_sigma=0, opening_size=1)
+    detector.set_params(image_size=(20, 24)).fit(images)
+    batch = detector._tensor(list(images))
+    with torch.no_grad():
+        source, cloner = detector.source_(batch), detector.cloner_(batch)
+        expected = feature_discrepancy(source, cloner, ["features.2"], (20, 24), 0.0, 1.0)
+    assert_allclose(detector.localize(images, "discrepancy"), expected, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("cloner", "message"),
     [
         (OwnCloner(second=9), r"\(8, 4, 4\) at critical layer 'features.5'; got \(9, 4, 4\)"),
-        (nn.Identity(), "cloner must return a dict of critical layer -> activations; got Tensor"),
+        (
+            nn.Conv2d(3, 4, 3),
+            "cloner must return a dict of critical layer -> activations; got Tensor",
+        ),
         (
             type(
                 "Half", (OwnCloner,), {"forward": lambda self, x: {"features.2": self.first(x)}}
             )(),
             "critical layer 'features.5'; got None",
         ),
+        (OwnCloner().requires_grad_(False), "cloner must have a parameter that requires"),
     ],
 )
 def test_cloner_that_does_not_match(images, cloner, message):

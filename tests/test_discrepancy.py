@@ -48,6 +48,14 @@ def test_direction_by_position_is_the_mean_cosine_along_channels(pair):
     assert_allclose(got, (1 - cosine).mean((1, 2)))
 
 
+def test_silent_positions_agree():
+    source, cloner = torch.rand(2, 3, 4, 4) + 1, torch.rand(2, 3, 4, 4) + 1
+    source[:, :, 0], cloner[:, :, 0], cloner[:, :, 1] = 0, 0, 0
+    got = direction_map(source, cloner)
+    assert (got[:, 0] == 0).all()
+    assert (got[:, 1] == 1).all()
+
+
 def test_value_map_averages_to_the_value_discrepancy(pair):
     assert_allclose(value_map(*tensors(pair)).mean((1, 2)), value_discrepancy(*tensors(pair)))
 

@@ -20,8 +20,8 @@ from skmkd import MKDDetector
 ROOT = Path(__file__).parents[1]
 ORDER = [
     "_backend", "_validation", "_preprocessing", "_discrepancy", "_critical_layers", "_sources",
-    "_cloners",
-    "_distillation", "_attribution", "_localization", "_base", "_detector", "__init__",
+    "_cloners", "_distillation", "_attribution", "_localization", "_thresholds", "_base",
+    "_detector", "__init__",
 ]  # fmt: skip
 
 
@@ -83,6 +83,14 @@ def test_public_methods_document_their_parameters(method):
 
 def test_public_names():
     assert set(skmkd.__all__) == {"MKDDetector", "__version__"}
+
+
+def test_readme_s_links_lead_somewhere():
+    readme = (ROOT / "README.md").read_text()
+    local = [link for link in re.findall(r"\]\(([^)]+)\)", readme) if "://" not in link]
+    assert len(local) >= 4
+    for link in local:
+        assert (ROOT / link).is_file(), link
 
 
 def test_code_of_the_readme_runs():

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,10 @@ from skmkd._preprocessing import (
     Preprocessing,
     fixed_batches,
     mild_augmentation,
+    over_white,
+    resized_shape,
+    runs,
     shuffled_batches,
-    to_rgb,
 )
 from skmkd._sources import IDENTITY, IMAGENET
 from skmkd._validation import Images, PixelRange
@@ -73,11 +77,34 @@ def test_rectangular_size():
 
 def test_alpha_is_laid_over_white():
     image = torch.tensor([0.2, 0.4, 0.6, 0.5]).view(1, 4, 1, 1)
-    assert_allclose(to_rgb(image).flatten(), [0.6, 0.7, 0.8], rtol=1e-6)
+    assert_allclose(over_white(image).flatten(), [0.6, 0.7, 0.8], rtol=1e-6)
     opaque, clear = image.clone(), image.clone()
     opaque[:, 3], clear[:, 3] = 1, 0
-    assert_array_equal(to_rgb(opaque), image[:, :3])
-    assert_array_equal(to_rgb(clear), torch.ones(1, 3, 1, 1))
+    assert_array_equal(over_white(opaque), image[:, :3])
+    assert_array_equal(over_white(clear), torch.ones(1, 3, 1, 1))
+    assert over_white(image[:, :3]).equal(image[:, :3])
+
+
+def test_large_images_are_brought_to_size_a_few_at_a_time():
+    images = [pixels((600, 600, 1))] * 3 + [pixels((30, 40, 1))] * 400
+    stacked = [len(run) for run in runs(images)]
+    assert stacked == [1, 1, 1, 218, 182]
+    tracemalloc.start()
+    prepare()([pixels((1500, 1500, 3))] * 16)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3 * 4 * 1500 * 1500 * 3  # a few images as floats, not sixteen
+
+
+@pytest.mark.parametrize("image_size", [(8, 8, 8), (8,), (0, 8), (8.5, 8)])
+def test_bad_image_size(image_size):
+    with pytest.raises(ValueError, match="image_size must be a side or .* got"):
+        resized_shape(image_size)
+
+
+def test_image_size_of_either_kind():
+    assert resized_shape(32) == (32, 32)
+    assert resized_shape([16, np.int64(24)]) == (16, 24)
 
 
 def test_mild_augmentation_rotates_about_the_centre_without_distortion():

@@ -148,7 +148,7 @@ FIT_ERRORS = {
     "infinity": (np.full((2, 4, 4), np.inf), r"X\[0\] contains infinity"),
     "huge": (np.full((2, 4, 4), 1e300), "too large for dtype"),
     "huge rows": (np.full((2, 16), -1e300), "too large for dtype"),
-    "channels first": (noise((2, 3, 8, 9)), "channels-first: move them"),
+    "channels first": (noise((2, 3, 8, 9)), "channels-first: move"),
     "five channels": (noise((2, 8, 9, 5)), "C in 1, 3, 4"),
     "one colour image": (noise((8, 9, 3)), r"one colour image; wrap it as X\[None\]"),
     "video": (noise((2, 3, 8, 9, 3)), r"shape \(H, W\) or \(H, W, C\)"),
@@ -163,6 +163,10 @@ FIT_ERRORS = {
     "strings": (np.full((3, 2, 2), "a"), "real numbers; got dtype <U1"),
     "complex": (noise((3, 2, 2)) * 1j, "real numbers; got dtype complex128"),
     "complex rows": (noise((3, 4)) * 1j, "Complex data not supported"),
+    "palette": ([Image.new("P", (4, 4))] * 2, r"X\[0\] must be an image of mode 1, .* got 'P'"),
+    "ragged item": ([noise((4, 4)), [[1, 2], [3]]], r"X\[1\] must hold numbers"),
+    "differentiable": ([torch.ones(4, 4, requires_grad=True)] * 2, r"X\[0\] must hold numbers"),
+    "listed channels first": ([noise((3, 8, 9))] * 2, "channels-first: move"),
     "alpha": (noise((3, 2, 2, 4)) * 9, "alpha channel must be"),
     "1-D": (noise(9), "Expected 2D array"),
 }
@@ -207,6 +211,7 @@ PREDICT_ERRORS = {
     "uint8, 0-1": (noise((3, 4, 4), np.uint8), noise((3, 4, 4)), "uint8 .* 0 to 255.* got float"),
     "0-1, uint8": (noise((3, 4, 4)), noise((3, 4, 4), np.uint8), "float .* 0 to 1.* got uint8"),
     "0-1, 0-255": (noise((3, 4, 4)), 255 * noise((3, 4, 4)), r"X\[0\] must lie near .* 0 to 1 "),
+    "alpha": (noise((3, 4, 4, 4)), np.full((2, 4, 4, 4), 1.5), r"X\[0\] must lie near"),
     "late kind": (
         [noise((4, 4))] * 2,
         [noise((4, 4)), noise((4, 4), np.uint8)],
