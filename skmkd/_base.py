@@ -32,7 +32,7 @@ from skmkd._backend import (
     resolve_device,
     restored_device,
 )
-from skmkd._distillation import Terms, distill, divergence
+from skmkd._distillation import Terms, distill, divergence, settle_batch_norm
 from skmkd._localization import localization_maps, resize_map
 from skmkd._preprocessing import (
     Preprocessing,
@@ -170,11 +170,22 @@ class BaseDistillationDetector(OutlierMixin, BaseEstimator):
                 max_iter=self.max_iter,
                 tol=self.tol,
                 n_iter_no_change=self.n_iter_no_change,
-                after_epoch=partial(callback, self) if callback else lambda epoch: None,
+                after_epoch=partial(self._show, callback, images) if callback else None,
                 verbose=self.verbose,
             )
             self.n_iter_ = len(self.loss_curve_["total"])
+            self._settle(images)
             self._set_thresholds(images)
+
+    def _settle(self, images: Images) -> None:
+        """Bring the student's batch norms up to date; training goes on as if nothing was."""
+        generator = private_generator(self._seed)
+        batches = shuffled_batches(images, self._tensor, self.batch_size, generator)
+        settle_batch_norm(self.cloner_, batches)
+
+    def _show(self, callback: Callable[[Self, int], Any], images: Images, epoch: int) -> None:
+        self._settle(images)
+        callback(self, epoch)
 
     def _set_thresholds(self, images: Images) -> None:
         """Put the allowed share of training images on the far side of both thresholds."""

@@ -23,7 +23,7 @@ def distill(
     max_iter: int,
     tol: float | None,
     n_iter_no_change: int,
-    after_epoch: Callable[[int], None],
+    after_epoch: Callable[[int], None] | None,
     verbose: int,
 ) -> dict[str, np.ndarray]:
     """Train the student with Adam and return the mean of each term at every epoch.
@@ -38,7 +38,7 @@ def distill(
         Gives the loss terms of every image in a batch.
     learning_rate, max_iter, tol, n_iter_no_change, verbose
         As in the estimators.
-    after_epoch : callable
+    after_epoch : callable or None
         Called with the number of each finished epoch, the student in eval mode.
 
     Returns
@@ -62,7 +62,8 @@ def distill(
             curve.append(means)
             progress.set_postfix(loss=f"{means['total']:.4g}", refresh=False)
             progress.update()
-            after_epoch(epoch)
+            if after_epoch is not None:
+                after_epoch(epoch)
             if convergence.reached(means["total"]):
                 break
     if tol is not None and not convergence.done:
@@ -73,6 +74,26 @@ def distill(
             stacklevel=2,
         )
     return {name: np.array([means[name] for means in curve]) for name in curve[0]}
+
+
+def settle_batch_norm(student: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Take the statistics of every batch norm anew, over all training images.
+
+    What training leaves behind is a running average over its last few batches, of a network that
+    was still changing; scores would fluctuate from epoch to epoch with it.
+    """
+    norms = [m for m in student.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean over all batches
+        norm.train()
+    with torch.no_grad():
+        for batch in batches:
+            student(batch)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    student.eval()
 
 
 def divergence(epoch: int, learning_rate: float) -> str:

@@ -9,7 +9,7 @@ from numpy.testing import assert_allclose
 from sklearn.exceptions import ConvergenceWarning
 from torch import nn
 
-from skmkd._distillation import Convergence, distill
+from skmkd._distillation import Convergence, distill, settle_batch_norm
 
 
 def line(weight=0.0):
@@ -34,7 +34,7 @@ def run(
         max_iter=max_iter,
         tol=tol,
         n_iter_no_change=n_iter_no_change,
-        after_epoch=after or (lambda epoch: None),
+        after_epoch=after,
         verbose=0,
     )
 
@@ -119,3 +119,17 @@ def test_frozen_parameters_stay():
     run(student, lambda: [torch.ones(2, 1)], max_iter=3)
     assert student[0].weight.item() == 1
     assert student[1].weight.item() != 1
+
+
+def test_settled_batch_norm_has_the_statistics_of_all_images():
+    generator = torch.Generator().manual_seed(0)
+    batches = [torch.randn(8, 3, 4, 4, generator=generator) + i for i in range(5)]
+    student = nn.Sequential(nn.BatchNorm2d(3), nn.Dropout(0.5)).eval()
+    student(batches[0])
+    settle_batch_norm(student, batches)
+    norm, everything = student[0], torch.cat(batches)
+    torch.testing.assert_close(norm.running_mean, everything.mean((0, 2, 3)))
+    within = torch.stack([batch.transpose(0, 1).flatten(1).var(1) for batch in batches]).mean(0)
+    torch.testing.assert_close(norm.running_var, within)
+    assert norm.momentum == 0.1
+    assert not any(module.training for module in student.modules())
