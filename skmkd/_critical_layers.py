@@ -110,8 +110,10 @@ class Survey:
         stages = [stage(layer, True) for layer in layers]
         grids = {s.grid for s in stages}
         for layer in self.reductions:
+            if self.spans[layer] >= self.spans[layers[-1]]:
+                break
             between = stage(layer, False)
-            if self.spans[layer] < self.spans[layers[-1]] and between.grid not in grids:
+            if between.grid not in grids:
                 grids.add(between.grid)
                 stages.append(between)
         return tuple(sorted(stages, key=lambda s: self.spans[s.layer][1]))

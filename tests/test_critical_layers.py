@@ -137,3 +137,11 @@ def test_untraceable_source():
 
     with pytest.raises(ValueError, match="torch.fx can trace; Branching is not"):
         build(Branching())
+
+
+def test_what_lies_past_the_last_critical_layer_may_be_too_small():
+    source = build("vgg16", layers=["features.9"], size=(16, 16))
+    assert [(s.layer, s.grid) for s in source.stages] == [
+        ("features.4", (8, 8)),
+        ("features.9", (4, 4)),
+    ]
