@@ -91,14 +91,18 @@ def build_cloner(
 
 
 def _block(channels: int, grid: tuple[int, int], block: Block) -> nn.Sequential:
-    """Build conv-norm-ReLU units; the last has no norm, to match the source's plain ReLU."""
+    """Build conv-norm-ReLU units; the last has no norm, to match the source's plain ReLU.
+
+    The last ReLU follows the pool instead of preceding it: the same numbers and gradients from
+    a quarter of the work.
+    """
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise((channels, *block.widths)):
-        layers += [_convolution(inputs, outputs), nn.BatchNorm2d(outputs), nn.ReLU()]
-    del layers[-2]
-    if block.signed:
-        del layers[-1]
-    return nn.Sequential(*layers, _pool(grid, block.grid))
+        layers += [_convolution(inputs, outputs), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+    layers[-2:] = [_pool(grid, block.grid)]
+    if not block.signed:
+        layers.append(nn.ReLU(inplace=True))
+    return nn.Sequential(*layers)
 
 
 def _convolution(inputs: int, outputs: int) -> nn.Conv2d:

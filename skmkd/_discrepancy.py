@@ -11,23 +11,37 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+SILENCE = 1e-8  # norms below count as this, so that a silent layer has no direction
+
 Features = dict[str, Tensor]  # critical layer -> activations (n, C, h, w)
+
+
+def _precise(activations: Tensor) -> Tensor:
+    """Compare in float32 at least, whatever the networks compute in."""
+    return activations.to(torch.promote_types(activations.dtype, torch.float32))
+
+
+def _neurons(activations: Tensor) -> Tensor:  # (n, C, h, w) -> (n, h * w * C)
+    """Lay out each image's neurons as channels-last memory holds them, which costs no copy."""
+    return _precise(activations).movedim(1, -1).flatten(1)
 
 
 def value_map(source: Tensor, cloner: Tensor) -> Tensor:  # (n, C, h, w) x2 -> (n, h, w)
     """Squared difference at each position, averaged over channels."""
-    return (source - cloner).square().mean(1)
+    return (_precise(source) - _precise(cloner)).square().mean(1)
 
 
 def direction_map(source: Tensor, cloner: Tensor) -> Tensor:  # (n, C, h, w) x2 -> (n, h, w)
     """One minus the cosine along channels at each position; 0 where both are silent."""
     silent = ~(source.any(1) | cloner.any(1))
-    return (1 - F.cosine_similarity(source, cloner, dim=1)).masked_fill(silent, 0)
+    cosine = F.cosine_similarity(_precise(source), _precise(cloner), dim=1)
+    return (1 - cosine).masked_fill(silent, 0)
 
 
 def value_discrepancy(source: Tensor, cloner: Tensor) -> Tensor:  # (n, C, h, w) x2 -> (n,)
     """Squared difference averaged over all neurons of the layer (MKD, Eq. 1)."""
-    return (source - cloner).square().flatten(1).mean(1)
+    squares = F.mse_loss(_neurons(cloner), _neurons(source), reduction="none")
+    return squares.sum(1) / squares.shape[1]
 
 
 def direction_discrepancy(
@@ -36,7 +50,9 @@ def direction_discrepancy(
     """One minus the cosine of the whole layer (MKD, Eq. 3), or its mean over positions."""
     if direction == "position":
         return direction_map(source, cloner).flatten(1).mean(1)
-    return 1 - F.cosine_similarity(source.flatten(1), cloner.flatten(1))
+    taught, learned = _neurons(source), _neurons(cloner)
+    norms = torch.linalg.vector_norm(taught, dim=1) * torch.linalg.vector_norm(learned, dim=1)
+    return 1 - (taught * learned).sum(1) / norms.clamp_min(SILENCE)
 
 
 def discrepancies(

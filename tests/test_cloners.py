@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torchvision.models import get_model
 
-from skmkd._cloners import Cloner, build_cloner, cloner_blocks
+from skmkd._cloners import Block, Cloner, build_cloner, cloner_blocks
 from skmkd._critical_layers import Stage, Survey
 
 VGG_POOLS = ["features.9", "features.16", "features.23", "features.30"]
@@ -40,7 +40,7 @@ def test_fewer_critical_layers_keep_the_depth():
 def test_units_of_a_block():
     cloner = Cloner(cloner_blocks(stages("vgg16", (32, 32)), (32, 32), "compact"), (32, 32))
     names = [[type(unit).__name__ for unit in block] for block in cloner.blocks]
-    shallow = ["Conv2d", "BatchNorm2d", "ReLU", "Conv2d", "ReLU", "MaxPool2d"]
+    shallow = ["Conv2d", "BatchNorm2d", "ReLU", "Conv2d", "MaxPool2d", "ReLU"]
     assert names == [shallow] * 2 + [["Conv2d", "BatchNorm2d", "ReLU", *shallow]] * 3
     for module in cloner.modules():
         if isinstance(module, nn.Conv2d):
@@ -81,6 +81,22 @@ def test_signed_layers_end_without_a_relu():
         features = cloner(torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0)))
     assert features["a"].min() >= 0
     assert features["b"].min() < 0
+
+
+def test_pool_before_relu_is_relu_before_pool():
+    blocks = [Block((4, 8), (4, 4), "a")]
+    cloner = build_cloner(blocks, (8, 8), torch.Generator().manual_seed(0)).eval()
+    first, norm, relu, second, pool, _ = cloner.blocks[0]
+    images = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+    def gradients(output):
+        return torch.autograd.grad(output.square().sum(), [first.weight, second.weight])
+
+    got, expected = cloner(images)["a"], pool(torch.relu(second(relu(norm(first(images))))))
+    assert torch.equal(got, expected)
+    assert (expected == 0).any()
+    for a, b in zip(gradients(got), gradients(expected), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_weights_are_xavier_uniform_from_the_private_generator():

@@ -56,6 +56,28 @@ def test_silent_positions_agree():
     assert (got[:, 1] == 1).all()
 
 
+@pytest.mark.parametrize("compare", [value_discrepancy, direction_discrepancy])
+def test_memory_layout_and_half_precision_only_round(pair, compare):
+    source, cloner = (t.float() for t in tensors(pair))
+    strided = [t.contiguous(memory_format=torch.channels_last) for t in (source, cloner)]
+    assert_allclose(compare(*strided), compare(source, cloner), rtol=1e-6)
+    half = [t.bfloat16() for t in (source, cloner)]
+    got = compare(*half)
+    assert got.dtype == torch.float32
+    assert_allclose(got, compare(*(t.float() for t in half)), rtol=1e-6)
+
+
+def test_a_silent_layer_has_no_direction_and_finite_gradients():
+    source = torch.rand(2, 3, 4, 4)
+    silent = torch.zeros(2, 3, 4, 4, requires_grad=True)
+    disagreement = direction_discrepancy(source, silent)
+    assert (disagreement == 1).all()
+    (gradient,) = torch.autograd.grad(value_discrepancy(source, silent).sum(), silent)
+    assert gradient.isfinite().all()
+    (gradient,) = torch.autograd.grad(direction_discrepancy(source, silent).sum(), silent)
+    assert gradient.isfinite().all()
+
+
 def test_value_map_averages_to_the_value_discrepancy(pair):
     assert_allclose(value_map(*tensors(pair)).mean((1, 2)), value_discrepancy(*tensors(pair)))
 
