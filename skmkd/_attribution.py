@@ -11,19 +11,20 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from skmkd._backend import private_generator
 from skmkd._discrepancy import Features, direction_map, total_discrepancy, value_map
 
+Network = Callable[[Tensor], Features]
 Loss = Callable[[Features, Features], Tensor]  # source's and cloner's features -> (n,)
 
 RECTIFIERS = {F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
 
 
 def input_gradient(
-    source: nn.Module, cloner: nn.Module, loss: Loss, images: Tensor, through_source: bool
+    source: Network, cloner: Network, loss: Loss, images: Tensor, through_source: bool
 ) -> Tensor:  # (n, 3, H, W)
     """Differentiate the loss by the pixels (MKD, Eq. 5), through the cloner or through both.
 
@@ -37,14 +38,14 @@ def input_gradient(
 
 
 def gradient(
-    source: nn.Module, cloner: nn.Module, loss: Loss, images: Tensor, through_source: bool = False
+    source: Network, cloner: Network, loss: Loss, images: Tensor, through_source: bool = False
 ) -> Tensor:
     """Sum the absolute gradient over channels."""
     return input_gradient(source, cloner, loss, images, through_source).abs().sum(1)
 
 
 def guided_backprop(
-    source: nn.Module, cloner: nn.Module, loss: Loss, images: Tensor, through_source: bool = False
+    source: Network, cloner: Network, loss: Loss, images: Tensor, through_source: bool = False
 ) -> Tensor:
     """Cut negative gradients at every ReLU on their way back (Springenberg et al., 2015)."""
     with _GuidedReLU():
@@ -64,8 +65,8 @@ class _GuidedReLU(TorchFunctionMode):
 
 
 def smooth_grad(
-    source: nn.Module,
-    cloner: nn.Module,
+    source: Network,
+    cloner: Network,
     loss: Loss,
     images: Tensor,
     through_source: bool = False,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,10 @@ from sklearn.utils import check_random_state
 from torch import nn
 
 CPU = torch.device("cpu")
+PRECISIONS = ("float32", "bfloat16")
+BFLOAT16_CPU = ("avx512_bf16", "amx_bf16")  # instructions without which it is hundreds times slower
+BFLOAT16_CUDA = (8, 0)  # the first capability that computes in it
+UNKNOWN_MEMORY = 2**32  # bytes taken for available where the system does not say
 
 
 def resolve_device(device: str) -> torch.device:
@@ -36,6 +42,43 @@ def resolve_device(device: str) -> torch.device:
             f"{str(error).splitlines()[0]}"
         ) from error
     return named
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """Return the number format that a name stands for, "auto" being the fastest on the device."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        native = torch.cuda.get_device_capability(device) >= BFLOAT16_CUDA
+    elif device.type == "cpu":
+        capabilities: Any = getattr(torch.cpu, "get_capabilities", dict)()  # newer torch tells
+        native = any(capabilities.get(instruction) for instruction in BFLOAT16_CPU)
+    else:
+        native = False
+    return "bfloat16" if native else "float32"
+
+
+def available_memory() -> int:
+    """Return how many bytes of memory are to be had, within the limit of a container if any."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        (available,) = (int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+        free = 1024 * available
+    except (OSError, ValueError):  # not Linux
+        free = _physical_memory() // 2
+    try:
+        group = Path("/sys/fs/cgroup")
+        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+        return max(0, min(free, limit - used))
+    except (OSError, ValueError):  # no limit
+        return free
+
+
+def _physical_memory() -> int:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError):
+        return UNKNOWN_MEMORY
 
 
 def draw_seed(random_state: int | np.random.RandomState | None) -> int:
@@ -77,6 +120,30 @@ def plain_arithmetic(gradients: bool, device: torch.device) -> Iterator[None]:
 def place(network: nn.Module, device: torch.device) -> nn.Module:
     """Put a network on a device, in float32 and in the channels-last layout."""
     return network.to(device, torch.float32).to(memory_format=torch.channels_last)
+
+
+class BFloat16(nn.Module):
+    """A network whose products are computed in bfloat16, whatever mode surrounds it."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> Any:
+        """Run the network under autocast; what is no product keeps the precision it needs."""
+        with torch.autocast(images.device.type, torch.bfloat16):
+            return self.network(images)
+
+
+def in_precision(network: nn.Module, precision: str, *, frozen: bool) -> nn.Module:
+    """Let a network compute in a precision; weights that are frozen are stored in it, too."""
+    if precision == "float32":
+        return network
+    if frozen:
+        for module in network.modules():
+            if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):
+                module.to(torch.bfloat16)
+    return BFloat16(network)
 
 
 def portable_state(state: dict[str, Any]) -> dict[str, Any]:

@@ -1,42 +1,39 @@
-"""What every distillation detector shares: validation, training, thresholds, maps, state."""
+"""What every distillation detector shares: parameters, training, thresholds."""
 
 from __future__ import annotations
 
 import copy
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike
-from sklearn.base import BaseEstimator, OutlierMixin, _fit_context
+from sklearn.base import _fit_context
 from sklearn.utils import Tags
-from sklearn.utils._param_validation import (
-    Interval,
-    StrOptions,
-    validate_parameter_constraints,
-)
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
-from torch import Tensor, nn
+from torch import nn
 
 from skmkd._backend import (
+    PRECISIONS,
     draw_seed,
     forked_rng,
     plain_arithmetic,
-    portable_state,
     private_generator,
     resolve_device,
-    restored_device,
+    resolve_precision,
 )
 from skmkd._distillation import Terms, distill, divergence, settle_batch_norm
-from skmkd._localization import localization_maps, resize_map
+from skmkd._feature_cache import byte_budget, feature_cache
+from skmkd._inference import BaseInference
+from skmkd._observation import Batch, Read
 from skmkd._preprocessing import (
     Preprocessing,
-    fixed_batches,
     mild_augmentation,
     resized_shape,
     shuffled_batches,
@@ -45,22 +42,16 @@ from skmkd._sources import IDENTITY, build_source
 from skmkd._thresholds import check_fpr, conformal_threshold, training_threshold
 from skmkd._validation import Images, check_images
 
-INFERENCE_PIXELS = {"cpu": 2**15, "cuda": 2**20, "mps": 2**20}  # a batch; enough to fill a device
 MAP_THRESHOLD_IMAGES = 256  # training images, evenly spaced, whose maps set map_offset_
 
-Maps = np.ndarray | list[np.ndarray]
 
+class BaseDistillationDetector(BaseInference):
+    """Fit a student to what a frozen source sees in normal images.
 
-class BaseDistillationDetector(OutlierMixin, BaseEstimator):
-    """Fit, score and localize with a frozen source and a student that learns from it.
-
-    A detector says what its student is (`_build_student`), what it learns (`_terms`), how
-    anomalous an image is (`_anomaly`) and where (`_attribution`); the rest is here.
+    A detector says what its student is (`_build_student`) and what it learns (`_terms`), beside
+    what `BaseInference` asks of it; the rest is here.
     """
 
-    _localization_methods: ClassVar[tuple[str, ...]]
-    _localization_defaults: ClassVar[dict[str, Any]]
-    _localization_constraints: ClassVar[dict[str, list[Any]]]
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "source": [str, nn.Module],
         "source_weights": [str, os.PathLike, Mapping, None],
@@ -83,26 +74,21 @@ class BaseDistillationDetector(OutlierMixin, BaseEstimator):
         "localization_params": [dict, None],
         "smoothing_sigma": [Interval(Real, 0, None, closed="left")],
         "opening_size": [Interval(Integral, 1, None, closed="left")],
+        "cache": [StrOptions({"auto"}), Interval(Integral, 0, None, closed="left"), None],
+        "memory": [str, os.PathLike, HasMethods(["cache"]), None],
         "device": [str],
+        "precision": [StrOptions({"auto", *PRECISIONS})],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
     }
 
     @abstractmethod
-    def _build_student(self, source: Any, first_batch: Tensor, seed: int) -> None:
+    def _build_student(self, source: Any, first_batch: Batch, seed: int) -> None:
         """Set the student, as ``cloner_``, and what it needs to know of the first batch."""
 
     @abstractmethod
-    def _terms(self, images: Tensor) -> Terms:
+    def _terms(self, batch: Batch) -> Terms:
         """Return the loss terms of every image of a training batch."""
-
-    @abstractmethod
-    def _anomaly(self, images: Tensor) -> Tensor:
-        """Return the anomaly score (n,) of every image, higher = more anomalous."""
-
-    @abstractmethod
-    def _attribution(self, images: Tensor, method: str) -> Tensor:
-        """Return the raw attribution (n, H, W) of every image, higher = more anomalous."""
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(
@@ -149,51 +135,80 @@ class BaseDistillationDetector(OutlierMixin, BaseEstimator):
         images = check_images(self, X, reset=True)
         size = resized_shape(self.image_size)
         self.device_ = resolve_device(self.device)
+        self.precision_ = resolve_precision(self.precision, self.device_)
         self._seed = draw_seed(self.random_state)
-        generator = private_generator(self._seed)
         with plain_arithmetic(True, self.device_), forked_rng(self._seed, self.device_):
             source = build_source(
                 self.source, self.source_weights, self.critical_layers, size, self.device_,
-                self._seed,
+                self.precision_, self._seed,
             )  # fmt: skip
             self.source_ = source.network
             self.critical_layers_ = tuple(s.layer for s in source.stages if s.critical)
             normalization = IDENTITY if self.normalization is None else source.normalization
             self._prepare = Preprocessing(size, self.pixel_range_, *normalization)
-            batches = partial(self._training_batches, images, generator)
-            self._build_student(source, next(iter(batches())), self._seed)
-            self.loss_curve_ = distill(
-                self.cloner_,
-                batches,
-                self._terms,
-                learning_rate=self.learning_rate,
-                max_iter=self.max_iter,
-                tol=self.tol,
-                n_iter_no_change=self.n_iter_no_change,
-                after_epoch=partial(self._show, callback, images) if callback else None,
-                verbose=self.verbose,
-            )
-            self.n_iter_ = len(self.loss_curve_["total"])
-            self._settle(images)
-            self._set_thresholds(images)
+            with self._cached(images) as read:
+                epoch = self._epochs(read, len(images))
+                self._build_student(source, next(epoch()), self._seed)
+                self.loss_curve_ = distill(
+                    self.cloner_,
+                    epoch,
+                    self._terms,
+                    learning_rate=self.learning_rate,
+                    max_iter=self.max_iter,
+                    tol=self.tol,
+                    n_iter_no_change=self.n_iter_no_change,
+                    after_epoch=partial(self._show, callback, read, images) if callback else None,
+                    verbose=self.verbose,
+                )
+                self.n_iter_ = len(self.loss_curve_["total"])
+                self._settle(read, images)
+                self._set_thresholds(read, images)
 
-    def _settle(self, images: Images) -> None:
+    def _cached(self, images: Images) -> AbstractContextManager[Read]:
+        """Serve the training images and what the source sees in them."""
+        budget = byte_budget(self.cache)
+        if self.augmentation is not None:
+            budget = None
+            if self.verbose >= 1:
+                print("Augmented images differ in every epoch, so no feature is cached.")
+        anew = partial(self._observer(recall=False), images)
+        return feature_cache(
+            self._reader(images), anew, len(images), self._batch_size, budget, self.verbose
+        )
+
+    def _epochs(self, read: Read, n_images: int) -> Callable[[], Iterator[Batch]]:
+        """Return what gives the batches of one more epoch at every call."""
+        generator = private_generator(self._seed)
+        observer = self._observer(recall=False)
+
+        def epoch() -> Iterator[Batch]:
+            for indices in shuffled_batches(n_images, self.batch_size, generator):
+                batch = read(indices)
+                if self.augmentation is not None:
+                    batch = observer.batch(mild_augmentation(batch.images, generator))
+                yield batch
+
+        return epoch
+
+    def _settle(self, read: Read, images: Images) -> None:
         """Bring the student's batch norms up to date; training goes on as if nothing was."""
         generator = private_generator(self._seed)
-        batches = shuffled_batches(images, self._tensor, self.batch_size, generator)
-        settle_batch_norm(self.cloner_, batches)
+        batches = shuffled_batches(len(images), self.batch_size, generator)
+        settle_batch_norm(self.cloner_, (read(indices).images for indices in batches))
 
-    def _show(self, callback: Callable[[Self, int], Any], images: Images, epoch: int) -> None:
-        self._settle(images)
+    def _show(
+        self, callback: Callable[[Self, int], Any], read: Read, images: Images, epoch: int
+    ) -> None:
+        self._settle(read, images)
         callback(self, epoch)
 
-    def _set_thresholds(self, images: Images) -> None:
+    def _set_thresholds(self, read: Read, images: Images) -> None:
         """Put the allowed share of training images on the far side of both thresholds."""
-        scores = self._score(images)
+        scores = self._score(read, len(images))
         if not np.isfinite(scores).all():
             raise ValueError(divergence(self.n_iter_, self.learning_rate))
         chosen = np.linspace(0, len(images) - 1, min(len(images), MAP_THRESHOLD_IMAGES))
-        maxima = self._map_maxima(images, chosen.astype(int).tolist())
+        maxima = self._map_maxima(read, images, chosen.astype(int).tolist())
         self._set_offsets(
             training_threshold(-scores, self.contamination),
             training_threshold(maxima, self.contamination),
@@ -233,170 +248,11 @@ class BaseDistillationDetector(OutlierMixin, BaseEstimator):
         check_is_fitted(self)
         images = check_images(self, X, reset=False)
         check_fpr(fpr, len(images))
-        scores, maxima = self._score(images), self._map_maxima(images, range(len(images)))
+        read = self._reader(images)
+        scores = self._score(read, len(images))
+        maxima = self._map_maxima(read, images, range(len(images)))
         self._set_offsets(conformal_threshold(-scores, fpr), conformal_threshold(maxima, fpr))
         return self
-
-    def score_samples(self, X: ArrayLike | Sequence[ArrayLike]) -> np.ndarray:
-        """Say how normal each image is.
-
-        Parameters
-        ----------
-        X : array-like or list of array-like
-            Images as in `fit`, of the same channels, kind of number and pixel range; arrays of
-            the same size, too.
-
-        Returns
-        -------
-        scores : ndarray of shape (n,), float64
-            The negative anomaly score: higher = more normal.
-
-        Raises
-        ------
-        NotFittedError
-            If the detector is not fitted.
-        ValueError
-            If X is not as described.
-        """
-        check_is_fitted(self)
-        return self._score(check_images(self, X, reset=False))
-
-    def decision_function(self, X: ArrayLike | Sequence[ArrayLike]) -> np.ndarray:
-        """Say how far on the normal side of the threshold each image is.
-
-        Parameters
-        ----------
-        X : array-like or list of array-like
-            Images as in `score_samples`.
-
-        Returns
-        -------
-        decision : ndarray of shape (n,), float64
-            ``score_samples(X) - offset_``: higher = more normal, negative = anomaly.
-        """
-        return self.score_samples(X) - self.offset_
-
-    def predict(self, X: ArrayLike | Sequence[ArrayLike]) -> np.ndarray:
-        """Tell normal images from anomalies.
-
-        Parameters
-        ----------
-        X : array-like or list of array-like
-            Images as in `score_samples`.
-
-        Returns
-        -------
-        labels : ndarray of shape (n,), int
-            +1 for normal images, -1 for anomalies.
-        """
-        return np.where(self.decision_function(X) < 0, -1, 1)
-
-    def localize(self, X: ArrayLike | Sequence[ArrayLike], method: str | None = None) -> Maps:
-        """Map where each image is anomalous.
-
-        Parameters
-        ----------
-        X : array-like or list of array-like
-            Images as in `score_samples`.
-        method : str, default=None
-            One of the methods of the parameter `localization`; None takes that parameter's.
-
-        Returns
-        -------
-        maps : ndarray of shape (n, H, W), or list of n ndarrays of shape (H, W); float32
-            Localization maps of the images' own sizes, higher = more anomalous; a list if X is a
-            list of arrays.
-
-        Raises
-        ------
-        NotFittedError
-            If the detector is not fitted.
-        ValueError
-            If X is not as described or there is no such method.
-        """
-        check_is_fitted(self)
-        method = self.localization if method is None else method
-        if method not in self._localization_methods:
-            raise ValueError(
-                f"method must be one of {', '.join(self._localization_methods)}, or None; got "
-                f"{method!r}."
-            )
-        self._localization_options()
-        images = check_images(self, X, reset=False)
-        maps = self._maps(images, range(len(images)), method)
-        if not images.of_one_size:
-            return list(maps)
-        first = next(maps)
-        stacked = np.empty((len(images), *first.shape), dtype=np.float32)
-        stacked[0] = first
-        for i, single in enumerate(maps, start=1):
-            stacked[i] = single
-        return stacked
-
-    def predict_mask(self, X: ArrayLike | Sequence[ArrayLike]) -> Maps:
-        """Mark the anomalous pixels of each image.
-
-        Parameters
-        ----------
-        X : array-like or list of array-like
-            Images as in `score_samples`.
-
-        Returns
-        -------
-        masks : ndarray of shape (n, H, W), or list of n ndarrays of shape (H, W); bool
-            Where the localization map exceeds ``map_offset_``: True = anomalous.
-
-        Raises
-        ------
-        NotFittedError
-            If the detector is not fitted.
-        ValueError
-            If X is not as described, or the parameters that make maps were changed since
-            ``map_offset_`` was set.
-        """
-        check_is_fitted(self)
-        if self._map_settings() != self._calibrated_for:
-            raise ValueError(
-                f"map_offset_ holds for maps made with {self._calibrated_for}; they are now made "
-                f"with {self._map_settings()}. Call calibrate or fit again."
-            )
-        maps = self.localize(X)
-        if isinstance(maps, list):
-            return [single > self.map_offset_ for single in maps]
-        return maps > self.map_offset_
-
-    def _score(self, images: Images) -> np.ndarray:
-        scores = np.empty(len(images), dtype=np.float64)
-        with plain_arithmetic(False, self.device_):
-            for indices, batch in self._inference_batches(images, range(len(images))):
-                scores[indices] = -self._anomaly(batch)[: len(indices)].cpu().numpy()
-        return scores
-
-    def _maps(self, images: Images, indices: Sequence[int], method: str) -> Iterator[np.ndarray]:
-        for chosen, batch in self._inference_batches(images, indices):
-            with plain_arithmetic(False, self.device_):
-                raw = self._attribution(batch, method)[: len(chosen)].cpu().numpy()
-            finished = localization_maps(raw, self.smoothing_sigma, self.opening_size)
-            for single, size in zip(finished, images.sizes(chosen), strict=True):
-                yield resize_map(single, size)
-
-    def _map_maxima(self, images: Images, indices: Sequence[int]) -> list[float]:
-        return [float(m.max()) for m in self._maps(images, indices, self.localization)]
-
-    def _training_batches(self, images: Images, generator: torch.Generator) -> Iterator[Tensor]:
-        for batch in shuffled_batches(images, self._tensor, self.batch_size, generator):
-            yield batch if self.augmentation is None else mild_augmentation(batch, generator)
-
-    def _inference_batches(
-        self, images: Images, indices: Sequence[int]
-    ) -> Iterable[tuple[Sequence[int], Tensor]]:
-        height, width = self._prepare.size
-        n = max(1, INFERENCE_PIXELS.get(self.device_.type, 2**15) // (height * width))
-        return fixed_batches(images, self._tensor, indices, n)
-
-    def _tensor(self, images: Sequence[np.ndarray]) -> Tensor:
-        with plain_arithmetic(False, self.device_):
-            return self._prepare(images).to(self.device_, memory_format=torch.channels_last)
 
     def _check_options(self) -> None:
         """Check what the limits of single parameters cannot say."""
@@ -404,34 +260,7 @@ class BaseDistillationDetector(OutlierMixin, BaseEstimator):
             raise ValueError(f"opening_size must be odd; got {self.opening_size}.")
         self._localization_options()
 
-    def _localization_options(self) -> dict[str, Any]:
-        """Return the checked options of the localization methods, defaults filled in."""
-        given = self.localization_params or {}
-        if unknown := set(given) - set(self._localization_defaults):
-            raise ValueError(
-                f"localization_params must be among {sorted(self._localization_defaults)}; got "
-                f"{sorted(unknown)}."
-            )
-        constraints = self._localization_constraints
-        validate_parameter_constraints(constraints, given, caller_name="localization_params")
-        return self._localization_defaults | given
-
-    def _map_settings(self) -> dict[str, Any]:
-        """Return what a localization map and thus the threshold for its pixels depends on."""
-        names = ("localization", "localization_params", "smoothing_sigma", "opening_size")
-        return {name: getattr(self, name) for name in names}
-
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
         return tags
-
-    def __getstate__(self) -> dict[str, Any]:
-        return portable_state(super().__getstate__())
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        if "device_" in state:
-            self.device_ = restored_device(self.device_)
-            self.source_.to(self.device_)
-            self.cloner_.to(self.device_)

@@ -11,13 +11,15 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from skmkd._observation import Batch
+
 Terms = dict[str, Tensor]  # "total", which is minimised, and its parts; each of shape (n,)
 
 
 def distill(
     student: nn.Module,
-    batches: Callable[[], Iterable[Tensor]],
-    terms: Callable[[Tensor], Terms],
+    batches: Callable[[], Iterable[Batch]],
+    terms: Callable[[Batch], Terms],
     *,
     learning_rate: float,
     max_iter: int,
@@ -127,8 +129,8 @@ class Convergence:
 
 def _train_epoch(
     student: nn.Module,
-    batches: Iterable[Tensor],
-    terms: Callable[[Tensor], Terms],
+    batches: Iterable[Batch],
+    terms: Callable[[Batch], Terms],
     optimizer: torch.optim.Optimizer,
 ) -> dict[str, float]:
     """Take one step a batch; return the mean of every term over the epoch's images."""

@@ -1,8 +1,8 @@
-"""Checked images become normalised tensors, in batches that do not depend on one another."""
+"""Checked images become normalised tensors, their order shuffled, augmented if wanted."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from math import ceil
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
-from skmkd._validation import Images, PixelRange
+from skmkd._validation import PixelRange
 
 MAX_ROTATION = 20.0  # degrees; this and the scales are MKD's for small sets (section 4.2.3)
 SCALES = (0.9, 1.05)
@@ -99,34 +99,11 @@ def mild_augmentation(images: Tensor, generator: torch.Generator) -> Tensor:
     return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
 
 
-def shuffled_batches(
-    images: Images,
-    prepare: Callable[[Sequence[np.ndarray]], Tensor],
-    batch_size: int,
-    generator: torch.Generator,
-) -> Iterator[Tensor]:
-    """Yield all images once, in random order, in batches of near-equal size.
+def shuffled_batches(n_images: int, batch_size: int, generator: torch.Generator) -> list[list[int]]:
+    """Split the indices of all images, in random order, into batches of near-equal size.
 
     No batch holds a single image: batch norm could not learn from it.
     """
-    n_batches = max(1, min(ceil(len(images) / batch_size), len(images) // 2))
-    order = torch.randperm(len(images), generator=generator).numpy()
-    for indices in np.array_split(order, n_batches):
-        yield prepare(images[indices])
-
-
-def fixed_batches(
-    images: Images,
-    prepare: Callable[[Sequence[np.ndarray]], Tensor],
-    indices: Sequence[int],
-    batch_size: int,
-) -> Iterator[tuple[Sequence[int], Tensor]]:
-    """Yield indices and their images in order, the last batch padded to the common size.
-
-    With every batch of one size, a score does not depend on how many images came with it.
-    """
-    for start in range(0, len(indices), batch_size):
-        chosen = indices[start : start + batch_size]
-        batch = prepare(images[chosen])
-        padding = batch[-1:].expand(batch_size - len(chosen), -1, -1, -1)
-        yield chosen, torch.cat([batch, padding])
+    n_batches = max(1, min(ceil(n_images / batch_size), n_images // 2))
+    order = torch.randperm(n_images, generator=generator).numpy()
+    return [indices.tolist() for indices in np.array_split(order, n_batches)]

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights, list_models
 
-from skmkd._backend import forked_rng, place
+from skmkd._backend import forked_rng, in_precision, place
 from skmkd._critical_layers import Stage, Survey, tap
 
 BUNDLED_SOURCE, BUNDLED_FILE = "vgg16", "vgg16_imagenet_fp16.pt"
@@ -63,9 +63,10 @@ def build_source(
     critical_layers: str | int | Sequence[str],
     image_size: tuple[int, int],
     device: torch.device,
+    precision: str,
     seed: int,
 ) -> Source:
-    """Build the frozen source network, tapped at its critical layers.
+    """Build the frozen source network, tapped at its critical layers, to compute in a precision.
 
     Raises
     ------
@@ -82,7 +83,8 @@ def build_source(
     tapped = tap(network, layers)
     if state is not None:
         _load_state(tapped, state)
-    return Source(place(tapped.requires_grad_(False), device), stages, normalization)
+    placed = place(tapped.requires_grad_(False), device)
+    return Source(in_precision(placed, precision, frozen=True), stages, normalization)
 
 
 # Nothing below ever falls back to random weights

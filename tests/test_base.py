@@ -411,7 +411,11 @@ def test_parameter_has_an_effect(detector, images, parameters):
 
 def test_no_normalization_hands_over_pixels_from_0_to_1(images):
     detector = tiny_detector(normalization=None, image_size=(20, 24)).fit(images)
-    assert_allclose(detector._tensor(list(images)).permute(0, 2, 3, 1), images / 255, atol=1e-6)
+    assert_allclose(
+        detector._observer(recall=False).tensor(list(images)).permute(0, 2, 3, 1),
+        images / 255,
+        atol=1e-6,
+    )
 
 
 @pytest.mark.parametrize(

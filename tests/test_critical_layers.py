@@ -12,7 +12,7 @@ from skmkd._sources import build_source
 
 
 def build(source, weights="auto", layers="auto", size=(32, 32)):
-    return build_source(source, weights, layers, size, torch.device("cpu"), 0)
+    return build_source(source, weights, layers, size, torch.device("cpu"), "float32", 0)
 
 
 def critical(source):

@@ -155,7 +155,7 @@ def test_source_that_is_not_finite(images):
 def test_maps_use_the_score_layers(images):
     detector = tiny_detector(score_layers=["features.2"], smoothing_sigma=0, opening_size=1)
     detector.set_params(image_size=(20, 24)).fit(images)
-    batch = detector._tensor(list(images))
+    batch = detector._observer(recall=False).tensor(list(images))
     with torch.no_grad():
         source, cloner = detector.source_(batch), detector.cloner_(batch)
         expected = feature_discrepancy(source, cloner, ["features.2"], (20, 24), 0.0, 1.0)

@@ -20,8 +20,8 @@ from skmkd import MKDDetector
 ROOT = Path(__file__).parents[1]
 ORDER = [
     "_backend", "_validation", "_preprocessing", "_discrepancy", "_critical_layers", "_sources",
-    "_cloners", "_distillation", "_attribution", "_localization", "_thresholds", "_base",
-    "_detector", "__init__",
+    "_observation", "_feature_cache", "_cloners", "_distillation", "_attribution",
+    "_localization", "_thresholds", "_inference", "_base", "_detector", "__init__",
 ]  # fmt: skip
 
 
@@ -119,7 +119,7 @@ def test_built_wheel_carries_weights_and_types(tmp_path):
         "import torch, skmkd, skmkd._sources as sources\n"
         f"assert skmkd.__file__.startswith({str(target)!r})\n"
         "size, cpu = (32, 32), torch.device('cpu')\n"
-        "sources.build_source('vgg16', 'bundled', 'auto', size, cpu, 0)\n"
+        "sources.build_source('vgg16', 'bundled', 'auto', size, cpu, 'float32', 0)\n"
     )
     run = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(target)!r})\n{program}"]
     subprocess.run(run, cwd=tmp_path, check=True)

@@ -9,7 +9,6 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from skmkd._preprocessing import (
     Preprocessing,
-    fixed_batches,
     mild_augmentation,
     over_white,
     resized_shape,
@@ -17,7 +16,7 @@ from skmkd._preprocessing import (
     shuffled_batches,
 )
 from skmkd._sources import IDENTITY, IMAGENET
-from skmkd._validation import Images, PixelRange
+from skmkd._validation import PixelRange
 
 BYTES = PixelRange(0, 255, "uint8")
 
@@ -147,21 +146,11 @@ def test_augmentation_leaves_no_dark_corners():
 
 @pytest.mark.parametrize(("n", "batch_size"), [(65, 64), (3, 2), (5, 1), (2, 64), (130, 64)])
 def test_shuffled_batches_hold_every_image_once_and_none_alone(n, batch_size):
-    images = Images(np.arange(n, dtype=np.float64).reshape(n, 1), (1, 1, 1))
-    batches = list(shuffled_batches(images, np.array, batch_size, torch.Generator().manual_seed(0)))
+    batches = shuffled_batches(n, batch_size, torch.Generator().manual_seed(0))
     sizes = [len(batch) for batch in batches]
     assert min(sizes) >= 2
     assert max(sizes) - min(sizes) <= 1
     assert max(sizes) <= max(batch_size, 3)
-    order = np.concatenate(batches).ravel()
+    order = np.concatenate(batches)
     assert_array_equal(np.sort(order), np.arange(n))
     assert n < 5 or (order != np.arange(n)).any()
-
-
-def test_fixed_batches_pad_the_tail():
-    images = Images(np.arange(10, dtype=np.float64).reshape(10, 1), (1, 1, 1))
-    batches = list(
-        fixed_batches(images, prepare((1, 1), PixelRange(0, 1, "float")), [1, 3, 5, 7, 9], 2)
-    )
-    assert [list(indices) for indices, _ in batches] == [[1, 3], [5, 7], [9]]
-    assert [batch[:, 0, 0, 0].tolist() for _, batch in batches] == [[1, 3], [5, 7], [9, 9]]

@@ -21,7 +21,7 @@ VGG_LAYERS = ["features.9", "features.16", "features.23", "features.30"]
 
 
 def build(source, weights="auto", layers="auto", size=(32, 32), seed=0):
-    return build_source(source, weights, layers, size, CPU, seed)
+    return build_source(source, weights, layers, size, CPU, "float32", seed)
 
 
 def critical(source):

@@ -1,0 +1,232 @@
+"""What a fitted detector answers: scores, labels, maps and masks, computed in a stream."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import ArrayLike
+from sklearn.base import BaseEstimator, OutlierMixin
+from sklearn.utils._param_validation import validate_parameter_constraints
+from sklearn.utils.validation import check_is_fitted, check_memory
+from torch import Tensor
+
+from skmkd._backend import plain_arithmetic, portable_state, restored_device
+from skmkd._localization import localization_maps, resize_map
+from skmkd._observation import Batch, Observer, Read, Recall, batch_size, fixed_batches
+from skmkd._validation import Images, check_images
+
+Maps = np.ndarray | list[np.ndarray]
+
+
+class BaseInference(OutlierMixin, BaseEstimator):
+    """Score and localize with the networks of a fitted detector.
+
+    A detector says how anomalous an image is (`_anomaly`) and where (`_attribution`).
+    """
+
+    _localization_methods: ClassVar[tuple[str, ...]]
+    _localization_defaults: ClassVar[dict[str, Any]]
+    _localization_constraints: ClassVar[dict[str, list[Any]]]
+
+    @abstractmethod
+    def _anomaly(self, batch: Batch) -> Tensor:
+        """Return the anomaly score (n,) of every image, higher = more anomalous."""
+
+    @abstractmethod
+    def _attribution(self, batch: Batch, method: str) -> Tensor:
+        """Return the raw attribution (n, H, W) of every image, higher = more anomalous."""
+
+    def score_samples(self, X: ArrayLike | Sequence[ArrayLike]) -> np.ndarray:
+        """Say how normal each image is.
+
+        Parameters
+        ----------
+        X : array-like or list of array-like
+            Images as in `fit`, of the same channels, kind of number and pixel range; arrays of
+            the same size, too.
+
+        Returns
+        -------
+        scores : ndarray of shape (n,), float64
+            The negative anomaly score: higher = more normal.
+
+        Raises
+        ------
+        NotFittedError
+            If the detector is not fitted.
+        ValueError
+            If X is not as described.
+        """
+        check_is_fitted(self)
+        images = check_images(self, X, reset=False)
+        return self._score(self._reader(images), len(images))
+
+    def decision_function(self, X: ArrayLike | Sequence[ArrayLike]) -> np.ndarray:
+        """Say how far on the normal side of the threshold each image is.
+
+        Parameters
+        ----------
+        X : array-like or list of array-like
+            Images as in `score_samples`.
+
+        Returns
+        -------
+        decision : ndarray of shape (n,), float64
+            ``score_samples(X) - offset_``: higher = more normal, negative = anomaly.
+        """
+        return self.score_samples(X) - self.offset_
+
+    def predict(self, X: ArrayLike | Sequence[ArrayLike]) -> np.ndarray:
+        """Tell normal images from anomalies.
+
+        Parameters
+        ----------
+        X : array-like or list of array-like
+            Images as in `score_samples`.
+
+        Returns
+        -------
+        labels : ndarray of shape (n,), int
+            +1 for normal images, -1 for anomalies.
+        """
+        return np.where(self.decision_function(X) < 0, -1, 1)
+
+    def localize(self, X: ArrayLike | Sequence[ArrayLike], method: str | None = None) -> Maps:
+        """Map where each image is anomalous.
+
+        Parameters
+        ----------
+        X : array-like or list of array-like
+            Images as in `score_samples`.
+        method : str, default=None
+            One of the methods of the parameter `localization`; None takes that parameter's.
+
+        Returns
+        -------
+        maps : ndarray of shape (n, H, W), or list of n ndarrays of shape (H, W); float32
+            Localization maps of the images' own sizes, higher = more anomalous; a list if X is a
+            list of arrays.
+
+        Raises
+        ------
+        NotFittedError
+            If the detector is not fitted.
+        ValueError
+            If X is not as described or there is no such method.
+        """
+        check_is_fitted(self)
+        method = self.localization if method is None else method
+        if method not in self._localization_methods:
+            raise ValueError(
+                f"method must be one of {', '.join(self._localization_methods)}, or None; got "
+                f"{method!r}."
+            )
+        self._localization_options()
+        images = check_images(self, X, reset=False)
+        maps = self._maps(self._reader(images), images, range(len(images)), method)
+        if not images.of_one_size:
+            return list(maps)
+        first = next(maps)
+        stacked = np.empty((len(images), *first.shape), dtype=np.float32)
+        stacked[0] = first
+        for i, single in enumerate(maps, start=1):
+            stacked[i] = single
+        return stacked
+
+    def predict_mask(self, X: ArrayLike | Sequence[ArrayLike]) -> Maps:
+        """Mark the anomalous pixels of each image.
+
+        Parameters
+        ----------
+        X : array-like or list of array-like
+            Images as in `score_samples`.
+
+        Returns
+        -------
+        masks : ndarray of shape (n, H, W), or list of n ndarrays of shape (H, W); bool
+            Where the localization map exceeds ``map_offset_``: True = anomalous.
+
+        Raises
+        ------
+        NotFittedError
+            If the detector is not fitted.
+        ValueError
+            If X is not as described, or the parameters that make maps were changed since
+            ``map_offset_`` was set.
+        """
+        check_is_fitted(self)
+        if self._map_settings() != self._calibrated_for:
+            raise ValueError(
+                f"map_offset_ holds for maps made with {self._calibrated_for}; they are now made "
+                f"with {self._map_settings()}. Call calibrate or fit again."
+            )
+        maps = self.localize(X)
+        if isinstance(maps, list):
+            return [single > self.map_offset_ for single in maps]
+        return maps > self.map_offset_
+
+    def _observer(self, *, recall: bool) -> Observer:
+        """Return what reads images; `recall` goes through the store that `memory` names."""
+        look = self.source_
+        if recall and self.memory is not None:
+            conditions = f"{self.precision_} {self.device_.type}"
+            look = Recall(self.source_, check_memory(self.memory), conditions)
+        return Observer(self._prepare, look, self.device_, self._batch_size)
+
+    @property
+    def _batch_size(self) -> int:
+        return batch_size(self._prepare.size, self.device_, self.precision_)
+
+    def _reader(self, images: Images) -> Read:
+        return partial(self._observer(recall=True), images)
+
+    def _score(self, read: Read, n_images: int) -> np.ndarray:
+        scores = np.empty(n_images, dtype=np.float64)
+        for chosen, batch in fixed_batches(read, range(n_images), self._batch_size):
+            with plain_arithmetic(False, self.device_):
+                scores[chosen] = -self._anomaly(batch)[: len(chosen)].cpu().numpy()
+        return scores
+
+    def _maps(
+        self, read: Read, images: Images, indices: Sequence[int], method: str
+    ) -> Iterator[np.ndarray]:
+        for chosen, batch in fixed_batches(read, indices, self._batch_size):
+            with plain_arithmetic(False, self.device_):
+                raw = self._attribution(batch, method)[: len(chosen)].cpu().numpy()
+            finished = localization_maps(raw, self.smoothing_sigma, self.opening_size)
+            for single, size in zip(finished, images.sizes(chosen), strict=True):
+                yield resize_map(single, size)
+
+    def _map_maxima(self, read: Read, images: Images, indices: Sequence[int]) -> list[float]:
+        return [float(m.max()) for m in self._maps(read, images, indices, self.localization)]
+
+    def _localization_options(self) -> dict[str, Any]:
+        """Return the checked options of the localization methods, defaults filled in."""
+        given = self.localization_params or {}
+        if unknown := set(given) - set(self._localization_defaults):
+            raise ValueError(
+                f"localization_params must be among {sorted(self._localization_defaults)}; got "
+                f"{sorted(unknown)}."
+            )
+        constraints = self._localization_constraints
+        validate_parameter_constraints(constraints, given, caller_name="localization_params")
+        return self._localization_defaults | given
+
+    def _map_settings(self) -> dict[str, Any]:
+        """Return what a localization map and thus the threshold for its pixels depends on."""
+        names = ("localization", "localization_params", "smoothing_sigma", "opening_size")
+        return {name: getattr(self, name) for name in names}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return portable_state(super().__getstate__())
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "device_" in state:
+            self.device_ = restored_device(state["device_"])
+            self.source_.to(self.device_)
+            self.cloner_.to(self.device_)
