@@ -123,27 +123,23 @@ def place(network: nn.Module, device: torch.device) -> nn.Module:
 
 
 class BFloat16(nn.Module):
-    """A network whose products are computed in bfloat16, whatever mode surrounds it."""
+    """A frozen network whose products are computed in bfloat16, whatever mode surrounds it.
+
+    Its convolutions and matrices are stored in it, too; what is no product keeps the precision
+    that autocast finds it needs.
+    """
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.network = network
-
-    def forward(self, images: torch.Tensor) -> Any:
-        """Run the network under autocast; what is no product keeps the precision it needs."""
-        with torch.autocast(images.device.type, torch.bfloat16):
-            return self.network(images)
-
-
-def in_precision(network: nn.Module, precision: str, *, frozen: bool) -> nn.Module:
-    """Let a network compute in a precision; weights that are frozen are stored in it, too."""
-    if precision == "float32":
-        return network
-    if frozen:
         for module in network.modules():
             if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):
                 module.to(torch.bfloat16)
-    return BFloat16(network)
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> Any:
+        """Run the network."""
+        with torch.autocast(images.device.type, torch.bfloat16):
+            return self.network(images)
 
 
 def portable_state(state: dict[str, Any]) -> dict[str, Any]:

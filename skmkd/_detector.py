@@ -15,7 +15,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor, nn
 
 from skmkd._attribution import feature_discrepancy, gradient, guided_backprop, smooth_grad
-from skmkd._backend import in_precision, place, private_generator
+from skmkd._backend import place, private_generator
 from skmkd._base import BaseDistillationDetector
 from skmkd._cloners import build_cloner, cloner_blocks
 from skmkd._discrepancy import Features, balancing_weight, discrepancies, total_discrepancy
@@ -113,9 +113,9 @@ class MKDDetector(BaseDistillationDetector):
     device : str, default="auto"
         "auto" or a torch device, such as "cpu", "cuda:0" or "mps".
     precision : {"auto", "float32", "bfloat16"}, default="auto"
-        What both networks compute in. "auto" is "bfloat16" where the hardware computes in it
+        What the source computes in. "auto" is "bfloat16" where the hardware computes in it
         (processors with AVX512-BF16 or AMX, CUDA devices of capability 8.0 and more), and
-        "float32" elsewhere. Discrepancies, training weights and scores are float32 or better.
+        "float32" elsewhere. The cloner and all discrepancies are float32.
     random_state : int, RandomState instance or None, default=None
         Seed of the cloner's weights, the order of images, augmentation and noise. None takes a
         fresh one, and leaves numpy's global generator alone.
@@ -150,8 +150,8 @@ class MKDDetector(BaseDistillationDetector):
     device_ : torch.device
         Where the networks are.
     precision_ : str
-        What they compute in, here and on any other machine, so that thresholds keep their
-        meaning; bfloat16 is very slow on hardware without it.
+        What the source computes in, here and on any other machine, so that thresholds keep
+        their meaning; bfloat16 is slow on hardware without it.
     n_features_in_ : int
         H * W * C; only if X was an array.
     feature_names_in_ : ndarray of shape (n_features_in_,)
@@ -299,7 +299,7 @@ class MKDDetector(BaseDistillationDetector):
             cloner = build_cloner(blocks, size, private_generator(seed))
         if not any(p.requires_grad for p in cloner.parameters()):
             raise ValueError("cloner must have a parameter that requires a gradient.")
-        self.cloner_ = in_precision(place(cloner, self.device_), self.precision_, frozen=False)
+        self.cloner_ = place(cloner, self.device_)
         with torch.no_grad():
             untrained = copy.deepcopy(self.cloner_).train()(first_batch.images)
             _check_activations(untrained, target)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -174,7 +175,9 @@ class BaseInference(OutlierMixin, BaseEstimator):
         look = self.source_
         if recall and self.memory is not None:
             conditions = f"{self.precision_} {self.device_.type}"
-            look = Recall(self.source_, check_memory(self.memory), conditions)
+            place = self.memory
+            store = check_memory(os.fspath(place) if isinstance(place, os.PathLike) else place)
+            look = Recall(self.source_, store, conditions)
         return Observer(self._prepare, look, self.device_, self._batch_size)
 
     @property

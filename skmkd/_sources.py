@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights, list_models
 
-from skmkd._backend import forked_rng, in_precision, place
+from skmkd._backend import BFloat16, forked_rng, place
 from skmkd._critical_layers import Stage, Survey, tap
 
 BUNDLED_SOURCE, BUNDLED_FILE = "vgg16", "vgg16_imagenet_fp16.pt"
@@ -84,7 +84,8 @@ def build_source(
     if state is not None:
         _load_state(tapped, state)
     placed = place(tapped.requires_grad_(False), device)
-    return Source(in_precision(placed, precision, frozen=True), stages, normalization)
+    lowered = BFloat16(placed) if precision == "bfloat16" else placed
+    return Source(lowered, stages, normalization)
 
 
 # Nothing below ever falls back to random weights

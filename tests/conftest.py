@@ -46,6 +46,18 @@ def _restore(arrays: dict[str, np.ndarray], training: bool, differentiable: list
     return source
 
 
+class Counting(nn.Module):
+    """A source that notes how many images come with each pass."""
+
+    def __init__(self, source: nn.Module, passes: list[int] | None = None) -> None:
+        super().__init__()
+        self.source, self.passes = source, [] if passes is None else passes
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        self.passes.append(len(images))
+        return self.source(images)
+
+
 def tiny_detector(**parameters) -> MKDDetector:
     """Return a detector that fits in well under a second."""
     defaults = {
@@ -57,6 +69,15 @@ def tiny_detector(**parameters) -> MKDDetector:
         "random_state": 0,
     }
     return MKDDetector(**(defaults | parameters))
+
+
+def smooth_and_noisy(n_normal=30, n_anomalous=10, seed=0):
+    """Synthetic images (n, 16, 16, 3): gradients in brightness are normal, noise is not."""
+    rng = np.random.default_rng(seed)
+    ramp = np.linspace(0, 1, 16)[:, None, None] * rng.random((n_normal, 1, 1, 3))
+    normal = np.broadcast_to(ramp, (n_normal, 16, 16, 3)) + 0.02 * rng.random((n_normal, 16, 16, 3))
+    X = np.concatenate([normal / 1.02, rng.random((n_anomalous, 16, 16, 3))])
+    return X, np.repeat([1, -1], [n_normal, n_anomalous])
 
 
 @pytest.fixture

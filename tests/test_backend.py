@@ -1,17 +1,24 @@
 from __future__ import annotations
 
+import os
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from skmkd._backend import (
+    BFloat16,
+    available_memory,
     draw_seed,
     forked_rng,
     plain_arithmetic,
     portable_state,
     private_generator,
     resolve_device,
+    resolve_precision,
     restored_device,
 )
 
@@ -77,3 +84,74 @@ def test_plain_arithmetic_whatever_the_caller_is_in(outer, gradients):
 def test_portable_state_leaves_alone_what_is_on_the_cpu():
     network = nn.Linear(1, 1)
     assert portable_state({"a": 1, "network": network}) == {"a": 1, "network": network}
+
+
+def test_precision_is_as_named_or_what_the_hardware_computes_in(monkeypatch):
+    cpu, cuda, mps = (torch.device(name) for name in ("cpu", "cuda", "mps"))
+    for name in ("float32", "bfloat16"):
+        assert resolve_precision(name, cpu) == name
+    for flags, expected in [
+        ({"avx512_bf16": True, "amx_bf16": False}, "bfloat16"),
+        ({"amx_bf16": True}, "bfloat16"),
+        ({"avx512_bf16": False, "avx2": True}, "float32"),
+        ({}, "float32"),
+    ]:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda flags=flags: flags, raising=False)
+        assert resolve_precision("auto", cpu) == expected
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert resolve_precision("auto", cpu) == "float32"
+    for capability, expected in [((8, 0), "bfloat16"), ((9, 0), "bfloat16"), ((7, 5), "float32")]:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
+        assert resolve_precision("auto", cuda) == expected
+    assert resolve_precision("auto", mps) == "float32"
+
+
+def test_available_memory_is_what_the_system_says():
+    meminfo = Path("/proc/meminfo").read_text()
+    total = int(re.search(r"MemTotal:\s+(\d+)", meminfo).group(1)) * 1024
+    assert 0 < available_memory() < total
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"meminfo": "MemTotal: 90 kB\nMemAvailable: 50 kB\n"}, 50 * 1024),
+        (
+            {"meminfo": "MemAvailable: 50 kB\n", "memory.max": "max\n", "memory.current": "7\n"},
+            51200,
+        ),
+        ({"meminfo": "MemAvailable: 50 kB\n", "memory.max": "900", "memory.current": "300"}, 600),
+        ({"meminfo": "MemAvailable: 50 kB\n", "memory.max": "300", "memory.current": "900"}, 0),
+        ({"meminfo": "MemTotal: 90 kB\n"}, "half"),
+        ({}, "half"),
+    ],
+)
+def test_available_memory_within_a_container_or_without_proc(monkeypatch, files, expected):
+    def read_text(path):
+        if path.name not in files:
+            raise FileNotFoundError(path)
+        return files[path.name]
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    if expected == "half":
+        expected = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    assert available_memory() == expected
+    if not files:
+        monkeypatch.delattr(os, "sysconf")
+        assert available_memory() == 2**31
+
+
+def test_bfloat16_rounds_products_only_and_stores_the_weights():
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    network.eval().requires_grad_(False)
+    images = torch.randn(4, 3, 9, 9, generator=torch.Generator().manual_seed(0))
+    expected = network(images)
+    lowered = BFloat16(network)
+    for mode in (torch.autocast("cpu", enabled=False), torch.autocast("cpu", torch.bfloat16)):
+        with mode:
+            got = lowered(images)
+        assert got.dtype == torch.bfloat16
+        distance = (got.float() - expected).norm() / expected.norm()
+        assert 0 < distance < 0.01
+    assert network[0].weight.dtype == network[3].bias.dtype == torch.bfloat16
+    assert network[1].weight.dtype == torch.float32

@@ -1,35 +1,28 @@
 from __future__ import annotations
 
 import pickle
-import subprocess
-import sys
+import shutil
 import warnings
+from collections import namedtuple
 from math import ceil
-from pathlib import Path
 
+import joblib
 import numpy as np
 import pytest
 import torch
-from conftest import TinySource, tiny_detector
+from conftest import Counting, TinySource, smooth_and_noisy, tiny_detector
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import clone
 from sklearn.ensemble import IsolationForest
-from sklearn.exceptions import ConvergenceWarning, NotFittedError
-from sklearn.metrics import roc_auc_score
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
+from skmkd import _base as base
+from skmkd._backend import resolve_precision
+
 METHODS = ["gradient", "smooth_grad", "guided_backprop", "discrepancy"]
-
-
-def smooth_and_noisy(n_normal=30, n_anomalous=10, seed=0):
-    """Synthetic images (n, 16, 16, 3): gradients in brightness are normal, noise is not."""
-    rng = np.random.default_rng(seed)
-    ramp = np.linspace(0, 1, 16)[:, None, None] * rng.random((n_normal, 1, 1, 3))
-    normal = np.broadcast_to(ramp, (n_normal, 16, 16, 3)) + 0.02 * rng.random((n_normal, 16, 16, 3))
-    X = np.concatenate([normal / 1.02, rng.random((n_anomalous, 16, 16, 3))])
-    return X, np.repeat([1, -1], [n_normal, n_anomalous])
 
 
 # What scikit-learn's suite checks on rows, checked on images
@@ -55,36 +48,6 @@ def test_no_seed_gives_another_cloner_every_time(images):
     assert (first.score_samples(images) != second.score_samples(images)).all()
 
 
-def test_pickle_in_a_fresh_process(detector, images, tmp_path):
-    (tmp_path / "detector.pkl").write_bytes(pickle.dumps(detector))
-    np.save(tmp_path / "images.npy", images)
-    program = (
-        "import pickle, numpy as np\n"
-        "detector = pickle.load(open('detector.pkl', 'rb'))\n"
-        "images = np.load('images.npy')\n"
-        "np.save('scores.npy', detector.score_samples(images))\n"
-        "np.save('maps.npy', detector.localize(images))\n"
-    )
-    paths = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-    subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path += {paths}\n{program}"],
-        cwd=tmp_path,
-        check=True,
-    )
-    assert_allclose(np.load(tmp_path / "scores.npy"), detector.score_samples(images), rtol=1e-6)
-    assert_allclose(np.load(tmp_path / "maps.npy"), detector.localize(images), rtol=1e-4)
-
-
-def test_scores_depend_neither_on_order_nor_on_neighbours(detector, images):
-    scores = detector.score_samples(images)
-    order = np.random.default_rng(0).permutation(len(images))
-    assert_allclose(detector.score_samples(images[order]), scores[order], rtol=1e-7)
-    alone = np.concatenate([detector.score_samples(image[None]) for image in images])
-    assert_allclose(alone, scores, rtol=1e-7)
-    many = np.concatenate([images] * 20)
-    assert_allclose(detector.score_samples(many), np.tile(scores, 20), rtol=1e-7)
-
-
 def test_input_is_not_modified(images):
     before = images.copy()
     detector = tiny_detector(augmentation="mild").fit(images)
@@ -92,16 +55,6 @@ def test_input_is_not_modified(images):
     for method in METHODS:
         detector.localize(images, method)
     assert_array_equal(images, before)
-
-
-def test_scores_are_float64_higher_for_normal_images():
-    X, y = smooth_and_noisy()
-    detector = tiny_detector(max_iter=60).fit(X[y == 1][:20])
-    scores = detector.score_samples(X)
-    assert scores.dtype == np.float64
-    assert roc_auc_score(y, scores) > 0.95
-    assert_array_equal(detector.decision_function(X), scores - detector.offset_)
-    assert_array_equal(detector.predict(X), np.where(scores >= detector.offset_, 1, -1))
 
 
 def test_fit_predict_and_y_are_what_outlier_detectors_make_of_them(images):
@@ -116,12 +69,6 @@ def test_contamination_is_the_share_of_training_images_below_the_threshold(image
         assert (detector.predict(images) == -1).sum() == outliers
         marked = detector.predict_mask(images).any((1, 2)).sum()
         assert marked == outliers
-
-
-def test_not_fitted(images):
-    for method in ("score_samples", "predict", "decision_function", "localize", "calibrate"):
-        with pytest.raises(NotFittedError):
-            getattr(tiny_detector(), method)(images)
 
 
 # In scikit-learn's tools
@@ -189,18 +136,6 @@ def test_floats_with_a_range_of_their_own(images):
     assert_allclose(detector.score_samples(shifted), scores, rtol=1e-4)
 
 
-def test_scores_of_two_sizes_of_list_and_array(detector, images):
-    scores = detector.score_samples([images[0], images[1][:10]])
-    assert_allclose(scores[0], detector.score_samples(images[:1])[0], rtol=1e-6)
-    assert scores[1] != detector.score_samples(images[1:2])[0]
-
-
-def test_memory_map(detector, images, tmp_path):
-    np.save(tmp_path / "images.npy", images)
-    X = np.load(tmp_path / "images.npy", mmap_mode="r")
-    assert_array_equal(tiny_detector().fit(X).score_samples(X), detector.score_samples(images))
-
-
 def test_rectangular_image_size(images):
     maps = tiny_detector(image_size=(12, 20)).fit(images).localize(images)
     assert maps.shape == images.shape[:3]
@@ -210,40 +145,6 @@ def test_fit_on_a_list_after_an_array_forgets_the_array_s_features(detector, ima
     detector.fit(list(images))
     assert not hasattr(detector, "n_features_in_")
     assert detector.image_shape_ == (None, None, 3)
-
-
-# Maps
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_maps_have_the_images_own_sizes(detector, images, method):
-    maps = detector.localize(images, method)
-    assert maps.shape == images.shape[:3]
-    assert maps.dtype == np.float32
-    assert (maps >= 0).all()
-    assert maps.any()
-    listed = detector.localize([images[0], images[1][:7], images[2][:, :9]], method)
-    assert [single.shape for single in listed] == [(20, 24), (7, 24), (20, 9)]
-    assert_allclose(listed[0], maps[0], rtol=1e-4, atol=1e-7)
-
-
-def test_default_method_is_the_parameter_s(images):
-    detector = tiny_detector(localization="discrepancy").fit(images)
-    assert_array_equal(detector.localize(images), detector.localize(images, "discrepancy"))
-    assert (detector.localize(images) != detector.localize(images, "gradient")).any()
-
-
-def test_masks_are_maps_above_their_threshold(detector, images):
-    masks, maps = detector.predict_mask(images), detector.localize(images)
-    assert masks.dtype == bool
-    assert_array_equal(masks, maps > detector.map_offset_)
-    for mask, single in zip(detector.predict_mask(list(images)), masks, strict=True):
-        assert_array_equal(mask, single)
-
-
-def test_unknown_method(detector, images):
-    with pytest.raises(ValueError, match="method must be one of gradient, .*got 'gradcam'"):
-        detector.localize(images, method="gradcam")
 
 
 # Calibration
@@ -285,14 +186,6 @@ def test_failed_calibration_changes_nothing(detector, images):
     assert vars(detector) == before
 
 
-def test_masks_ask_for_a_threshold_of_the_maps_at_hand(detector, images):
-    detector.set_params(localization="discrepancy")
-    with pytest.raises(ValueError, match=r"'gradient'.*'discrepancy'.*Call calibrate"):
-        detector.predict_mask(images)
-    detector.calibrate(images, fpr=0.1)
-    assert detector.predict_mask(images).shape == images.shape[:3]
-
-
 # State
 
 
@@ -314,13 +207,6 @@ def test_global_state_is_left_alone(images):
     assert_array_equal(np.random.get_state()[1], generator)
     assert torch.get_num_threads() == threads
     assert torch.get_default_dtype() == torch.float32
-
-
-def test_answers_do_not_depend_on_the_caller_s_mode(detector, images):
-    scores, maps = detector.score_samples(images), detector.localize(images)
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        assert_array_equal(tiny_detector().fit(images).score_samples(images), scores)
-        assert_array_equal(detector.localize(images), maps)
 
 
 def test_default_dtype_of_the_caller_does_not_matter(detector, images):
@@ -387,15 +273,6 @@ def test_callback_scores_at_every_epoch(images):
     assert_array_equal(unwatched.score_samples(images), detector.score_samples(images))
 
 
-def test_moved_state_keeps_the_device(detector, images):
-    assert detector.device_ == torch.device("cpu") or torch.cuda.is_available()
-    state = detector.__getstate__()
-    state["device_"] = torch.device("cuda", torch.cuda.device_count())  # one that is not here
-    moved = object.__new__(type(detector))
-    moved.__setstate__(state)
-    assert_array_equal(moved.score_samples(images), detector.score_samples(images))
-
-
 # Parameters
 
 
@@ -416,24 +293,6 @@ def test_no_normalization_hands_over_pixels_from_0_to_1(images):
         images / 255,
         atol=1e-6,
     )
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"n_samples": 0}, "'n_samples' parameter of localization_params .* Got 0"),
-        ({"n_samples": 2.5}, "'n_samples' parameter of localization_params .* Got 2.5"),
-        ({"noise": "a"}, "'noise' parameter of localization_params .* Got 'a'"),
-        ({"value": None}, "'value' parameter of localization_params"),
-        ({"zz": 1}, r"must be among .* got \['zz'\]"),
-    ],
-)
-def test_bad_localization_options(detector, images, options, message):
-    with pytest.raises(ValueError, match=message):
-        tiny_detector(localization_params=options).fit(images)
-    detector.set_params(localization_params=options)
-    with pytest.raises(ValueError, match=message):
-        detector.localize(images)
 
 
 def test_loss_curve_and_convergence(images):
@@ -516,3 +375,126 @@ def test_source_module_is_not_touched(images):
     assert source.training
     assert all(p.requires_grad and p.grad is None for p in source.parameters())
     assert all(torch.equal(t, before[name]) for name, t in source.state_dict().items())
+
+
+# The source, computed once
+
+
+@pytest.fixture
+def looks(monkeypatch):
+    """The sizes of all batches that any source sees from now on."""
+    build, seen = base.build_source, []
+
+    def counted(*arguments):
+        source = build(*arguments)
+        return source._replace(network=Counting(source.network, seen))
+
+    monkeypatch.setattr(base, "build_source", counted)
+    return seen
+
+
+@pytest.mark.parametrize("cache", ["auto", 10**9, 0], ids=["auto", "memory", "disk"])
+def test_training_asks_the_source_once_and_learns_the_same(images, looks, cache):
+    uncached = tiny_detector(max_iter=5, batch_size=5, cache=None).fit(images)
+    passes = len(looks)
+    looks.clear()
+    cached = tiny_detector(max_iter=5, batch_size=5, cache=cache).fit(images)
+    assert len(looks) == 1  # the twelve images fit into one batch
+    assert passes > 5
+    for term, curve in uncached.loss_curve_.items():
+        assert_allclose(cached.loss_curve_[term], curve, rtol=1e-5)
+    assert_allclose(cached.score_samples(images), uncached.score_samples(images), rtol=1e-5)
+    assert_allclose(cached.offset_, uncached.offset_, rtol=1e-5)
+    assert_allclose(cached.map_offset_, uncached.map_offset_, rtol=1e-4)
+
+
+def test_cached_scores_of_training_images_are_those_of_score_samples(images):
+    detector = tiny_detector(contamination=0.5).fit(images)
+    assert detector.offset_ == np.quantile(detector.score_samples(images), 0.5)
+
+
+def test_augmentation_sets_the_cache_aside_and_says_so_when_asked(images, looks, capsys):
+    detector = tiny_detector(augmentation="mild", max_iter=3)
+    detector.fit(images)
+    assert capsys.readouterr().out == ""
+    assert len(looks) > 3
+    detector.set_params(verbose=1).fit(images)
+    assert "no feature is cached" in capsys.readouterr().out
+
+
+def test_cache_that_the_disk_cannot_hold(images, monkeypatch):
+    expected = tiny_detector().fit(images).score_samples(images)
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, 100))
+    with pytest.warns(UserWarning, match="feature cache was given up"):
+        detector = tiny_detector(cache=0).fit(images)
+    assert_allclose(detector.score_samples(images), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("as_path", [True, False])
+def test_memory_shares_the_source_between_fits_and_calls(images, looks, tmp_path, as_path):
+    memory = tmp_path if as_path else joblib.Memory(tmp_path, verbose=0)
+    expected = tiny_detector().fit(images)
+    plain = expected.score_samples(images)
+    maps = expected.localize(images)
+    looks.clear()
+    detector = tiny_detector(memory=memory).fit(images)
+    assert len(looks) == 1
+    assert_array_equal(detector.score_samples(images), plain)
+    assert_array_equal(detector.localize(images), maps)
+    for change in ({"direction_weight": 3.0}, {"critical_layers": 1}, {"max_iter": 3}):
+        detector.set_params(**change).fit(images)
+    assert len(looks) == 1
+    detector.score_samples(images[::-1].copy())
+    assert len(looks) == 2
+    detector.set_params(image_size=8).fit(images)
+    assert len(looks) == 3
+
+
+def test_memory_holds_one_entry_for_a_batch_and_layer_whatever_is_trained(images, tmp_path):
+    for augmentation, cache in [(None, "auto"), ("mild", "auto"), (None, None)]:
+        tiny_detector(
+            memory=tmp_path, augmentation=augmentation, cache=cache, batch_size=5, max_iter=3
+        ).fit(images)
+    entries = list(tmp_path.rglob("output.pkl"))
+    assert len(entries) == 2  # one batch, two layers
+
+
+def test_grid_search_shares_the_source_between_processes(tmp_path):
+    X, y = smooth_and_noisy()
+    folds = list(StratifiedKFold(3, shuffle=True, random_state=0).split(X, y))
+    normal_only = [(train[y[train] == 1], test) for train, test in folds]
+    scores = {}
+    for n_jobs, memory in [(1, None), (2, str(tmp_path))]:
+        search = GridSearchCV(
+            tiny_detector(memory=memory),
+            {"direction_weight": [0.5, "auto"], "critical_layers": [1, 2]},
+            scoring="roc_auc",
+            cv=normal_only,
+            n_jobs=n_jobs,
+            error_score="raise",
+            refit=False,
+        ).fit(X, y)
+        scores[n_jobs] = search.cv_results_["mean_test_score"]
+    assert_allclose(scores[2], scores[1], rtol=1e-3)
+    assert len(list(tmp_path.rglob("output.pkl"))) == 2 * (3 + 3)  # layers; folds to learn and test
+
+
+@pytest.mark.parametrize("cache", ["auto", 0, None])
+def test_bfloat16_source_keeps_its_precision_everywhere(images, cache, tmp_path):
+    detector = tiny_detector(precision="bfloat16", cache=cache, memory=str(tmp_path)).fit(images)
+    assert detector.precision_ == "bfloat16"
+    scores = detector.score_samples(images)
+    restored = pickle.loads(pickle.dumps(detector.set_params(precision="float32")))
+    assert restored.precision_ == "bfloat16"
+    assert_array_equal(restored.score_samples(images), scores)
+    plain = tiny_detector(precision="float32").fit(images).score_samples(images)
+    assert (plain != scores).all()
+    assert_allclose(scores, plain, rtol=0.02)
+    for method in METHODS:
+        assert np.isfinite(restored.localize(images[:2], method)).all()
+
+
+def test_auto_precision_is_the_hardware_s(images):
+    detector = tiny_detector().fit(images)
+    assert detector.precision_ == resolve_precision("auto", detector.device_)

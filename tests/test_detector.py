@@ -5,12 +5,14 @@ import pytest
 import torch
 from conftest import TinySource, tiny_detector
 from numpy.testing import assert_allclose, assert_array_equal
+from scipy.stats import spearmanr
 from skimage import data
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from skmkd import MKDDetector
 from skmkd._attribution import feature_discrepancy
+from skmkd._backend import BFloat16
 from skmkd._discrepancy import discrepancies
 
 POOLS = ["features.2", "features.5"]
@@ -266,3 +268,22 @@ def test_vgg16_gradient_maps_of_a_batch_equal_single_ones():
     for image, single in zip(images, together, strict=True):
         alone = detector.localize(image[None])[0]
         assert_allclose(alone, single, rtol=1e-3, atol=1e-5 * single.max())
+
+
+def test_bfloat16_source_ranks_faces_as_float32_does():
+    images = data.lfw_subset()
+    test, labels = images[70:], np.repeat([1, -1], [30, 100])
+    exact, rounded = (
+        MKDDetector(
+            image_size=32, batch_size=8, max_iter=8, tol=None, random_state=0, precision=precision
+        ).fit(images[:70])
+        for precision in ("float32", "bfloat16")
+    )
+    scores = [detector.score_samples(test) for detector in (exact, rounded)]
+    assert spearmanr(*scores).statistic >= 0.999
+    aurocs = [roc_auc_score(labels, score) for score in scores]
+    assert abs(aurocs[0] - aurocs[1]) <= 0.002
+    for term, curve in exact.loss_curve_.items():
+        assert_allclose(rounded.loss_curve_[term], curve, rtol=0.01)
+    exact.source_ = BFloat16(exact.source_)  # the same cloner, so that training has no part in it
+    assert spearmanr(exact.score_samples(test), scores[0]).statistic >= 0.9998

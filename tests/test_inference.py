@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import smooth_and_noisy, tiny_detector
+from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.exceptions import NotFittedError
+from sklearn.metrics import roc_auc_score
+
+from skmkd import _observation as observation
+from skmkd._validation import check_images
+
+METHODS = ["gradient", "smooth_grad", "guided_backprop", "discrepancy"]
+
+
+def test_pickle_in_a_fresh_process(detector, images, tmp_path):
+    (tmp_path / "detector.pkl").write_bytes(pickle.dumps(detector))
+    np.save(tmp_path / "images.npy", images)
+    program = (
+        "import pickle, numpy as np\n"
+        "detector = pickle.load(open('detector.pkl', 'rb'))\n"
+        "images = np.load('images.npy')\n"
+        "np.save('scores.npy', detector.score_samples(images))\n"
+        "np.save('maps.npy', detector.localize(images))\n"
+    )
+    paths = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path += {paths}\n{program}"],
+        cwd=tmp_path,
+        check=True,
+    )
+    assert_allclose(np.load(tmp_path / "scores.npy"), detector.score_samples(images), rtol=1e-6)
+    assert_allclose(np.load(tmp_path / "maps.npy"), detector.localize(images), rtol=1e-4)
+
+
+def test_scores_depend_neither_on_order_nor_on_neighbours(detector, images):
+    scores = detector.score_samples(images)
+    order = np.random.default_rng(0).permutation(len(images))
+    assert_allclose(detector.score_samples(images[order]), scores[order], rtol=1e-7)
+    alone = np.concatenate([detector.score_samples(image[None]) for image in images])
+    assert_allclose(alone, scores, rtol=1e-7)
+    many = np.concatenate([images] * 20)
+    assert_allclose(detector.score_samples(many), np.tile(scores, 20), rtol=1e-7)
+
+
+def test_scores_are_float64_higher_for_normal_images():
+    X, y = smooth_and_noisy()
+    detector = tiny_detector(max_iter=60).fit(X[y == 1][:20])
+    scores = detector.score_samples(X)
+    assert scores.dtype == np.float64
+    assert roc_auc_score(y, scores) > 0.95
+    assert_array_equal(detector.decision_function(X), scores - detector.offset_)
+    assert_array_equal(detector.predict(X), np.where(scores >= detector.offset_, 1, -1))
+
+
+def test_not_fitted(images):
+    for method in ("score_samples", "predict", "decision_function", "localize", "calibrate"):
+        with pytest.raises(NotFittedError):
+            getattr(tiny_detector(), method)(images)
+
+
+def test_scores_of_two_sizes_of_list_and_array(detector, images):
+    scores = detector.score_samples([images[0], images[1][:10]])
+    assert_allclose(scores[0], detector.score_samples(images[:1])[0], rtol=1e-6)
+    assert scores[1] != detector.score_samples(images[1:2])[0]
+
+
+def test_memory_map(detector, images, tmp_path):
+    np.save(tmp_path / "images.npy", images)
+    X = np.load(tmp_path / "images.npy", mmap_mode="r")
+    assert_array_equal(tiny_detector().fit(X).score_samples(X), detector.score_samples(images))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_maps_have_the_images_own_sizes(detector, images, method):
+    maps = detector.localize(images, method)
+    assert maps.shape == images.shape[:3]
+    assert maps.dtype == np.float32
+    assert (maps >= 0).all()
+    assert maps.any()
+    listed = detector.localize([images[0], images[1][:7], images[2][:, :9]], method)
+    assert [single.shape for single in listed] == [(20, 24), (7, 24), (20, 9)]
+    assert_allclose(listed[0], maps[0], rtol=1e-4, atol=1e-7)
+
+
+def test_default_method_is_the_parameter_s(images):
+    detector = tiny_detector(localization="discrepancy").fit(images)
+    assert_array_equal(detector.localize(images), detector.localize(images, "discrepancy"))
+    assert (detector.localize(images) != detector.localize(images, "gradient")).any()
+
+
+def test_masks_are_maps_above_their_threshold(detector, images):
+    masks, maps = detector.predict_mask(images), detector.localize(images)
+    assert masks.dtype == bool
+    assert_array_equal(masks, maps > detector.map_offset_)
+    for mask, single in zip(detector.predict_mask(list(images)), masks, strict=True):
+        assert_array_equal(mask, single)
+
+
+def test_unknown_method(detector, images):
+    with pytest.raises(ValueError, match="method must be one of gradient, .*got 'gradcam'"):
+        detector.localize(images, method="gradcam")
+
+
+def test_masks_ask_for_a_threshold_of_the_maps_at_hand(detector, images):
+    detector.set_params(localization="discrepancy")
+    with pytest.raises(ValueError, match=r"'gradient'.*'discrepancy'.*Call calibrate"):
+        detector.predict_mask(images)
+    detector.calibrate(images, fpr=0.1)
+    assert detector.predict_mask(images).shape == images.shape[:3]
+
+
+def test_answers_do_not_depend_on_the_caller_s_mode(detector, images):
+    scores, maps = detector.score_samples(images), detector.localize(images)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        assert_array_equal(tiny_detector().fit(images).score_samples(images), scores)
+        assert_array_equal(detector.localize(images), maps)
+
+
+def test_moved_state_keeps_the_device(detector, images):
+    assert detector.device_ == torch.device("cpu") or torch.cuda.is_available()
+    state = detector.__getstate__()
+    state["device_"] = torch.device("cuda", torch.cuda.device_count())  # one that is not here
+    moved = object.__new__(type(detector))
+    moved.__setstate__(state)
+    assert_array_equal(moved.score_samples(images), detector.score_samples(images))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_samples": 0}, "'n_samples' parameter of localization_params .* Got 0"),
+        ({"n_samples": 2.5}, "'n_samples' parameter of localization_params .* Got 2.5"),
+        ({"noise": "a"}, "'noise' parameter of localization_params .* Got 'a'"),
+        ({"value": None}, "'value' parameter of localization_params"),
+        ({"zz": 1}, r"must be among .* got \['zz'\]"),
+    ],
+)
+def test_bad_localization_options(detector, images, options, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_detector(localization_params=options).fit(images)
+    detector.set_params(localization_params=options)
+    with pytest.raises(ValueError, match=message):
+        detector.localize(images)
+
+
+class Sliceable:
+    """Images that are made when asked for, and how many were asked for and let go."""
+
+    def __init__(self, n):
+        self.shape, self.dtype, self.ndim = (n, 20, 24, 3), np.dtype(np.uint8), 4
+        self.alive = self.most = 0
+
+    def __len__(self):
+        return self.shape[0]
+
+    def __getitem__(self, index):
+        image = np.random.default_rng(index).integers(0, 256, self.shape[1:], dtype=np.uint8)
+        self.alive += 1
+        self.most = max(self.most, self.alive)
+        weakref.finalize(image, self._let_go)
+        return image
+
+    def _let_go(self):
+        self.alive -= 1
+
+
+def test_scoring_and_maps_stream_over_anything_that_can_be_indexed(detector, monkeypatch):
+    monkeypatch.setitem(observation.BATCH_PIXELS, ("cpu", "float32"), 4 * 16 * 16)
+    X = Sliceable(60)
+    scores = detector.score_samples(X)
+    assert X.most <= 8  # images; a batch holds four
+    few = np.stack([X[i] for i in range(60)])
+    assert_array_equal(scores, detector.score_samples(few))
+    X.most = 0
+    images = check_images(detector, X, reset=False)
+    reader = detector._reader(images)
+    for _ in detector._maps(reader, images, range(60), "gradient"):
+        pass
+    assert X.most <= 8
+
+
+def test_gradients_need_no_graph_through_the_source(detector, images, monkeypatch):
+    modes = []
+    observer = detector._observer(recall=False)
+    forward = detector.source_.forward
+
+    def watched(x):
+        modes.append((torch.is_grad_enabled(), x.requires_grad))
+        return forward(x)
+
+    monkeypatch.setattr(detector.source_, "forward", watched)
+    detector.localize(images, "gradient")
+    assert observer.batch_size >= len(images)
+    assert modes == [(False, False)]  # one batch, one pass
