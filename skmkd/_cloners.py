@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from itertools import pairwise
 from math import log2
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from skmkd._critical_layers import Stage
 from skmkd._discrepancy import Features
 
 COMPACT_WIDTH = 16  # channels of every convolution that no critical layer has to match
+PIECE_BYTES = 2**24  # of a convolution's output, computed at once on a CPU
 SHALLOW_DEPTH, DEEP_DEPTH = 2, 3  # convolutions a block: VGG-16's, up to a stride of 4 and past it
 
 
@@ -99,10 +100,26 @@ def _block(channels: int, grid: tuple[int, int], block: Block) -> nn.Sequential:
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise((channels, *block.widths)):
         layers += [_convolution(inputs, outputs), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
-    layers[-2:] = [_pool(grid, block.grid)]
-    if not block.signed:
-        layers.append(nn.ReLU(inplace=True))
-    return nn.Sequential(*layers)
+    tail = [layers[-3], _pool(grid, block.grid), *([] if block.signed else [layers[-1]])]
+    return nn.Sequential(*layers[:-3], _Piecewise(*tail))
+
+
+class _Piecewise(nn.Sequential):
+    """A convolution and what follows, run on pieces of a batch: images are apart here.
+
+    A batch's activations before the pool are the largest of all. The C library of Linux maps
+    fresh memory for each tensor past 32 MiB and returns it at once, which takes longer than to
+    compute its numbers.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute the whole batch."""
+        run, convolution = super().forward, cast(nn.Conv2d, self[0])
+        size = convolution.out_channels * images[0, 0].numel() * images.element_size()
+        n = max(1, PIECE_BYTES // size)
+        if len(images) <= n or images.device.type != "cpu":
+            return run(images)
+        return torch.cat([run(piece) for piece in images.split(n)])
 
 
 def _convolution(inputs: int, outputs: int) -> nn.Conv2d:

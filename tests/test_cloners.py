@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torchvision.models import get_model
 
+from skmkd import _cloners
 from skmkd._cloners import Block, Cloner, build_cloner, cloner_blocks
 from skmkd._critical_layers import Stage, Survey
 
@@ -39,7 +40,10 @@ def test_fewer_critical_layers_keep_the_depth():
 
 def test_units_of_a_block():
     cloner = Cloner(cloner_blocks(stages("vgg16", (32, 32)), (32, 32), "compact"), (32, 32))
-    names = [[type(unit).__name__ for unit in block] for block in cloner.blocks]
+    names = [
+        [type(unit).__name__ for unit in block.modules() if not list(unit.children())]
+        for block in cloner.blocks
+    ]
     shallow = ["Conv2d", "BatchNorm2d", "ReLU", "Conv2d", "MaxPool2d", "ReLU"]
     assert names == [shallow] * 2 + [["Conv2d", "BatchNorm2d", "ReLU", *shallow]] * 3
     for module in cloner.modules():
@@ -86,7 +90,7 @@ def test_signed_layers_end_without_a_relu():
 def test_pool_before_relu_is_relu_before_pool():
     blocks = [Block((4, 8), (4, 4), "a")]
     cloner = build_cloner(blocks, (8, 8), torch.Generator().manual_seed(0)).eval()
-    first, norm, relu, second, pool, _ = cloner.blocks[0]
+    first, norm, relu, (second, pool, _) = cloner.blocks[0]
     images = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
     def gradients(output):
@@ -99,6 +103,22 @@ def test_pool_before_relu_is_relu_before_pool():
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("in_training", [True, False])
+def test_a_large_batch_in_pieces_computes_the_same(monkeypatch, in_training):
+    blocks = cloner_blocks(stages("vgg16", (32, 32)), (32, 32), "compact")
+    images = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    results = []
+    for size in (2**24, 2 * 16 * 32 * 32 * 8, 1):  # all at once, two images, one image
+        monkeypatch.setattr(_cloners, "PIECE_BYTES", size)
+        cloner = build_cloner(blocks, (32, 32), torch.Generator().manual_seed(1)).double()
+        features = cloner.train(in_training)(images.double())
+        sum(a.square().sum() for a in features.values()).backward()
+        gradients = [p.grad for p in cloner.parameters()]
+        results.append([*features.values(), *gradients, *cloner.buffers()])
+    for other in results[1:]:
+        torch.testing.assert_close(other, results[0])
+
+
 def test_weights_are_xavier_uniform_from_the_private_generator():
     blocks = cloner_blocks(stages("vgg16", (32, 32)), (32, 32), "compact")
     before = torch.random.get_rng_state()
@@ -108,8 +128,8 @@ def test_weights_are_xavier_uniform_from_the_private_generator():
     assert torch.equal(torch.random.get_rng_state(), before)
     for name, tensor in cloner.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name])
-    last = cloner.blocks[-1][6].weight  # 512 x 16 x 3 x 3
-    assert not torch.equal(last, other.blocks[-1][6].weight)
+    last = cloner.blocks[-1][6][0].weight  # 512 x 16 x 3 x 3
+    assert not torch.equal(last, other.blocks[-1][6][0].weight)
     bound = (6 / ((16 + 512) * 9)) ** 0.5
     assert 0.99 * bound < last.abs().max() <= bound
     assert abs(last.mean()) < 0.02 * bound

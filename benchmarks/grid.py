@@ -1,0 +1,67 @@
+"""How much does ``memory`` save in a grid search?
+
+Run as ``python benchmarks/grid.py``. Six candidates, three folds; each run begins with an empty
+store. Grass among bricks is the anomaly.
+"""
+
+from __future__ import annotations
+
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from timing import medians, parser, report, textures
+
+from skmkd import MKDDetector
+
+GRID = {"direction_weight": [0.1, 1.0, "auto"], "critical_layers": [2, 4]}
+
+
+def search(images: np.ndarray, labels: np.ndarray, max_iter: int, memory: str | None) -> None:
+    """Search the grid; learn from the normal images of each fold."""
+    folds = StratifiedKFold(3, shuffle=True, random_state=0).split(images, labels)
+    GridSearchCV(
+        MKDDetector(image_size=128, max_iter=max_iter, tol=None, random_state=0, memory=memory),
+        GRID,
+        scoring="roc_auc",
+        cv=[(learn[labels[learn] == 1], test) for learn, test in folds],
+        refit=False,
+        error_score="raise",
+    ).fit(images, labels)
+
+
+def main() -> None:
+    """Print one row a number of epochs."""
+    arguments = parser(__doc__, runs=3)
+    arguments.add_argument("--max-iter", type=int, nargs="+", default=[1, 3])
+    given = arguments.parse_args()
+    images = np.concatenate([textures(48, 128, ["brick"]), textures(12, 128, ["grass"])])
+    labels = np.repeat([1, -1], [48, 12])
+    rows = []
+    for max_iter in given.max_iter:
+
+        def stored(max_iter: int = max_iter) -> None:
+            with TemporaryDirectory() as place:
+                search(images, labels, max_iter, place)
+
+        def unstored(max_iter: int = max_iter) -> None:
+            search(images, labels, max_iter, None)
+
+        times = medians({"without": unstored, "with": stored}, given.runs)
+        rows.append(
+            {
+                "candidates": 6,
+                "folds": 3,
+                "images": len(images),
+                "pixels": 128,
+                "epochs": max_iter,
+                "without memory s": times["without"],
+                "with memory s": times["with"],
+                "ratio": times["without"] / times["with"],
+            }
+        )
+    report(__file__, rows, given.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""How much memory do fit and score_samples take at most?
+
+Run as ``python benchmarks/memory.py`` on Linux. Each case runs in a process of its own, which
+watches its anonymous memory (RssAnon): what a memory map holds can be dropped at any time and
+does not count. So that 20,000 images take minutes, scores come from a source that ends at its
+first pool, past which activations only get smaller; ``--layers auto`` takes the whole of it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from timing import parser, report, textures
+
+SIDE = 128
+
+
+def anonymous() -> float:
+    """Return the anonymous memory of this process, in MB."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"RssAnon:\s+(\d+)", status).group(1)) / 1e3
+
+
+@contextmanager
+def watched(result: dict):
+    """Note the peak of the anonymous memory while the context lasts, and what it was before."""
+    result["before MB"] = result["peak MB"] = anonymous()
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.005):
+            result["peak MB"] = max(result["peak MB"], anonymous())
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    yield
+    done.set()
+    thread.join()
+
+
+def score(n: int, layers: str, folder: str) -> dict:
+    """Score n images on disk, the first few over and over; a sparse file would not be read."""
+    from skmkd import MKDDetector
+
+    path = Path(folder) / "images.npy"
+    crops = textures(100, SIDE)
+    images = np.lib.format.open_memmap(path, "w+", np.uint8, (n, SIDE, SIDE, 3))
+    for start in range(0, n, len(crops)):
+        images[start : start + len(crops)] = crops[..., None]
+    images.flush()
+    chosen = "auto" if layers == "auto" else [layers]
+    detector = MKDDetector(critical_layers=chosen, max_iter=1, tol=None, random_state=0)
+    detector.fit(crops[:8, ..., None].repeat(3, axis=3))
+    result = {"work": "score_samples", "images": n}
+    with watched(result):
+        detector.score_samples(np.load(path, mmap_mode="r"))
+    return result
+
+
+def fit(n: int, budget: int) -> dict:
+    """Fit n images within a budget."""
+    from skmkd import MKDDetector
+
+    images = textures(n, SIDE)
+    detector = MKDDetector(cache=budget, max_iter=2, tol=None, random_state=0)
+    result = {"work": "fit", "images": n, "cache MB": budget / 1e6}
+    with watched(result):
+        detector.fit(images)
+    result["peak - cache MB"] = result["peak MB"] - result["cache MB"]
+    return result
+
+
+def alone(function: str, *arguments: object) -> dict:
+    """Run one case in a process of its own."""
+    program = f"import json, memory; print(json.dumps(memory.{function}(*{arguments!r})))"
+    run = [sys.executable, "-c", f"import sys; sys.path.insert(0, {sys.path[0]!r}); {program}"]
+    printed = subprocess.run(run, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return json.loads(printed.splitlines()[-1])
+
+
+def main() -> None:
+    """Print one row a case."""
+    arguments = parser(__doc__, runs=1)
+    arguments.add_argument("--images", type=int, nargs="+", default=[200, 20_000])
+    arguments.add_argument("--layers", default="features.4", help="a layer's name, or auto")
+    given = arguments.parse_args()
+    rows = []
+    for n in given.images:
+        with TemporaryDirectory() as folder:
+            rows.append(alone("score", n, given.layers, folder))
+    rows += [alone("fit", 400, budget) for budget in (10**8, 10**9)]
+    report(__file__, rows, given.output)
+
+
+if __name__ == "__main__":
+    main()

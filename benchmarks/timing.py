@@ -1,0 +1,111 @@
+"""What the benchmarks share: medians of interleaved runs, the machine's peak, tables and JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import skimage
+import torch
+from skimage import data
+from torch.utils.flop_counter import FlopCounterMode
+
+from skmkd import __version__
+from skmkd._backend import resolve_precision
+
+PEAK_SIDE = 2048  # of the square matrices whose product is the machine's peak
+
+
+def parser(description: str | None, runs: int) -> argparse.ArgumentParser:
+    """Return a command line with what every benchmark takes."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--runs", type=int, default=runs, help="runs whose median is taken")
+    parser.add_argument("--output", type=Path, help="JSON file (default: the script's name)")
+    return parser
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    """Time one call."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def medians(works: dict[str, Callable[[], Any]], runs: int) -> dict[str, float]:
+    """Time several works in turn, after one untimed call of each; return their medians."""
+    for work in works.values():
+        work()
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(runs):
+        for name, work in works.items():
+            times[name].append(seconds(work))
+    return {name: median(each) for name, each in times.items()}
+
+
+def product(dtype: torch.dtype) -> Callable[[], Any]:
+    """Return a matrix product of 2 * PEAK_SIDE**3 operations."""
+    generator = torch.Generator().manual_seed(0)
+    left, right = (
+        torch.randn(PEAK_SIDE, PEAK_SIDE, generator=generator).to(dtype) for _ in range(2)
+    )
+    return lambda: left @ right
+
+
+def operations(network: torch.nn.Module, *inputs: Any) -> int:
+    """Count additions and multiplications of one forward pass."""
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        network(*inputs)
+    return counter.get_total_flops()
+
+
+def textures(n: int, side: int, names: Sequence[str] = ("brick", "grass", "gravel")) -> np.ndarray:
+    """Cut n random crops (n, side, side) out of scikit-image's photographs of textures."""
+    rng = np.random.default_rng(0)
+    photographs = [getattr(data, name)() for name in names]
+    crops = []
+    for i in range(n):
+        photograph = photographs[i % len(photographs)]
+        top, left = (rng.integers(0, size - side + 1) for size in photograph.shape)
+        crops.append(photograph[top : top + side, left : left + side])
+    return np.stack(crops)
+
+
+def processor() -> str:
+    """Return the processor's name as the system gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def report(script: str, rows: list[dict[str, Any]], output: Path | None) -> None:
+    """Print rows as a table and write them, with what they were measured on, as JSON."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [[_text(row.get(name, "")) for name in columns] for row in rows]
+    widths = [max(len(c) for c in column) for column in zip(columns, *cells, strict=True)]
+    for line in [columns, *cells]:
+        print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
+    machine = {
+        "processor": processor(),
+        "threads": torch.get_num_threads(),
+        "native precision": resolve_precision("auto", torch.device("cpu")),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "scikit-image": skimage.__version__,
+        "skmkd": __version__,
+    }
+    output = output or Path(script).with_suffix(".json").name
+    Path(output).write_text(json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n")
+
+
+def _text(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
