@@ -1,8 +1,9 @@
 """How much faster is a whole fit than the plain loop?
 
-Run as ``python benchmarks/fit.py``. The plain loop runs a few epochs, before and after the fit,
-and is extrapolated from their median; the fit runs in full, with everything that it includes.
-Fashion-MNIST comes with Debian's package dataset-fashion-mnist.
+Run as ``python benchmarks/fit.py``. The plain loop runs three epochs, one before and two after
+the fit, and is extrapolated from their median; the fit runs in full, with everything that it
+includes, once unless ``--runs`` says more. Fashion-MNIST comes with Debian's package
+dataset-fashion-mnist.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ def compare(name: str, images: np.ndarray, side: int, epochs: int, runs: int) ->
     loop = PlainLoop()
     prepared = loop.prepare(torch.from_numpy(images), side)
     loop.epoch(prepared[:128])
+    MKDDetector(device="cpu", image_size=side, max_iter=1, tol=None).fit(images[:8])
     before = [seconds(lambda: loop.epoch(prepared)) for _ in range(PLAIN_EPOCHS[0])]
-    detector = MKDDetector(image_size=side, max_iter=epochs, tol=None, random_state=0)
+    detector = MKDDetector(device="cpu", image_size=side, max_iter=epochs, tol=None, random_state=0)
     fit = median(seconds(lambda: detector.fit(images)) for _ in range(runs))
     after = [seconds(lambda: loop.epoch(prepared)) for _ in range(PLAIN_EPOCHS[1])]
     plain = median(before + after)
@@ -49,13 +51,17 @@ def main() -> None:
     arguments = parser(__doc__, runs=1)
     arguments.add_argument("--data", type=Path, default="/usr/share/datasets/fashion-mnist")
     arguments.add_argument("--only", choices=["fashion", "texture"])
+    arguments.add_argument("--images", type=int, help="at most so many")
+    arguments.add_argument("--epochs", type=int, help="instead of 51 and 100")
     given = arguments.parse_args()
     rows = []
     if given.only != "texture":
         images, labels = load(given.data, "train")
-        rows.append(compare("Fashion-MNIST, class 0", images[labels == 0], 32, 51, given.runs))
+        images, epochs = images[labels == 0][: given.images], given.epochs or 51
+        rows.append(compare("Fashion-MNIST, class 0", images, 32, epochs, given.runs))
     if given.only != "fashion":
-        rows.append(compare("texture crops", textures(200, 128), 128, 100, given.runs))
+        images, epochs = textures(200, 128)[: given.images], given.epochs or 100
+        rows.append(compare("texture crops", images, 128, epochs, given.runs))
     report(__file__, rows, given.output)
 
 

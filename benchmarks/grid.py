@@ -14,14 +14,23 @@ from timing import medians, parser, report, textures
 
 from skmkd import MKDDetector
 
+NUMBERS = ((48, "brick"), (12, "grass"))
 GRID = {"direction_weight": [0.1, 1.0, "auto"], "critical_layers": [2, 4]}
 
 
 def search(images: np.ndarray, labels: np.ndarray, max_iter: int, memory: str | None) -> None:
     """Search the grid; learn from the normal images of each fold."""
+    side = images.shape[1]
     folds = StratifiedKFold(3, shuffle=True, random_state=0).split(images, labels)
     GridSearchCV(
-        MKDDetector(image_size=128, max_iter=max_iter, tol=None, random_state=0, memory=memory),
+        MKDDetector(
+            device="cpu",
+            image_size=side,
+            max_iter=max_iter,
+            tol=None,
+            random_state=0,
+            memory=memory,
+        ),
         GRID,
         scoring="roc_auc",
         cv=[(learn[labels[learn] == 1], test) for learn, test in folds],
@@ -34,9 +43,11 @@ def main() -> None:
     """Print one row a number of epochs."""
     arguments = parser(__doc__, runs=3)
     arguments.add_argument("--max-iter", type=int, nargs="+", default=[1, 3])
+    arguments.add_argument("--side", type=int, default=128)
     given = arguments.parse_args()
-    images = np.concatenate([textures(48, 128, ["brick"]), textures(12, 128, ["grass"])])
-    labels = np.repeat([1, -1], [48, 12])
+    normal, anomalous = (textures(n, given.side, [name]) for n, name in NUMBERS)
+    images = np.concatenate([normal, anomalous])
+    labels = np.repeat([1, -1], [len(normal), len(anomalous)])
     rows = []
     for max_iter in given.max_iter:
 
@@ -47,13 +58,13 @@ def main() -> None:
         def unstored(max_iter: int = max_iter) -> None:
             search(images, labels, max_iter, None)
 
-        times = medians({"without": unstored, "with": stored}, given.runs)
+        times = medians({"without": unstored, "with": stored}, given.runs, warm_up=False)
         rows.append(
             {
                 "candidates": 6,
                 "folds": 3,
                 "images": len(images),
-                "pixels": 128,
+                "pixels": given.side,
                 "epochs": max_iter,
                 "without memory s": times["without"],
                 "with memory s": times["with"],

@@ -41,9 +41,11 @@ def watched(result: dict):
 
     thread = threading.Thread(target=watch)
     thread.start()
-    yield
-    done.set()
-    thread.join()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def score(n: int, layers: str, folder: str) -> dict:
@@ -54,10 +56,12 @@ def score(n: int, layers: str, folder: str) -> dict:
     crops = textures(100, SIDE)
     images = np.lib.format.open_memmap(path, "w+", np.uint8, (n, SIDE, SIDE, 3))
     for start in range(0, n, len(crops)):
-        images[start : start + len(crops)] = crops[..., None]
+        images[start : start + len(crops)] = crops[: n - start, ..., None]
     images.flush()
     chosen = "auto" if layers == "auto" else [layers]
-    detector = MKDDetector(critical_layers=chosen, max_iter=1, tol=None, random_state=0)
+    detector = MKDDetector(
+        device="cpu", critical_layers=chosen, max_iter=1, tol=None, random_state=0
+    )
     detector.fit(crops[:8, ..., None].repeat(3, axis=3))
     result = {"work": "score_samples", "images": n}
     with watched(result):
@@ -66,11 +70,11 @@ def score(n: int, layers: str, folder: str) -> dict:
 
 
 def fit(n: int, budget: int) -> dict:
-    """Fit n images within a budget."""
+    """Fit n images within a budget; they need 1.15 MB each."""
     from skmkd import MKDDetector
 
     images = textures(n, SIDE)
-    detector = MKDDetector(cache=budget, max_iter=2, tol=None, random_state=0)
+    detector = MKDDetector(device="cpu", cache=budget, max_iter=2, tol=None, random_state=0)
     result = {"work": "fit", "images": n, "cache MB": budget / 1e6}
     with watched(result):
         detector.fit(images)
@@ -88,15 +92,16 @@ def alone(function: str, *arguments: object) -> dict:
 
 def main() -> None:
     """Print one row a case."""
-    arguments = parser(__doc__, runs=1)
+    arguments = parser(__doc__)
     arguments.add_argument("--images", type=int, nargs="+", default=[200, 20_000])
     arguments.add_argument("--layers", default="features.4", help="a layer's name, or auto")
+    arguments.add_argument("--fit", type=int, default=400, help="images to fit")
     given = arguments.parse_args()
     rows = []
     for n in given.images:
         with TemporaryDirectory() as folder:
             rows.append(alone("score", n, given.layers, folder))
-    rows += [alone("fit", 400, budget) for budget in (10**8, 10**9)]
+    rows += [alone("fit", given.fit, given.fit * each) for each in (0, 1_150_000)]  # disk, memory
     report(__file__, rows, given.output)
 
 

@@ -26,7 +26,12 @@ def main() -> None:
     rows = []
     for precision in given.precision:
         detector = MKDDetector(
-            image_size=given.side, max_iter=1, tol=None, precision=precision, random_state=0
+            device="cpu",
+            image_size=given.side,
+            max_iter=1,
+            tol=None,
+            precision=precision,
+            random_state=0,
         ).fit(images[:8])
         if detector.precision_ in {row["precision"] for row in rows}:
             continue

@@ -6,11 +6,14 @@ take at the machine's own float32 matrix product.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from timing import PEAK_SIDE, medians, operations, parser, product, report, textures
 from torch.profiler import ProfilerActivity, profile
 
 from skmkd import MKDDetector
+from skmkd._feature_cache import feature_cache
 from skmkd._validation import Images
 
 BATCH = 64
@@ -18,43 +21,54 @@ BATCH = 64
 
 def main() -> None:
     """Print one row a side, and the operations that take longest."""
-    given = parser(__doc__, runs=9).parse_args()
+    arguments = parser(__doc__, runs=9)
+    arguments.add_argument("--sides", type=int, nargs="+", default=[32, 128])
+    given = arguments.parse_args()
     rows = []
-    for side in (32, 128):
-        images = textures(BATCH, side)
-        detector = MKDDetector(image_size=side, max_iter=1, tol=None, precision="float32")
-        detector.fit(images[:8])
-        observer = detector._observer(recall=False)
-        batch = observer(Images(images, (side, side, 1)), range(BATCH))
-        assert batch.target  # looked up before the clock starts
-        optimizer = torch.optim.Adam(detector.cloner_.parameters())
-        detector.cloner_.train()
+    for side in given.sides:
+        images = textures(2 * BATCH, side)
+        detector = MKDDetector(
+            device="cpu", image_size=side, max_iter=1, tol=None, precision="float32"
+        ).fit(images[:8])
+        cloner, observer = detector.cloner_.train(), detector._observer(recall=False)
+        look = partial(observer, Images(images, (side, side, 1)))
+        optimizer = torch.optim.Adam(cloner.parameters())
+        with feature_cache(look, look, len(images), observer.batch_size, 10**9) as read:
+            chosen = torch.randperm(len(images))[:BATCH].tolist()
 
-        def step(detector=detector, batch=batch, optimizer=optimizer) -> None:
-            optimizer.zero_grad()
-            detector._terms(batch)["total"].mean().backward()
-            optimizer.step()
+            def gather(read=read, chosen=chosen):
+                batch = read(chosen)
+                assert batch.target
+                return batch
 
-        times = medians({"step": step, "product": product(torch.float32)}, given.runs)
-        with torch.no_grad():
-            forward = operations(detector.cloner_, batch.images)
+            def step(gather=gather, detector=detector, optimizer=optimizer):
+                batch = gather()
+                optimizer.zero_grad()
+                detector._terms(batch)["total"].mean().backward()
+                optimizer.step()
+
+            works = {"step": step, "gather": gather, "product": product(torch.float32)}
+            times = medians(works, given.runs)
+            forward = operations(cloner, gather().images)
+            with profile(activities=[ProfilerActivity.CPU]) as profiler:
+                for _ in range(3):
+                    step()
         first = 2 * 9 * 3 * 16 * side * side * BATCH  # whose input needs no gradient
         floor = (3 * forward - first) * times["product"] / (2 * PEAK_SIDE**3)
-        with profile(activities=[ProfilerActivity.CPU]) as profiler:
-            for _ in range(3):
-                step()
         events = sorted(profiler.key_averages(), key=lambda e: -e.self_cpu_time_total)
         whole = sum(event.self_cpu_time_total for event in events)
-        print(f"{side} px: " + ", ".join(
-            f"{e.key} {e.self_cpu_time_total / whole:.0%}" for e in events[:10]
-        ))  # fmt: skip
         rows.append(
             {
                 "images": BATCH,
                 "pixels": side,
                 "step ms": 1e3 * times["step"],
+                "of which gather ms": 1e3 * times["gather"],
                 "floor ms": 1e3 * floor,
                 "step / floor": times["step"] / floor,
+                "longest": ", ".join(
+                    f"{e.key.removeprefix('aten::')} {e.self_cpu_time_total / whole:.0%}"
+                    for e in events[:8]
+                ),
             }
         )
     report(__file__, rows, given.output)

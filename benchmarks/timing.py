@@ -23,10 +23,11 @@ from skmkd._backend import resolve_precision
 PEAK_SIDE = 2048  # of the square matrices whose product is the machine's peak
 
 
-def parser(description: str | None, runs: int) -> argparse.ArgumentParser:
+def parser(description: str | None, runs: int | None = None) -> argparse.ArgumentParser:
     """Return a command line with what every benchmark takes."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--runs", type=int, default=runs, help="runs whose median is taken")
+    if runs is not None:
+        parser.add_argument("--runs", type=int, default=runs, help="runs whose median is taken")
     parser.add_argument("--output", type=Path, help="JSON file (default: the script's name)")
     return parser
 
@@ -38,11 +39,14 @@ def seconds(work: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def medians(works: dict[str, Callable[[], Any]], runs: int) -> dict[str, float]:
+def medians(
+    works: dict[Any, Callable[[], Any]], runs: int, warm_up: bool = True
+) -> dict[Any, float]:
     """Time several works in turn, after one untimed call of each; return their medians."""
-    for work in works.values():
-        work()
-    times: dict[str, list[float]] = {name: [] for name in works}
+    if warm_up:
+        for work in works.values():
+            work()
+    times: dict[Any, list[float]] = {name: [] for name in works}
     for _ in range(runs):
         for name, work in works.items():
             times[name].append(seconds(work))

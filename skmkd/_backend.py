@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,8 @@ CPU = torch.device("cpu")
 PRECISIONS = ("float32", "bfloat16")
 BFLOAT16_CPU = ("avx512_bf16", "amx_bf16")  # instructions without which it is hundreds times slower
 BFLOAT16_CUDA = (8, 0)  # the first capability that computes in it
-UNKNOWN_MEMORY = 2**32  # bytes taken for available where the system does not say
+CGROUPS = Path("/sys/fs/cgroup")
+UNKNOWN_MEMORY = 2**32  # bytes taken for a machine's where the system does not say
 
 
 def resolve_device(device: str) -> torch.device:
@@ -59,19 +61,31 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 
 
 def available_memory() -> int:
-    """Return how many bytes of memory are to be had, within the limit of a container if any."""
+    """Return how many bytes of memory are to be had, within the limits of a Linux container."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         (available,) = (int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
         free = 1024 * available
     except (OSError, ValueError):  # not Linux
         free = _physical_memory() // 2
+    return max(0, min([free, *_left_in_groups()]))
+
+
+def _left_in_groups() -> Iterator[int]:
+    """Yield what each control group (version 2) that this process is in leaves it."""
     try:
-        group = Path("/sys/fs/cgroup")
-        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
-        return max(0, min(free, limit - used))
-    except (OSError, ValueError):  # no limit
-        return free
+        (path,) = re.findall(r"^0::/(.*)$", Path("/proc/self/cgroup").read_text(), re.MULTILINE)
+    except (OSError, ValueError):
+        return
+    inner = CGROUPS / path
+    for group in [inner, *inner.parents[: len(inner.parts) - len(CGROUPS.parts)]]:
+        try:
+            limit, used = (int((group / f"memory.{n}").read_text()) for n in ("max", "current"))
+            content = (group / "memory.stat").read_text()
+            (idle,) = re.findall(r"^inactive_file (\d+)$", content, re.MULTILINE)
+        except (OSError, ValueError):  # no limit
+            continue
+        yield limit - used + int(idle)
 
 
 def _physical_memory() -> int:

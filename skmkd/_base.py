@@ -31,7 +31,7 @@ from skmkd._backend import (
 from skmkd._distillation import Terms, distill, divergence, settle_batch_norm
 from skmkd._feature_cache import byte_budget, feature_cache
 from skmkd._inference import BaseInference
-from skmkd._observation import Batch, Read
+from skmkd._observation import Batch, Read, layer_keys
 from skmkd._preprocessing import (
     Preprocessing,
     mild_augmentation,
@@ -143,6 +143,7 @@ class BaseDistillationDetector(BaseInference):
                 self.precision_, self._seed,
             )  # fmt: skip
             self.source_ = source.network
+            self._layer_keys = None if self.memory is None else layer_keys(self.source_)
             self.critical_layers_ = tuple(s.layer for s in source.stages if s.critical)
             normalization = IDENTITY if self.normalization is None else source.normalization
             self._prepare = Preprocessing(size, self.pixel_range_, *normalization)
@@ -172,9 +173,8 @@ class BaseDistillationDetector(BaseInference):
             if self.verbose >= 1:
                 print("Augmented images differ in every epoch, so no feature is cached.")
         anew = partial(self._observer(recall=False), images)
-        return feature_cache(
-            self._reader(images), anew, len(images), self._batch_size, budget, self.verbose
-        )
+        once = anew if budget is None else self._reader(images)
+        return feature_cache(once, anew, len(images), self._batch_size, budget, self.verbose)
 
     def _epochs(self, read: Read, n_images: int) -> Callable[[], Iterator[Batch]]:
         """Return what gives the batches of one more epoch at every call."""

@@ -51,8 +51,8 @@ def direction_discrepancy(
     if direction == "position":
         return direction_map(source, cloner).flatten(1).mean(1)
     taught, learned = _neurons(source), _neurons(cloner)
-    norms = torch.linalg.vector_norm(taught, dim=1) * torch.linalg.vector_norm(learned, dim=1)
-    return 1 - (taught * learned).sum(1) / norms.clamp_min(SILENCE)
+    norms = [torch.linalg.vector_norm(a, dim=1).clamp_min(SILENCE) for a in (taught, learned)]
+    return 1 - (taught * learned).sum(1) / (norms[0] * norms[1])
 
 
 def discrepancies(

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import IO, Protocol
 
@@ -63,6 +63,8 @@ def feature_cache(
         try:
             read = _fill(once, n_images, batch_size, budget, files, verbose)
         except UnstorableError as error:
+            with suppress(OSError):
+                files.close()  # what was written so far gives its space back
             warnings.warn(
                 f"The feature cache was given up, and the source is computed anew in every epoch: "
                 f"{error}. Raise cache, or set it to None to silence this.",
@@ -113,7 +115,7 @@ class _DiskShelf:
     def rows(self) -> Tensor:
         with _storing():
             self._file.flush()
-        content = np.memmap(self._file, np.uint8, mode="c")
+            content = np.memmap(self._file, np.uint8, mode="r+")  # shared: it takes no memory
         return torch.from_numpy(content).view(self._dtype).view(self._shape)
 
 
@@ -122,7 +124,7 @@ def _storing() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UnstorableError(f"{tempfile.gettempdir()} cannot hold it ({error})") from error
+        raise UnstorableError(f"no temporary file can hold it ({error})") from error
 
 
 def _fill(
@@ -149,11 +151,12 @@ def _make_shelves(
     if size <= budget:
         return {name: _MemoryShelf(n_images, tensor) for name, tensor in rows.items()}
     with _storing():
-        free = shutil.disk_usage(tempfile.gettempdir()).free
+        place = tempfile.gettempdir()
+        free = shutil.disk_usage(place).free
     if size > DISK_SHARE * free:
         raise UnstorableError(
             f"it needs {size / 1e9:.3g} GB, more than cache={budget} bytes of memory and "
-            f"{DISK_SHARE:.0%} of the {free / 1e9:.3g} GB free in {tempfile.gettempdir()}"
+            f"{DISK_SHARE:.0%} of the {free / 1e9:.3g} GB free in {place}"
         )
     return {name: _DiskShelf(n_images, tensor, files) for name, tensor in rows.items()}
 

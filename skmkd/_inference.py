@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import warnings
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -16,8 +17,17 @@ from sklearn.utils.validation import check_is_fitted, check_memory
 from torch import Tensor
 
 from skmkd._backend import plain_arithmetic, portable_state, restored_device
+from skmkd._discrepancy import Features
 from skmkd._localization import localization_maps, resize_map
-from skmkd._observation import Batch, Observer, Read, Recall, batch_size, fixed_batches
+from skmkd._observation import (
+    Batch,
+    Observer,
+    Read,
+    Recall,
+    batch_size,
+    fixed_batches,
+    layer_keys,
+)
 from skmkd._validation import Images, check_images
 
 Maps = np.ndarray | list[np.ndarray]
@@ -172,13 +182,24 @@ class BaseInference(OutlierMixin, BaseEstimator):
 
     def _observer(self, *, recall: bool) -> Observer:
         """Return what reads images; `recall` goes through the store that `memory` names."""
-        look = self.source_
-        if recall and self.memory is not None:
-            conditions = f"{self.precision_} {self.device_.type}"
-            place = self.memory
-            store = check_memory(os.fspath(place) if isinstance(place, os.PathLike) else place)
-            look = Recall(self.source_, store, conditions)
+        look = self._recall() if recall and self.memory is not None else self.source_
         return Observer(self._prepare, look, self.device_, self._batch_size)
+
+    def _recall(self) -> Callable[[Tensor], Features]:
+        """Return the source with the store, or alone if that cannot be opened."""
+        place = os.fspath(self.memory) if isinstance(self.memory, os.PathLike) else self.memory
+        keys = self._layer_keys or layer_keys(self.source_)
+        conditions = f"{self.precision_} {self.device_.type}"
+        try:
+            return Recall(self.source_, keys, check_memory(place), conditions)
+        except OSError as error:
+            warnings.warn(
+                f"memory={self.memory!r} cannot be used, and the source is computed instead: "
+                f"{error}.",
+                UserWarning,
+                stacklevel=2,
+            )
+            return self.source_
 
     @property
     def _batch_size(self) -> int:

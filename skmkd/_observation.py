@@ -140,16 +140,20 @@ class Recall:
     Parameters
     ----------
     source : nn.Module
-        The source, which is a graph or wraps one.
+        The source.
+    keys : dict of str to str
+        Its layers' keys.
     memory : joblib.Memory
         The store.
     conditions : str
         What else activations depend on, such as the precision.
     """
 
-    def __init__(self, source: nn.Module, memory: joblib.Memory, conditions: str) -> None:
+    def __init__(
+        self, source: nn.Module, keys: dict[str, str], memory: joblib.Memory, conditions: str
+    ) -> None:
         self._source = source
-        self._keys = {layer: f"{key} {conditions}" for layer, key in layer_keys(source).items()}
+        self._keys = {layer: f"{key} {conditions}" for layer, key in keys.items()}
         self._recall = memory.cache(_activations, ignore=["see", "layer"])
 
     def __call__(self, images: Tensor) -> Features:
@@ -196,7 +200,8 @@ def _operation(graph_module: fx.GraphModule, node: fx.Node) -> Any:
     """Describe what a node does, by what does not change from process to process."""
     if node.op == "call_module":
         module = graph_module.get_submodule(str(node.target))
-        return repr(module), {name: _plain(t) for name, t in module.state_dict().items()}
+        settings = [(type(m).__qualname__, _settings(m)) for m in module.modules()]
+        return settings, {name: _plain(t) for name, t in module.state_dict().items()}
     if node.op == "get_attr":
         path, _, name = str(node.target).rpartition(".")
         value = getattr(graph_module.get_submodule(path), name)
@@ -204,6 +209,15 @@ def _operation(graph_module: fx.GraphModule, node: fx.Node) -> Any:
     if node.op == "placeholder":
         return node.op
     return getattr(node.target, "__name__", str(node.target))
+
+
+def _settings(module: nn.Module) -> list[tuple[str, str]]:
+    """List the attributes that a module was built with; its repr need not show them all."""
+    return sorted(
+        (name, repr(value))
+        for name, value in vars(module).items()
+        if isinstance(value, (bool, int, float, str, tuple, list, torch.dtype, type(None)))
+    )
 
 
 def _plain(tensor: Tensor) -> np.ndarray:

@@ -66,6 +66,7 @@ def tiny_detector(**parameters) -> MKDDetector:
         "image_size": 16,
         "max_iter": 2,
         "tol": None,
+        "precision": "float32",
         "random_state": 0,
     }
     return MKDDetector(**(defaults | parameters))

@@ -106,39 +106,63 @@ def test_precision_is_as_named_or_what_the_hardware_computes_in(monkeypatch):
     assert resolve_precision("auto", mps) == "float32"
 
 
+@pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="Linux says it there")
 def test_available_memory_is_what_the_system_says():
     meminfo = Path("/proc/meminfo").read_text()
     total = int(re.search(r"MemTotal:\s+(\d+)", meminfo).group(1)) * 1024
     assert 0 < available_memory() < total
 
 
+MEMINFO = {"/proc/meminfo": "MemTotal: 90 kB\nMemAvailable: 50 kB\n"}
+
+
+def group(path, limit, used=300, idle=0):
+    """What the system says of a control group."""
+    return {
+        f"{path}/memory.max": f"{limit}\n",
+        f"{path}/memory.current": f"{used}\n",
+        f"{path}/memory.stat": f"anon 5\ninactive_file {idle}\nactive_file 7\n",
+    }
+
+
+ROOT, INNER = {"/proc/self/cgroup": "0::/\n"}, {"/proc/self/cgroup": "1:cpu:/x\n0::/a/b\n"}
+CG = "/sys/fs/cgroup"
+
+
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
-        ({"meminfo": "MemTotal: 90 kB\nMemAvailable: 50 kB\n"}, 50 * 1024),
-        (
-            {"meminfo": "MemAvailable: 50 kB\n", "memory.max": "max\n", "memory.current": "7\n"},
-            51200,
-        ),
-        ({"meminfo": "MemAvailable: 50 kB\n", "memory.max": "900", "memory.current": "300"}, 600),
-        ({"meminfo": "MemAvailable: 50 kB\n", "memory.max": "300", "memory.current": "900"}, 0),
-        ({"meminfo": "MemTotal: 90 kB\n"}, "half"),
-        ({}, "half"),
+        (MEMINFO, 50 * 1024),
+        (MEMINFO | ROOT | group(CG, "max"), 50 * 1024),
+        (MEMINFO | ROOT | group(CG, 900), 600),
+        (MEMINFO | ROOT | group(CG, 900, idle=200), 800),
+        (MEMINFO | ROOT | group(CG, 300, 900), 0),
+        (MEMINFO | INNER | group(f"{CG}/a/b", "max") | group(f"{CG}/a", 900), 600),
+        (MEMINFO | INNER | group(f"{CG}/a/b", 700) | group(f"{CG}/a", 900), 400),
+        ({"/proc/meminfo": "MemTotal: 90 kB\n"}, 4000),
+        ({}, 4000),
     ],
 )
 def test_available_memory_within_a_container_or_without_proc(monkeypatch, files, expected):
     def read_text(path):
-        if path.name not in files:
+        if path.as_posix() not in files:
             raise FileNotFoundError(path)
-        return files[path.name]
+        return files[path.as_posix()]
 
     monkeypatch.setattr(Path, "read_text", read_text)
-    if expected == "half":
-        expected = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    monkeypatch.setattr(
+        os, "sysconf", {"SC_PHYS_PAGES": 80, "SC_PAGE_SIZE": 100}.__getitem__, raising=False
+    )
     assert available_memory() == expected
-    if not files:
-        monkeypatch.delattr(os, "sysconf")
-        assert available_memory() == 2**31
+
+
+def test_available_memory_where_nothing_tells(monkeypatch):
+    def missing(path):
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(Path, "read_text", missing)
+    monkeypatch.delattr(os, "sysconf", raising=False)
+    assert available_memory() == 2**31
 
 
 def test_bfloat16_rounds_products_only_and_stores_the_weights():

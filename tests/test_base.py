@@ -451,6 +451,26 @@ def test_memory_shares_the_source_between_fits_and_calls(images, looks, tmp_path
     assert len(looks) == 3
 
 
+def test_memory_that_cannot_be_opened_is_done_without(images, tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("no folder")
+    detector = tiny_detector()
+    expected = detector.fit(images).score_samples(images)
+    detector.set_params(memory=blocked)
+    with pytest.warns(UserWarning, match="memory=.*file.* cannot be used"):
+        assert_array_equal(detector.score_samples(images), expected)
+    with pytest.warns(UserWarning, match="memory=.*file.* cannot be used"):
+        detector.fit(images)
+
+
+def test_memory_named_after_fit(images, looks, tmp_path):
+    detector = tiny_detector().fit(images).set_params(memory=tmp_path)
+    looks.clear()
+    scores = [detector.score_samples(images) for _ in range(2)]
+    assert len(looks) == 1
+    assert_array_equal(*scores)
+
+
 def test_memory_holds_one_entry_for_a_batch_and_layer_whatever_is_trained(images, tmp_path):
     for augmentation, cache in [(None, "auto"), ("mild", "auto"), (None, None)]:
         tiny_detector(
@@ -496,5 +516,5 @@ def test_bfloat16_source_keeps_its_precision_everywhere(images, cache, tmp_path)
 
 
 def test_auto_precision_is_the_hardware_s(images):
-    detector = tiny_detector().fit(images)
+    detector = tiny_detector(precision="auto").fit(images)
     assert detector.precision_ == resolve_precision("auto", detector.device_)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import TinySource, tiny_detector
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.stats import spearmanr
@@ -12,8 +13,11 @@ from torch import nn
 
 from skmkd import MKDDetector
 from skmkd._attribution import feature_discrepancy
-from skmkd._backend import BFloat16
+from skmkd._backend import BFloat16, private_generator
+from skmkd._cloners import build_cloner, cloner_blocks
 from skmkd._discrepancy import discrepancies
+from skmkd._preprocessing import shuffled_batches
+from skmkd._sources import build_source
 
 POOLS = ["features.2", "features.5"]
 
@@ -287,3 +291,30 @@ def test_bfloat16_source_ranks_faces_as_float32_does():
         assert_allclose(rounded.loss_curve_[term], curve, rtol=0.01)
     exact.source_ = BFloat16(exact.source_)  # the same cloner, so that training has no part in it
     assert spearmanr(exact.score_samples(test), scores[0]).statistic >= 0.9998
+
+
+@pytest.mark.parametrize("cache", ["auto", 0, None])
+def test_training_is_the_naive_loop(images, cache):
+    detector = tiny_detector(max_iter=3, batch_size=5, direction_weight=2.0, cache=cache)
+    curve = detector.fit(images).loss_curve_
+    source = build_source(TinySource(), "auto", 2, (16, 16), torch.device("cpu"), "float32", 0)
+    blocks = cloner_blocks(source.stages, (16, 16), "compact")
+    cloner = build_cloner(blocks, (16, 16), private_generator(detector._seed)).train()
+    optimizer = torch.optim.Adam(cloner.parameters(), lr=1e-3)
+    prepared = detector._prepare(list(images)).contiguous()
+    generator = private_generator(detector._seed)
+    shuffled_batches(12, 5, generator)  # the first look, before training
+    for epoch in range(3):
+        sums = np.zeros(2)
+        for indices in shuffled_batches(12, 5, generator):
+            answer, value, direction = cloner(prepared[indices]), 0.0, 0.0
+            for layer, target in source.network(prepared[indices]).items():
+                value += F.mse_loss(answer[layer], target) * len(indices)
+                direction += (
+                    1 - F.cosine_similarity(answer[layer].flatten(1), target.flatten(1))
+                ).sum()
+            optimizer.zero_grad()
+            ((value + 2.0 * direction) / len(indices)).backward()
+            optimizer.step()
+            sums += [value.item(), direction.item()]
+        assert_allclose([curve["value"][epoch], curve["direction"][epoch]], sums / 12, rtol=1e-5)

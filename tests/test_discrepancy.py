@@ -86,6 +86,7 @@ def test_value_map_averages_to_the_value_discrepancy(pair):
 def test_direction_ignores_scale_and_value_does_not(pair, direction):
     source, _ = tensors(pair)
     assert_allclose(direction_discrepancy(source, 3 * source, direction), 0, atol=1e-12)
+    assert_allclose(direction_discrepancy(1e-6 * source, 1e-6 * source, direction), 0, atol=1e-12)
     assert (value_discrepancy(source, 3 * source) > 0).all()
 
 

@@ -6,7 +6,9 @@ import shutil
 import tempfile
 import warnings
 from collections import namedtuple
+from contextlib import ExitStack
 
+import numpy as np
 import pytest
 import torch
 
@@ -95,19 +97,20 @@ def test_files_are_gone_afterwards_whatever_happens(monkeypatch, tmp_path, error
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.skipif(os.name == "nt", reason="temporary files have names there")
 def test_files_have_no_name_that_a_killed_process_could_leave(monkeypatch, tmp_path):
     temporary_files(monkeypatch, tmp_path)
     with feature_cache(Reader(), None, N, 3, 0):
         assert list(tmp_path.iterdir()) == []
 
 
-def given_up(reason, once=None):
+def given_up(reason, space_is_free=lambda: True):
     """Check that a cache that cannot be had warns once, and that images come all the same."""
     anew = Reader()
-    with (
-        pytest.warns(UserWarning, match=f"feature cache was given up.*{reason}") as caught,
-        feature_cache(once or Reader(), anew, N, 3, 0) as read,
-    ):
+    with ExitStack() as stack:
+        with pytest.warns(UserWarning, match=f"feature cache was given up.*{reason}") as caught:
+            read = stack.enter_context(feature_cache(Reader(), anew, N, 3, 0))
+        assert space_is_free()
         assert torch.equal(read([4]).target["a"], Reader()([4]).target["a"])
     assert len(caught) == 1
     assert anew.read == [[4]]
@@ -130,17 +133,28 @@ def test_full_disk_while_writing(monkeypatch):
         def __exit__(self, *_):
             self.file.close()
 
-    make = tempfile.TemporaryFile
-    monkeypatch.setattr(tempfile, "TemporaryFile", lambda: Full(make()))
-    given_up("No space left on device")
+    make, opened = tempfile.TemporaryFile, []
+    monkeypatch.setattr(
+        tempfile, "TemporaryFile", lambda: opened.append(make()) or Full(opened[-1])
+    )
+    given_up("No space left on device", lambda: all(file.closed for file in opened))
 
 
-def test_unwritable_disk(monkeypatch, tmp_path):
+@pytest.mark.parametrize("broken", ["TemporaryFile", "gettempdir"])
+def test_unwritable_disk(monkeypatch, broken):
     def denied():
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(tempfile, "TemporaryFile", denied)
+    monkeypatch.setattr(tempfile, broken, denied)
     given_up("Permission denied")
+
+
+def test_file_that_cannot_be_mapped(monkeypatch):
+    def refused(*_, **__):
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(np, "memmap", refused)
+    given_up("Cannot allocate memory")
 
 
 def test_at_most_half_of_the_free_space_is_taken(monkeypatch):

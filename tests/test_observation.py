@@ -20,6 +20,10 @@ from skmkd._validation import Images, PixelRange
 CPU = torch.device("cpu")
 
 
+def recalling(source, memory, conditions="x"):
+    return Recall(source, layer_keys(source), memory, conditions)
+
+
 def built(source, layers=2, precision="float32"):
     return build_source(source, "auto", layers, (8, 8), CPU, precision, 0).network
 
@@ -104,9 +108,9 @@ def test_recall_gives_what_the_source_gives_and_spares_it(tmp_path, precision):
     images = torch.rand(4, 3, 8, 8)
     memory = joblib.Memory(tmp_path, verbose=0)
     with torch.no_grad():
-        fresh = Recall(source, memory, "x")(images)
+        fresh = recalling(source, memory)(images)
         assert source.passes == [4]  # one pass for both layers
-        recalled = Recall(source, memory, "x")(images)
+        recalled = recalling(source, memory)(images)
         assert source.passes == [4]
         expected = source(images)
     for layer, activations in expected.items():
@@ -120,7 +124,7 @@ def test_recall_tells_apart_images_sources_layers_and_conditions(tmp_path):
     memory = joblib.Memory(tmp_path, verbose=0)
     images = torch.rand(4, 3, 8, 8)
     counting = Counting(built(TinySource()))
-    Recall(counting, memory, "x")(images)
+    recalling(counting, memory)(images)
     for other_source, other_images, conditions in [
         (counting, images + 1e-6, "x"),
         (counting, images.flip(0), "x"),
@@ -129,16 +133,16 @@ def test_recall_tells_apart_images_sources_layers_and_conditions(tmp_path):
         (Counting(built(TinySource(seed=1))), images, "x"),
     ]:
         before = len(other_source.passes)
-        Recall(other_source, memory, conditions)(other_images)
+        recalling(other_source, memory, conditions)(other_images)
         assert len(other_source.passes) == before + 1
 
 
 def test_recall_shares_layers_between_choices_of_layers(tmp_path):
     memory = joblib.Memory(tmp_path, verbose=0)
     images = torch.rand(4, 3, 8, 8)
-    Recall(built(TinySource(), 2), memory, "x")(images)
+    recalling(built(TinySource(), 2), memory)(images)
     fewer = Counting(built(TinySource(), 1))
-    recalled = Recall(fewer, memory, "x")(images)
+    recalled = recalling(fewer, memory)(images)
     assert fewer.passes == []
     assert list(recalled) == ["features.5"]
 
@@ -147,7 +151,7 @@ def test_recall_reads_a_store_that_is_mapped_read_only(tmp_path):
     images = torch.rand(4, 3, 8, 8)
     source = built(TinySource())
     for _ in range(2):
-        recalled = Recall(source, joblib.Memory(tmp_path, mmap_mode="r", verbose=0), "x")(images)
+        recalled = recalling(source, joblib.Memory(tmp_path, mmap_mode="r", verbose=0))(images)
     for layer, activations in source(images).items():
         assert torch.equal(recalled[layer], activations)
 
@@ -163,9 +167,15 @@ def test_keys_cover_the_weights_and_operations_before_a_layer_only():
 
 
 def test_keys_cover_what_a_layer_without_weights_does():
-    pools = [nn.MaxPool2d(2), nn.MaxPool2d(2), nn.MaxPool2d(3, 2, 1)]  # all of the same shape
+    pools = [  # all of the same shape, and the averages of the same repr
+        nn.MaxPool2d(2),
+        nn.MaxPool2d(3, 2, 1),
+        nn.AvgPool2d(3, 2, 1),
+        nn.AvgPool2d(3, 2, 1, count_include_pad=False),
+    ]
     keys = [layer_keys(built(nn.Sequential(pool), ["0"]))["0"] for pool in pools]
-    assert keys[0] == keys[1] != keys[2]
+    assert len(set(keys)) == 4
+    assert layer_keys(built(nn.Sequential(nn.MaxPool2d(2)), ["0"]))["0"] == keys[0]
 
 
 class Functional(nn.Module):

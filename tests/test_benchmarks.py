@@ -1,0 +1,71 @@
+"""The benchmarks: that the baseline computes what skmkd does, and that the scripts run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+from skimage.data import lfw_subset
+
+from skmkd import MKDDetector
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "benchmarks"
+
+
+def test_plain_loop_scores_and_localizes_as_skmkd_does(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    from plain_loop import PlainLoop
+
+    images = (255 * lfw_subset()[:10]).astype(np.uint8)
+    detector = MKDDetector(
+        image_size=32, batch_size=8, max_iter=2, tol=None, direction_weight=1.0, random_state=0,
+        precision="float32", localization_params={"through_source": True},
+    ).fit(images)  # fmt: skip
+    loop = PlainLoop()
+    fitted = detector.cloner_.state_dict().values()
+    names = list(loop.cloner.state_dict())  # the same modules in the same order
+    loop.cloner.load_state_dict(dict(zip(names, fitted, strict=True)))
+    prepared = detector._prepare(list(images[..., None])).contiguous()
+    assert_allclose(-loop.score(prepared), detector.score_samples(images), rtol=1e-5)
+    batch = detector._observer(recall=False).batch(prepared)
+    expected = detector._attribution(batch, "gradient")
+    for parameters in (False, True):
+        got = loop.gradients(prepared, parameters)
+        assert_allclose(got, expected, rtol=1e-3, atol=1e-6)
+    loop.epoch(prepared)
+
+
+SCRIPTS = {
+    "fit": ("--only texture --images 4 --epochs 1", {"ratio"}),
+    "grid": ("--runs 1 --side 32 --max-iter 1", {"ratio"}),
+    "localize": ("--runs 1 --images 2 --side 32", {"ratio"}),
+    "memory": ("--images 3 --fit 2", {"peak MB"}),
+    "scaling": ("--numbers --sides 32 64", {"fit s"}),
+    "score": ("--runs 1 --images 4 --side 32", {"ratio", "source of peak", "whole of peak"}),
+    "step": ("--runs 1 --sides 32", {"step / floor"}),
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_script_prints_a_table_and_writes_json(tmp_path, script):
+    arguments, columns = SCRIPTS[script]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"}
+    run = [sys.executable, FOLDER / f"{script}.py", *arguments.split()]
+    done = subprocess.run(
+        run, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
+    )
+    written = json.loads((tmp_path / f"{script}.json").read_text())
+    assert {"processor", "threads", "torch"} <= set(written["machine"])
+    for row in written["rows"]:
+        assert columns <= set(row)
+        assert all(row[name] > 0 for name in columns)
+    header, *lines = done.stdout.splitlines()
+    assert all(column in header for column in columns)
+    assert len(lines) == len(written["rows"])
