@@ -46,6 +46,7 @@ def watched(result: dict):
     finally:
         done.set()
         thread.join()
+        result["added MB"] = result["peak MB"] - result["before MB"]
 
 
 def score(n: int, layers: str, folder: str) -> dict:
@@ -78,7 +79,7 @@ def fit(n: int, budget: int) -> dict:
     result = {"work": "fit", "images": n, "cache MB": budget / 1e6}
     with watched(result):
         detector.fit(images)
-    result["peak - cache MB"] = result["peak MB"] - result["cache MB"]
+    result["added - cache MB"] = result["added MB"] - result["cache MB"]
     return result
 
 

@@ -44,7 +44,7 @@ def test_plain_loop_scores_and_localizes_as_skmkd_does(monkeypatch):
 
 SCRIPTS = {
     "fit": ("--only texture --images 4 --epochs 1", {"ratio"}),
-    "grid": ("--runs 1 --side 32 --max-iter 1", {"ratio"}),
+    "grid": ("--images 30 --side 32", {"ratio"}),
     "localize": ("--runs 1 --images 2 --side 32", {"ratio"}),
     "memory": ("--images 3 --fit 2", {"peak MB"}),
     "scaling": ("--numbers --sides 32 64", {"fit s"}),
