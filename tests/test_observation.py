@@ -76,12 +76,14 @@ def test_observing_needs_no_gradient_whatever_the_caller_wants(pictures):
 
 
 def test_fixed_batches_pad_the_tail_with_its_last_image():
-    read = lambda indices: Batch(  # noqa: E731
-        torch.tensor(indices).view(-1, 1, 1, 1), lambda: {"a": 10 * torch.tensor(indices)[:, None]}
-    )
-    batches = list(fixed_batches(lambda i: read(list(i)), [1, 3, 5, 7, 9], 2))
+    def read(indices):
+        images = torch.tensor(list(indices)).view(-1, 1, 1, 1)
+        return Batch(images, lambda: {"a": 10 * images})
+
+    batches = list(fixed_batches(read, [1, 3, 5, 7, 9], 2))
     assert [list(chosen) for chosen, _ in batches] == [[1, 3], [5, 7], [9]]
     assert [b.images.flatten().tolist() for _, b in batches] == [[1, 3], [5, 7], [9, 9]]
+    assert [b.target["a"].flatten().tolist() for _, b in batches][1:] == [[50, 70], [90, 90]]
 
 
 def test_a_padded_batch_pads_what_the_source_saw():
