@@ -17,7 +17,7 @@ from torch import nn
 
 CPU = torch.device("cpu")
 PRECISIONS = ("float32", "bfloat16")
-BFLOAT16_CPU = ("avx512_bf16", "amx_bf16")  # instructions without which it is hundreds times slower
+BFLOAT16_CPU = ("avx512_bf16", "amx_bf16")  # instructions without which it is slower than float32
 BFLOAT16_CUDA = (8, 0)  # the first capability that computes in it
 CGROUPS = Path("/sys/fs/cgroup")
 UNKNOWN_MEMORY = 2**32  # bytes taken for a machine's where the system does not say

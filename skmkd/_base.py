@@ -147,7 +147,7 @@ class BaseDistillationDetector(BaseInference):
             self.critical_layers_ = tuple(s.layer for s in source.stages if s.critical)
             normalization = IDENTITY if self.normalization is None else source.normalization
             self._prepare = Preprocessing(size, self.pixel_range_, *normalization)
-            with self._cached(images) as read:
+            with self._cached(images, self._training_budget()) as read:
                 epoch = self._epochs(read, len(images))
                 self._build_student(source, next(epoch()), self._seed)
                 self.loss_curve_ = distill(
@@ -165,13 +165,16 @@ class BaseDistillationDetector(BaseInference):
                 self._settle(read, images)
                 self._set_thresholds(read, images)
 
-    def _cached(self, images: Images) -> AbstractContextManager[Read]:
-        """Serve the training images and what the source sees in them."""
-        budget = byte_budget(self.cache)
-        if self.augmentation is not None:
-            budget = None
-            if self.verbose >= 1:
-                print("Augmented images differ in every epoch, so no feature is cached.")
+    def _training_budget(self) -> int | None:
+        """Return the bytes for features of the training images, unless these keep changing."""
+        if self.augmentation is None:
+            return byte_budget(self.cache)
+        if self.verbose >= 1:
+            print("Augmented images differ in every epoch, so no feature is cached.")
+        return None
+
+    def _cached(self, images: Images, budget: int | None) -> AbstractContextManager[Read]:
+        """Serve images again and again, with what the source sees in them."""
         anew = partial(self._observer(recall=False), images)
         once = anew if budget is None else self._reader(images)
         return feature_cache(once, anew, len(images), self._batch_size, budget, self.verbose)
@@ -248,9 +251,9 @@ class BaseDistillationDetector(BaseInference):
         check_is_fitted(self)
         images = check_images(self, X, reset=False)
         check_fpr(fpr, len(images))
-        read = self._reader(images)
-        scores = self._score(read, len(images))
-        maxima = self._map_maxima(read, images, range(len(images)))
+        with self._cached(images, byte_budget(self.cache)) as read:
+            scores = self._score(read, len(images))
+            maxima = self._map_maxima(read, images, range(len(images)))
         self._set_offsets(conformal_threshold(-scores, fpr), conformal_threshold(maxima, fpr))
         return self
 
