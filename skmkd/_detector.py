@@ -104,10 +104,11 @@ class MKDDetector(BaseDistillationDetector):
         switches it off.
     cache : "auto", int or None, default="auto"
         Bytes of memory that `fit` and `calibrate` may take to keep the prepared images and the
-        source's activations, which are computed once; where they need more, they lie in a temporary file
-        instead, which takes at most half of the free space. "auto" is a quarter of the memory
-        available to this process. None computes them anew in every epoch, as augmentation does.
-        An image of 128 x 128 pixels takes 1.1 MB with VGG-16, and 0.7 MB in bfloat16.
+        source's activations, which are computed once; where they need more, they lie in a
+        temporary file instead, which takes at most half of the free space. "auto" is a quarter of
+        the memory available to this process. None computes them anew in every epoch, as
+        augmentation does. An image of 128 x 128 pixels takes 1.1 MB with VGG-16, and 0.7 MB in
+        bfloat16.
     memory : str, path, joblib.Memory or None, default=None
         Where to store what the source sees in images, to share it between fits (which fill their
         `cache` from it), calls and processes, as in a grid search. It grows with every new
