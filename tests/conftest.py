@@ -9,9 +9,13 @@ os.environ.setdefault("SCIPY_ARRAY_API", "1")  # read when scipy is imported; so
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from torch import nn
 
 from skmkd import MKDDetector
+
+settings.register_profile("same everywhere", deadline=None, derandomize=True, database=None)
+settings.load_profile("same everywhere")
 
 
 class TinySource(nn.Module):

@@ -21,7 +21,9 @@ ROOT = Path(__file__).parents[1]
 ORDER = [
     "_backend", "_validation", "_preprocessing", "_discrepancy", "_critical_layers", "_sources",
     "_observation", "_feature_cache", "_cloners", "_distillation", "_attribution",
-    "_localization", "_thresholds", "_inference", "_base", "_detector", "__init__",
+    "_localization", "_thresholds", "_inference", "_base", "_detector",
+    "metrics._pixels", "metrics._ranking", "metrics._pixelwise", "metrics._per_region_overlap",
+    "metrics.__init__", "__init__",
 ]  # fmt: skip
 
 
@@ -29,25 +31,32 @@ def imported(module: Path) -> set[str]:
     """Name the modules of skmkd that a module imports, anywhere in it."""
     names = set()
     for node in ast.walk(ast.parse(module.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "skmkd":
-            names |= {node.module.partition(".")[2] or "__init__"}
-        elif isinstance(node, ast.ImportFrom):
+        if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{module.name} has a relative import"
+            top = node.module == "skmkd"
+            names |= {f"skmkd.{alias.name}" for alias in node.names} if top else {node.module}
         elif isinstance(node, ast.Import):
-            names |= {alias.name.partition(".")[2] for alias in node.names if "skmkd" in alias.name}
-    return names
+            names |= {alias.name for alias in node.names}
+    return {name.removeprefix("skmkd.") for name in names if name.startswith("skmkd")}
 
 
 def test_imports_run_one_way():
-    modules = {path.stem: path for path in (ROOT / "skmkd").glob("*.py")}
+    package = ROOT / "skmkd"
+    modules = {
+        ".".join(path.relative_to(package).with_suffix("").parts): path
+        for path in package.rglob("*.py")
+    }
     assert set(modules) == set(ORDER)
     for place, name in enumerate(ORDER):
-        assert imported(modules[name]) <= set(ORDER[:place]), name
+        before = {earlier.removesuffix(".__init__") for earlier in ORDER[:place]}
+        assert imported(modules[name]) <= before, name
 
 
 def test_every_module_has_its_tests():
-    tested = {path.stem.removeprefix("test") for path in (ROOT / "tests").glob("test_*.py")}
-    assert set(ORDER) - {"__init__"} <= tested
+    for name in ORDER:
+        *package, module = name.split(".")
+        if module != "__init__":
+            assert (ROOT / "tests" / "/".join(package) / f"test{module}.py").is_file(), name
 
 
 def documented_parameters(function_or_class) -> dict[str, str]:

@@ -1,0 +1,137 @@
+"""Per-region overlap: the ROC curve in which every defect weighs the same, however large."""
+
+from __future__ import annotations
+
+from numbers import Real
+
+import numpy as np
+from scipy import ndimage
+from sklearn.metrics import auc, roc_curve
+from sklearn.utils._param_validation import Interval, validate_parameter_constraints
+
+from skmkd.metrics._pixels import Masks, weighted_pixels
+
+NEIGHBOURS = np.ones((3, 3))  # pixels of one region touch at a side or a corner
+
+
+def one_each_region(mask: np.ndarray) -> np.ndarray:
+    """Give the anomalous pixels of each connected region the weight 1 together."""
+    regions, _ = ndimage.label(mask, NEIGHBOURS)
+    region = regions[mask]
+    return 1 / np.bincount(region)[region]
+
+
+def per_region_overlap_curve(
+    masks: Masks, maps: Masks, *, exact: bool = True
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Per-region overlap against the false-positive rate, as the threshold falls.
+
+    Regions are the connected parts of the masks of all images, pixels that touch at a corner
+    being connected. Where the map reaches the threshold, the per-region overlap is the share of a
+    region that is found, averaged over all regions; the false-positive rate is the share of the
+    normal pixels of all images, normal images included [1]_.
+
+    Parameters
+    ----------
+    masks : array-like of shape (n, H, W) or sequence of n array-likes of shape (H, W), bool
+        True = anomalous. Masks of normal images, all False, belong to it.
+    maps : array-like of shape (n, H, W) or sequence of n array-likes of shape (H, W)
+        Localization maps, higher = more anomalous; images may differ in size.
+    exact : bool, default=True
+        False counts pixels in a histogram, in bounded memory and over memory maps: for large
+        sets. The curve then keeps fewer of its points, each of them exact.
+
+    Returns
+    -------
+    fpr : ndarray of shape (k,), float64
+        False-positive rates, ascending from 0 to 1. NaN, with a warning, if no pixel is normal.
+    pro : ndarray of shape (k,), float64
+        Per-region overlaps, ascending from 0 to 1. NaN, with a warning, if there is no region.
+    thresholds : ndarray of shape (k,), float32 or float64
+        In the unit of the maps, descending from infinity: pixels at or above count as found.
+
+    Raises
+    ------
+    ValueError
+        If masks or maps are not as described, or a map is not finite.
+
+    Warns
+    -----
+    UndefinedMetricWarning
+        If there is no region, or no normal pixel.
+
+    References
+    ----------
+    .. [1] P. Bergmann, K. Batzner, M. Fauser, D. Sattlegger and C. Steger, "The MVTec Anomaly
+       Detection Dataset", International Journal of Computer Vision 129, 2021,
+       doi:10.1007/s11263-020-01400-4.
+
+    Examples
+    --------
+    >>> from skmkd.metrics import per_region_overlap_curve
+    >>> masks = [[[True, True, False, True]]]
+    >>> maps = [[[0.9, 0.1, 0.5, 0.7]]]  # half of the first region, then all of the second
+    >>> fpr, pro, thresholds = per_region_overlap_curve(masks, maps)
+    >>> pro
+    array([0.  , 0.25, 0.75, 0.75, 1.  ])
+    >>> thresholds
+    array([inf, 0.9, 0.7, 0.5, 0.1])
+    """
+    pixels = weighted_pixels(masks, maps, one_each_region, exact=exact)
+    return roc_curve(pixels.y_true, pixels.y_score, sample_weight=pixels.sample_weight)
+
+
+def aupro_score(masks: Masks, maps: Masks, max_fpr: float = 0.3, *, exact: bool = True) -> float:
+    """Area under the per-region overlap curve, up to a false-positive rate.
+
+    Parameters
+    ----------
+    masks : array-like of shape (n, H, W) or sequence of n array-likes of shape (H, W), bool
+        True = anomalous. Masks of normal images, all False, belong to it.
+    maps : array-like of shape (n, H, W) or sequence of n array-likes of shape (H, W)
+        Localization maps, higher = more anomalous; images may differ in size.
+    max_fpr : float in (0, 1], default=0.3
+        False-positive rate at which the area ends.
+    exact : bool, default=True
+        False counts pixels in a histogram, in bounded memory and over memory maps: for large
+        sets. It differs by at most 1e-3.
+
+    Returns
+    -------
+    score : float
+        The area divided by `max_fpr`: in [0, 1], higher = better; a constant map has
+        ``max_fpr / 2``. NaN, with a warning, if there is no region or no normal pixel.
+
+    Raises
+    ------
+    ValueError
+        If masks or maps are not as described, a map is not finite, or `max_fpr` is out of range.
+
+    Warns
+    -----
+    UndefinedMetricWarning
+        If there is no region, or no normal pixel.
+
+    See Also
+    --------
+    per_region_overlap_curve : The curve, with the definition of regions, and the source.
+    pixel_roc_auc_score : The same weight for every pixel, instead of every region.
+
+    Examples
+    --------
+    >>> from skmkd.metrics import aupro_score
+    >>> masks = [[[False, False], [False, True]], [[False, False], [False, False]]]
+    >>> maps = [[[0.1, 0.2], [0.3, 0.8]], [[0.7, 0.1], [0.0, 0.2]]]
+    >>> aupro_score(masks, maps)
+    1.0
+    """
+    validate_parameter_constraints(
+        {"max_fpr": [Interval(Real, 0, 1, closed="right")]}, {"max_fpr": max_fpr}, "aupro_score"
+    )
+    fpr, pro, _ = per_region_overlap_curve(masks, maps, exact=exact)
+    if np.isnan(fpr[-1] + pro[-1]):
+        return np.nan
+    within = fpr <= max_fpr
+    overlap = np.interp(max_fpr, fpr, pro)
+    area = auc(np.append(fpr[within], max_fpr), np.append(pro[within], overlap))
+    return float(min(area / max_fpr, 1))  # rounding apart, it never exceeds 1

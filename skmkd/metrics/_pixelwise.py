@@ -1,0 +1,147 @@
+"""Metrics of localization maps in which every pixel counts the same."""
+
+from __future__ import annotations
+
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from skmkd.metrics._pixels import Masks, one_each, weighted_pixels
+from skmkd.metrics._ranking import f1_max
+
+
+def pixel_roc_auc_score(masks: Masks, maps: Masks, *, exact: bool = True) -> float:
+    """Area under the ROC curve over all pixels.
+
+    Parameters
+    ----------
+    masks : array-like of shape (n, H, W) or sequence of n array-likes of shape (H, W), bool
+        True = anomalous. Masks of normal images, all False, belong to it.
+    maps : array-like of shape (n, H, W) or sequence of n array-likes of shape (H, W)
+        Localization maps, higher = more anomalous; images may differ in size.
+    exact : bool, default=True
+        False counts pixels in a histogram, in bounded memory and over memory maps: for large
+        sets. It differs by at most 1e-3.
+
+    Returns
+    -------
+    score : float
+        In [0, 1], higher = better; 0.5 is chance. NaN, with a warning, if all pixels are of one
+        kind.
+
+    Raises
+    ------
+    ValueError
+        If masks or maps are not as described, or a map is not finite.
+
+    Warns
+    -----
+    UndefinedMetricWarning
+        If all pixels are normal, or all anomalous.
+
+    See Also
+    --------
+    aupro_score : The same weight for every defect, instead of every pixel.
+    sklearn.metrics.roc_auc_score : What this computes on flattened masks and maps.
+
+    Examples
+    --------
+    >>> from skmkd.metrics import pixel_roc_auc_score
+    >>> masks = [[[False, False], [False, True]], [[False, False], [False, False]]]
+    >>> maps = [[[0.1, 0.2], [0.3, 0.8]], [[0.9, 0.1], [0.0, 0.2]]]
+    >>> round(pixel_roc_auc_score(masks, maps), 3)
+    0.857
+    """
+    pixels = weighted_pixels(masks, maps, one_each, exact=exact)
+    return float(roc_auc_score(pixels.y_true, pixels.y_score, sample_weight=pixels.sample_weight))
+
+
+def pixel_average_precision_score(masks: Masks, maps: Masks, *, exact: bool = True) -> float:
+    """Average precision over all pixels, those of anomalies being positive.
+
+    Parameters
+    ----------
+    masks : array-like of shape (n, H, W) or sequence of n array-likes of shape (H, W), bool
+        True = anomalous. Masks of normal images, all False, belong to it.
+    maps : array-like of shape (n, H, W) or sequence of n array-likes of shape (H, W)
+        Localization maps, higher = more anomalous; images may differ in size.
+    exact : bool, default=True
+        False counts pixels in a histogram, in bounded memory and over memory maps: for large
+        sets. It differs by at most 1e-3.
+
+    Returns
+    -------
+    score : float
+        In [0, 1], higher = better; chance is the share of anomalous pixels. 0, with a warning,
+        if no pixel is anomalous.
+
+    Raises
+    ------
+    ValueError
+        If masks or maps are not as described, or a map is not finite.
+
+    Warns
+    -----
+    UserWarning
+        If no pixel is anomalous.
+
+    See Also
+    --------
+    sklearn.metrics.average_precision_score : What this computes on flattened masks and maps.
+
+    Examples
+    --------
+    >>> from skmkd.metrics import pixel_average_precision_score
+    >>> masks = [[[False, False], [False, True]], [[False, False], [False, False]]]
+    >>> maps = [[[0.1, 0.2], [0.3, 0.8]], [[0.9, 0.1], [0.0, 0.2]]]
+    >>> pixel_average_precision_score(masks, maps)
+    0.5
+    """
+    pixels = weighted_pixels(masks, maps, one_each, exact=exact)
+    return float(
+        average_precision_score(pixels.y_true, pixels.y_score, sample_weight=pixels.sample_weight)
+    )
+
+
+def pixel_f1_max_score(masks: Masks, maps: Masks, *, exact: bool = True) -> float:
+    """F1 score over all pixels at the one threshold that is best for it.
+
+    That threshold is chosen with the truth in hand, so the score says what a map could do, not
+    what a threshold set beforehand will.
+
+    Parameters
+    ----------
+    masks : array-like of shape (n, H, W) or sequence of n array-likes of shape (H, W), bool
+        True = anomalous. Masks of normal images, all False, belong to it.
+    maps : array-like of shape (n, H, W) or sequence of n array-likes of shape (H, W)
+        Localization maps, higher = more anomalous; images may differ in size.
+    exact : bool, default=True
+        False counts pixels in a histogram, in bounded memory and over memory maps: for large
+        sets. It differs by at most 1e-3.
+
+    Returns
+    -------
+    score : float
+        In [0, 1], higher = better. 0, with a warning, if no pixel is anomalous.
+
+    Raises
+    ------
+    ValueError
+        If masks or maps are not as described, or a map is not finite.
+
+    Warns
+    -----
+    UserWarning
+        If no pixel is anomalous.
+
+    See Also
+    --------
+    sklearn.metrics.f1_score : The score at one threshold.
+
+    Examples
+    --------
+    >>> from skmkd.metrics import pixel_f1_max_score
+    >>> masks = [[[False, False], [False, True]], [[False, False], [False, False]]]
+    >>> maps = [[[0.1, 0.2], [0.3, 0.8]], [[0.9, 0.1], [0.0, 0.2]]]
+    >>> round(pixel_f1_max_score(masks, maps), 3)
+    0.667
+    """
+    return f1_max(*weighted_pixels(masks, maps, one_each, exact=exact))
