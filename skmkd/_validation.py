@@ -7,9 +7,10 @@ from math import isqrt, prod
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL.Image import Image
 from sklearn.base import BaseEstimator
-from sklearn.utils.validation import validate_data
+from sklearn.utils.validation import column_or_1d, validate_data
 
 CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
 INTEGER_RANGES = {"bool": (0.0, 1.0), "uint8": (0.0, 255.0), "uint16": (0.0, 65535.0)}
@@ -107,6 +108,24 @@ def check_images(estimator: BaseEstimator, X: Any, *, reset: bool) -> Images:
         if (kind := images.kind(0)) != estimator.pixel_range_.kind:
             raise ValueError(_kind_message("X", kind, estimator.pixel_range_))
     return images
+
+
+def check_labels(y: ArrayLike) -> np.ndarray:
+    """Return labels (n,) of normal images, +1, and anomalies, -1.
+
+    Raises
+    ------
+    ValueError
+        If y is not as described.
+    """
+    labels = column_or_1d(y)
+    if not np.isin(labels, (1, -1)).all():
+        others = [label for label in dict.fromkeys(labels.tolist()) if label not in (1, -1)]
+        raise ValueError(
+            "y must hold +1 for normal images and -1 for anomalies only; got "
+            f"{', '.join(map(repr, others[:3]))}."
+        )
+    return labels
 
 
 def _as_images(estimator: BaseEstimator, X: Any, reset: bool) -> Images:

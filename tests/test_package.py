@@ -23,7 +23,8 @@ ORDER = [
     "_observation", "_feature_cache", "_cloners", "_distillation", "_attribution",
     "_localization", "_thresholds", "_inference", "_base", "_detector",
     "metrics._pixels", "metrics._ranking", "metrics._pixelwise", "metrics._per_region_overlap",
-    "metrics.__init__", "__init__",
+    "metrics.__init__", "model_selection._split", "model_selection._scorers",
+    "model_selection.__init__", "__init__",
 ]  # fmt: skip
 
 

@@ -1,0 +1,143 @@
+"""Cross-validation for detectors that learn from normal images only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import ArrayLike
+from sklearn.model_selection import BaseCrossValidator, StratifiedGroupKFold, StratifiedKFold
+from sklearn.utils.validation import _num_samples, check_consistent_length
+
+from skmkd._validation import check_labels
+
+
+class NormalOnlySplit(BaseCrossValidator):
+    """K-fold cross-validation in which every training fold holds normal images only.
+
+    The images are shuffled and split into `n_splits` folds with equal shares of normal images and
+    of anomalies. Each fold is tested once, by a detector that learned from the normal images of
+    the other folds; their anomalies are left out.
+
+    Parameters
+    ----------
+    n_splits : int, default=5
+        Number of folds, at least 2.
+    random_state : int, RandomState instance or None, default=None
+        Seed of the shuffling. With None the folds differ from call to call, which the successive
+        halving of scikit-learn refuses.
+
+    See Also
+    --------
+    anomaly_roc_auc : A scorer to go with it.
+    sklearn.model_selection.StratifiedKFold : The same with anomalies in the training folds.
+    sklearn.model_selection.StratifiedGroupKFold : The same for groups.
+
+    Notes
+    -----
+    A search with ``refit=True``, scikit-learn's default, ends with a fit of *all* images that it
+    was given, anomalies included, whatever the splitter does. Search with ``refit=False``, and
+    fit the best parameters to the normal images, as in the example.
+
+    Training folds hold one kind of image, for which most scores are undefined: leave
+    ``return_train_score=False``, which successive halving must be told.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skimage.data import lfw_subset
+    >>> from sklearn.base import clone
+    >>> from sklearn.model_selection import GridSearchCV
+    >>> from skmkd import MKDDetector
+    >>> from skmkd.model_selection import NormalOnlySplit, anomaly_roc_auc
+    >>> X = lfw_subset()[50:150]  # 50 faces, then 50 other crops
+    >>> y = np.repeat([1, -1], 50)  # normal, anomaly
+    >>> detector = MKDDetector(
+    ...     image_size=32, batch_size=8, max_iter=2, tol=None, random_state=0
+    ... )
+    >>> search = GridSearchCV(
+    ...     detector,
+    ...     {"direction_weight": [0.1, 1.0]},
+    ...     scoring=anomaly_roc_auc,
+    ...     cv=NormalOnlySplit(2, random_state=0),
+    ...     refit=False,
+    ... ).fit(X, y)
+    >>> best = clone(detector).set_params(**search.best_params_).fit(X[y == 1])
+    """
+
+    __metadata_request__split: ClassVar = {"groups": True}
+
+    def __init__(
+        self, n_splits: int = 5, *, random_state: int | np.random.RandomState | None = None
+    ) -> None:
+        self.n_splits = n_splits
+        self.random_state = random_state
+
+    def get_n_splits(self, X: Any = None, y: Any = None, groups: Any = None) -> int:
+        """Return the number of folds.
+
+        Parameters
+        ----------
+        X, y, groups : object
+            Ignored.
+
+        Returns
+        -------
+        n_splits : int
+            Number of folds.
+        """
+        return self.n_splits
+
+    def split(
+        self, X: Any, y: ArrayLike | None = None, groups: ArrayLike | None = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Give the indices of the images to learn from and to test on, fold by fold.
+
+        Parameters
+        ----------
+        X : array-like or list of length n
+            The images.
+        y : array-like of shape (n,), default=None
+            +1 for normal images, -1 for anomalies. None takes all images for normal.
+        groups : array-like of shape (n,), default=None
+            What an image shows, such as the number of a part. Images of one group are never
+            learned from and tested on in the same split.
+
+        Yields
+        ------
+        train : ndarray of shape (n_train,), int
+            Indices of normal images of the other folds.
+        test : ndarray of shape (n_test,), int
+            Indices of all images of the fold: at least one normal, and one anomaly if `y` has any.
+
+        Raises
+        ------
+        ValueError
+            If X, y and groups differ in length, y holds anything but +1 and -1 or no normal
+            image, `n_splits` is less than 2, or there are too few images or groups of either
+            kind for that many folds.
+        """
+        folds = StratifiedKFold if groups is None else StratifiedGroupKFold
+        splitter = folds(self.n_splits, shuffle=True, random_state=self.random_state)
+        labels = check_labels(np.ones(_num_samples(X), int) if y is None else y)
+        parts = np.arange(len(labels)) if groups is None else np.asarray(groups)
+        check_consistent_length(X, labels, parts)
+        kinds = {1: "normal images"} | ({-1: "anomalies"} if -1 in labels else {})
+        for label, name in kinds.items():
+            n_parts = len(np.unique(parts[labels == label]))
+            if n_parts < self.n_splits:
+                what = name if groups is None else f"groups with {name}"
+                raise ValueError(
+                    f"n_splits must be at most the number of {what}; got n_splits="
+                    f"{self.n_splits} for {n_parts}."
+                )
+        splits = list(splitter.split(np.zeros(len(labels)), labels, groups))
+        for label, name in kinds.items():
+            if not all((labels[test] == label).any() for _, test in splits):
+                raise ValueError(
+                    f"groups must leave {name} for each of n_splits={self.n_splits} folds; got a "
+                    "fold without any. Take fewer folds or another random_state."
+                )
+        for train, test in splits:
+            yield train[labels[train] == 1], test
