@@ -17,6 +17,8 @@ from skimage import data, draw
 from sklearn.metrics import roc_auc_score
 
 from skmkd import MKDDetector
+from skmkd.inspection import LocalizationDisplay
+from skmkd.metrics import aupro_score, pixel_roc_auc_score
 
 SIDE = 64  # pixels
 
@@ -88,28 +90,20 @@ maps = detector.localize(X_test)
 
 print(f"good crops to learn from     {len(X_train)}")
 print(f"image AUROC                  {roc_auc_score(y_test, scores):.3f}")
-print(f"pixel AUROC                  {roc_auc_score(truth.ravel(), maps.ravel()):.3f}")
+print(f"pixel AUROC                  {pixel_roc_auc_score(truth, maps):.3f}")
+print(f"AUPRO                        {aupro_score(truth, maps):.3f}")
 print(f"spoiled crops found          {np.mean(labels[y_test == -1] == -1):.0%}")
 print(f"false alarms on good crops   {np.mean(labels[y_test == 1] == -1):.0%}")
 
 # %%
-# One colour scale serves all maps, with the detector's own threshold for pixels in its middle, so
-# that a good crop does not glow. Outlined is what is above the threshold.
+# One colour scale serves all maps. It begins at the detector's own threshold for pixels, and leaves
+# what is below it as it is, so that a good crop does not glow.
 
-threshold = detector.map_offset_
 shown = [0, 24, *range(len(X_good) + 9, len(X_good) + 15)]
-figure, axes = plt.subplots(3, len(shown), figsize=(11.5, 4.6), layout="constrained")
-for column, i in zip(axes.T, shown, strict=True):
-    for ax in column:
-        ax.imshow(X_test[i], cmap="gray", vmin=0, vmax=255)
-        ax.set(xticks=[], yticks=[])
-    heat = column[2].imshow(maps[i], cmap="coolwarm", vmin=0.5 * threshold, vmax=1.5 * threshold)
-    for ax, mask in [(column[1], truth[i]), (column[2], maps[i] > threshold)]:
-        if mask.any():
-            ax.contour(mask, levels=[0.5], colors="black" if ax is column[2] else "lime")
-    column[0].set_title("normal" if labels[i] == 1 else "anomaly", fontsize=10)
-for ax, name in zip(axes[:, 0], ["image", "true defect", "localization map"], strict=True):
-    ax.set_ylabel(name)
-figure.colorbar(heat, ax=axes, label="more anomalous →", shrink=0.8)
-figure.savefig("quickstart.png", dpi=110)
+display = LocalizationDisplay.from_maps(
+    X_test[shown], maps[shown], truth[shown], threshold=detector.map_offset_
+)
+for ax, label in zip(display.axes_[0], labels[shown], strict=True):
+    ax.set_title("normal" if label == 1 else "anomaly", fontsize=10)
+display.figure_.savefig("quickstart.png", dpi=110)
 plt.show()

@@ -169,16 +169,11 @@ class BaseInference(OutlierMixin, BaseEstimator):
             If X is not as described, or the parameters that make maps were changed since
             ``map_offset_`` was set.
         """
-        check_is_fitted(self)
-        if self._map_settings() != self._calibrated_for:
-            raise ValueError(
-                f"map_offset_ holds for maps made with {self._calibrated_for}; they are now made "
-                f"with {self._map_settings()}. Call calibrate or fit again."
-            )
+        threshold = self._map_threshold()
         maps = self.localize(X)
         if isinstance(maps, list):
-            return [single > self.map_offset_ for single in maps]
-        return maps > self.map_offset_
+            return [single > threshold for single in maps]
+        return maps > threshold
 
     def _observer(self, *, recall: bool) -> Observer:
         """Return what reads images; `recall` goes through the store that `memory` names."""
@@ -244,6 +239,16 @@ class BaseInference(OutlierMixin, BaseEstimator):
         """Return what a localization map and thus the threshold for its pixels depends on."""
         names = ("localization", "localization_params", "smoothing_sigma", "opening_size")
         return {name: getattr(self, name) for name in names}
+
+    def _map_threshold(self) -> float:
+        """Return the threshold of maps, if it holds for those that `localize` makes now."""
+        check_is_fitted(self)
+        if self._map_settings() != self._calibrated_for:
+            raise ValueError(
+                f"map_offset_ holds for maps made with {self._calibrated_for}; they are now made "
+                f"with {self._map_settings()}. Call calibrate or fit again."
+            )
+        return self.map_offset_
 
     def __getstate__(self) -> dict[str, Any]:
         return portable_state(super().__getstate__())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from math import isqrt, prod
 from typing import Any, NamedTuple
 
@@ -107,6 +107,19 @@ def check_images(estimator: BaseEstimator, X: Any, *, reset: bool) -> Images:
         images.pixel_range = estimator.pixel_range_
         if (kind := images.kind(0)) != estimator.pixel_range_.kind:
             raise ValueError(_kind_message("X", kind, estimator.pixel_range_))
+    return images
+
+
+def image_list(items: np.ndarray | Sequence[ArrayLike]) -> Images:
+    """Check images that belong to no estimator; arrays may differ in size.
+
+    Raises
+    ------
+    ValueError
+        If the images differ in channels or kind of number, or are not finite.
+    """
+    images = Images(items, _list_shape(items))
+    images.pixel_range = _learn_range(images)
     return images
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 
+os.environ["MPLBACKEND"] = "agg"  # no window opens
 os.environ.setdefault("SCIPY_ARRAY_API", "1")  # read when scipy is imported; some checks need it
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from matplotlib import pyplot
 from torch import nn
 
 from skmkd import MKDDetector
@@ -95,3 +97,10 @@ def images() -> np.ndarray:
 def detector(images: np.ndarray) -> MKDDetector:
     """A detector fitted to those images."""
     return tiny_detector().fit(images)
+
+
+@pytest.fixture(autouse=True)
+def _closed_figures():
+    """No figure outlives its test."""
+    yield
+    pyplot.close("all")

@@ -24,7 +24,9 @@ ORDER = [
     "_localization", "_thresholds", "_inference", "_base", "_detector",
     "metrics._pixels", "metrics._ranking", "metrics._pixelwise", "metrics._per_region_overlap",
     "metrics.__init__", "model_selection._split", "model_selection._scorers",
-    "model_selection.__init__", "__init__",
+    "model_selection.__init__", "inspection._plotting", "inspection._localization_display",
+    "inspection._loss_curve_display", "inspection._per_region_overlap_display",
+    "inspection._score_display", "inspection.__init__", "__init__",
 ]  # fmt: skip
 
 
@@ -92,7 +94,12 @@ def test_public_methods_document_their_parameters(method):
 
 
 def test_public_names():
-    assert set(skmkd.__all__) == {"MKDDetector", "__version__"}
+    rooms = {"inspection", "metrics", "model_selection"}
+    assert set(skmkd.__all__) == {"MKDDetector", "__version__"} | rooms
+    for room in rooms:
+        names = getattr(skmkd, room).__all__
+        assert names == sorted(names, key=lambda name: (name.islower(), name))
+        assert all(hasattr(getattr(skmkd, room), name) for name in names)
 
 
 def test_readme_s_links_lead_somewhere():

@@ -6,7 +6,7 @@ from numbers import Real
 
 import numpy as np
 from scipy import ndimage
-from sklearn.metrics import auc, roc_curve
+from sklearn.metrics import roc_curve
 from sklearn.utils._param_validation import Interval, validate_parameter_constraints
 
 from skmkd.metrics._pixels import Masks, weighted_pixels
@@ -125,13 +125,25 @@ def aupro_score(masks: Masks, maps: Masks, max_fpr: float = 0.3, *, exact: bool 
     >>> aupro_score(masks, maps)
     1.0
     """
-    validate_parameter_constraints(
-        {"max_fpr": [Interval(Real, 0, 1, closed="right")]}, {"max_fpr": max_fpr}, "aupro_score"
-    )
+    check_max_fpr(max_fpr)
     fpr, pro, _ = per_region_overlap_curve(masks, maps, exact=exact)
-    if np.isnan(fpr[-1] + pro[-1]):
-        return np.nan
+    return area_share(*curve_until(max_fpr, fpr, pro))
+
+
+def check_max_fpr(max_fpr: float) -> None:
+    """Check the false-positive rate at which an area ends."""
+    limits = {"max_fpr": [Interval(Real, 0, 1, closed="right")]}
+    validate_parameter_constraints(limits, {"max_fpr": max_fpr}, caller_name="aupro_score")
+
+
+def curve_until(max_fpr: float, fpr: np.ndarray, pro: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cut the curve at `max_fpr`."""
     within = fpr <= max_fpr
     overlap = np.interp(max_fpr, fpr, pro)
-    area = auc(np.append(fpr[within], max_fpr), np.append(pro[within], overlap))
-    return float(min(area / max_fpr, 1))  # rounding apart, it never exceeds 1
+    return np.append(fpr[within], max_fpr), np.append(pro[within], overlap)
+
+
+def area_share(fpr: np.ndarray, pro: np.ndarray) -> float:
+    """Return the area under a curve from 0, divided by its width."""
+    area = np.trapezoid(pro, fpr) / fpr[-1]
+    return float(np.minimum(area, 1))  # rounding apart, it never exceeds 1

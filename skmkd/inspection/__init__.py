@@ -1,0 +1,13 @@
+"""Pictures of detectors and of what they answer; they need matplotlib, which they import late."""
+
+from skmkd.inspection._localization_display import LocalizationDisplay
+from skmkd.inspection._loss_curve_display import LossCurveDisplay
+from skmkd.inspection._per_region_overlap_display import PerRegionOverlapDisplay
+from skmkd.inspection._score_display import ScoreDisplay
+
+__all__ = [
+    "LocalizationDisplay",
+    "LossCurveDisplay",
+    "PerRegionOverlapDisplay",
+    "ScoreDisplay",
+]

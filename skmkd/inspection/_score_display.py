@@ -1,0 +1,141 @@
+"""How the scores of normal images and of anomalies lie around the threshold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike
+from sklearn.utils.validation import check_consistent_length, column_or_1d
+
+from skmkd._validation import check_labels
+from skmkd.inspection._plotting import own_axes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+KINDS = {"normal": (1, "tab:blue"), "anomaly": (-1, "tab:red")}
+
+
+class ScoreDisplay:
+    """Distributions of the scores of normal images and of anomalies, and the threshold.
+
+    Parameters
+    ----------
+    y_true : array-like of shape (n,)
+        +1 for normal images, -1 for anomalies; one kind alone will do.
+    y_score : array-like of shape (n,)
+        Scores, higher = more normal.
+    threshold : float, default=0.0
+        Images that score less are predicted to be anomalies; 0 for those of `decision_function`.
+
+    Attributes
+    ----------
+    bars_ : dict of str to matplotlib BarContainer
+        The histogram of each kind, "normal" and "anomaly", as shares of its images.
+    threshold_line_ : matplotlib Line2D
+        The threshold.
+    ax_ : matplotlib Axes
+        Where they are drawn.
+    figure_ : matplotlib Figure
+        What holds the axes.
+
+    Raises
+    ------
+    ValueError
+        If y_true holds anything but +1 and -1, or differs in length from y_score.
+
+    Examples
+    --------
+    >>> from skmkd.inspection import ScoreDisplay
+    >>> display = ScoreDisplay(y_true=[1, 1, -1, -1], y_score=[0.9, 0.4, 0.2, -3]).plot()
+    >>> [text.get_text() for text in display.ax_.get_legend().get_texts()]
+    ['normal: 0% of 2 below', 'anomaly: 50% of 2 below', 'threshold']
+    """
+
+    def __init__(self, *, y_true: ArrayLike, y_score: ArrayLike, threshold: float = 0.0) -> None:
+        self.y_true = y_true
+        self.y_score = y_score
+        self.threshold = threshold
+
+    @classmethod
+    def from_estimator(
+        cls,
+        detector: Any,
+        X: ArrayLike | Sequence[ArrayLike],
+        y: ArrayLike,
+        *,
+        ax: Axes | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Score images with a fitted detector, and draw.
+
+        Parameters
+        ----------
+        detector : object
+            A fitted outlier detector, or a pipeline that ends with one.
+        X : array-like or list of array-like
+            Images, as in `score_samples`.
+        y : array-like of shape (n,)
+            +1 for normal images, -1 for anomalies.
+        ax : matplotlib Axes, default=None
+            Where to draw; None makes a figure.
+        **kwargs : dict
+            Passed to `plot`.
+
+        Returns
+        -------
+        display : ScoreDisplay
+            The drawn display, of `decision_function`, whose threshold is 0.
+
+        Raises
+        ------
+        NotFittedError
+            If the detector is not fitted.
+        ValueError
+            If y holds anything but +1 and -1, or X is not as described.
+        """
+        labels = check_labels(y)
+        return cls(y_true=labels, y_score=detector.decision_function(X)).plot(ax=ax, **kwargs)
+
+    def plot(self, ax: Axes | None = None, *, bins: int | ArrayLike = 30, **kwargs: Any) -> Self:
+        """Draw both histograms over the same bins.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+            Where to draw; None makes a figure.
+        bins : int or array-like, default=30
+            Number of bins, or their edges.
+        **kwargs : dict
+            Passed to matplotlib's `hist` for both.
+
+        Returns
+        -------
+        display : ScoreDisplay
+            The display itself.
+        """
+        labels, scores = check_labels(self.y_true), column_or_1d(self.y_score)
+        check_consistent_length(labels, scores)
+        ax = own_axes(ax, self)
+        edges = np.histogram_bin_edges(scores, bins)
+        self.bars_ = {}
+        for name, (label, colour) in KINDS.items():
+            chosen = scores[labels == label]
+            if len(chosen):
+                below = np.mean(chosen < self.threshold)
+                style: dict[str, Any] = {
+                    "color": colour,
+                    "alpha": 0.6,
+                    "label": f"{name}: {below:.0%} of {len(chosen)} below",
+                    "weights": np.full(len(chosen), 1 / len(chosen)),
+                }
+                *_, self.bars_[name] = ax.hist(chosen, edges.tolist(), **style | kwargs)
+        self.threshold_line_ = ax.axvline(
+            self.threshold, color="black", linestyle="--", label="threshold"
+        )
+        ax.set(xlabel="score: higher is more normal", ylabel="share of the images of a kind")
+        ax.legend()
+        self.ax_, self.figure_ = ax, ax.figure
+        return self
