@@ -1,4 +1,4 @@
-"""How much memory do fit and score_samples take at most?
+"""How much memory do fit, score_samples and aupro_score take at most?
 
 Run as ``python benchmarks/memory.py`` on Linux. Each case runs in a process of its own, which
 watches its anonymous memory (RssAnon): what a memory map holds can be dropped at any time and
@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from timing import parser, report, textures
+from timing import parser, report, synthetic_maps, textures
 
 SIDE = 128
 
@@ -49,24 +49,25 @@ def watched(result: dict):
         result["added MB"] = result["peak MB"] - result["before MB"]
 
 
-def score(n: int, layers: str, folder: str) -> dict:
+def score(n: int, layers: str) -> dict:
     """Score n images on disk, the first few over and over; a sparse file would not be read."""
     from skmkd import MKDDetector
 
-    path = Path(folder) / "images.npy"
     crops = textures(100, SIDE)
-    images = np.lib.format.open_memmap(path, "w+", np.uint8, (n, SIDE, SIDE, 3))
-    for start in range(0, n, len(crops)):
-        images[start : start + len(crops)] = crops[: n - start, ..., None]
-    images.flush()
     chosen = "auto" if layers == "auto" else [layers]
     detector = MKDDetector(
         device="cpu", critical_layers=chosen, max_iter=1, tol=None, random_state=0
     )
     detector.fit(crops[:8, ..., None].repeat(3, axis=3))
     result = {"work": "score_samples", "images": n}
-    with watched(result):
-        detector.score_samples(np.load(path, mmap_mode="r"))
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "images.npy"
+        images = np.lib.format.open_memmap(path, "w+", np.uint8, (n, SIDE, SIDE, 3))
+        for start in range(0, n, len(crops)):
+            images[start : start + len(crops)] = crops[: n - start, ..., None]
+        images.flush()
+        with watched(result):
+            detector.score_samples(np.load(path, mmap_mode="r"))
     return result
 
 
@@ -80,6 +81,19 @@ def fit(n: int, budget: int) -> dict:
     with watched(result):
         detector.fit(images)
     result["added - cache MB"] = result["added MB"] - result["cache MB"]
+    return result
+
+
+def aupro(n: int) -> dict:
+    """Compute AUPRO as a histogram over n maps on disk, of 256 x 256 pixels."""
+    from skmkd.metrics import aupro_score
+
+    result = {"work": "aupro_score", "images": n}
+    with TemporaryDirectory() as folder:
+        masks, maps = (Path(folder) / name for name in ("masks.npy", "maps.npy"))
+        synthetic_maps(n, masks, maps)
+        with watched(result):
+            aupro_score(np.load(masks, mmap_mode="r"), np.load(maps, mmap_mode="r"), exact=False)
     return result
 
 
@@ -97,12 +111,16 @@ def main() -> None:
     arguments.add_argument("--images", type=int, nargs="+", default=[200, 20_000])
     arguments.add_argument("--layers", default="features.4", help="a layer's name, or auto")
     arguments.add_argument("--fit", type=int, default=400, help="images to fit")
+    arguments.add_argument("--maps", type=int, nargs="*", default=[500, 5_000])
+    arguments.add_argument("--only", choices=["score", "fit", "aupro"])
     given = arguments.parse_args()
-    rows = []
-    for n in given.images:
-        with TemporaryDirectory() as folder:
-            rows.append(alone("score", n, given.layers, folder))
-    rows += [alone("fit", given.fit, given.fit * each) for each in (0, 1_150_000)]  # disk, memory
+    cases = {
+        "score": [("score", n, given.layers) for n in given.images],
+        "aupro": [("aupro", n) for n in given.maps],
+        "fit": [("fit", given.fit, given.fit * each) for each in (0, 1_150_000)],  # disk, memory
+    }
+    chosen = [given.only] if given.only else cases
+    rows = [alone(*case) for name in chosen for case in cases[name]]
     report(__file__, rows, given.output)
 
 

@@ -82,6 +82,19 @@ def textures(n: int, side: int, names: Sequence[str] = ("brick", "grass", "grave
     return np.stack(crops)
 
 
+def synthetic_maps(n: int, masks: Path, maps: Path, side: int = 256) -> None:
+    """Write n synthetic masks and maps of one side; every other one has three rectangles."""
+    rng = np.random.default_rng(0)
+    truth = np.lib.format.open_memmap(masks, "w+", np.bool_, (n, side, side))
+    values = np.lib.format.open_memmap(maps, "w+", np.float32, (n, side, side))
+    for i in range(n):
+        for _ in range(3 * (i % 2)):
+            row, column = rng.integers(0, side * 4 // 5, 2)
+            height, width = rng.integers(side // 50, side // 5, 2)
+            truth[i, row : row + height, column : column + width] = True
+        values[i] = rng.random((side, side), np.float32) + 0.5 * truth[i]
+
+
 def processor() -> str:
     """Return the processor's name as the system gives it."""
     try:

@@ -43,10 +43,12 @@ def test_plain_loop_scores_and_localizes_as_skmkd_does(monkeypatch):
 
 
 SCRIPTS = {
+    "aupro": ("--maps 3 --side 32 --runs 1", {"AUPRO", "s", "ratio"}),
+    "calibrate": ("--only brick --splits 1", {"fit %", "99 % to"}),
     "fit": ("--only texture --images 4 --epochs 1", {"ratio"}),
     "grid": ("--images 30 --side 32", {"ratio"}),
     "localize": ("--runs 1 --images 2 --side 32", {"ratio"}),
-    "memory": ("--images 3 --fit 2", {"peak MB"}),
+    "memory": ("--images 3 --maps 2 --fit 2", {"peak MB"}),
     "scaling": ("--numbers --sides 32 64", {"fit s"}),
     "score": ("--runs 1 --images 4 --side 32", {"ratio", "source of peak", "whole of peak"}),
     "step": ("--runs 1 --sides 32", {"step / floor"}),
