@@ -111,13 +111,16 @@ def test_readme_s_links_lead_somewhere():
 
 
 def test_code_of_the_readme_runs():
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert len(blocks) == 2
     names: dict = {}
-    exec(compile(code, "README.md", "exec"), names)
+    exec(compile("".join(blocks), "README.md", "exec"), names)
     assert names["labels"].shape == names["scores"].shape == (20,)
     assert names["maps"].shape == names["masks"].shape == (20, 25, 25)
     scores = names["scores"]
     assert roc_auc_score(np.repeat([1, -1], 10), scores) > 0.9
+    assert np.isfinite(names["search"].cv_results_["mean_test_score"]).all()
+    assert names["best"].score_samples(names["X"]).shape == (60,)
 
 
 def test_built_wheel_carries_weights_and_types(tmp_path):

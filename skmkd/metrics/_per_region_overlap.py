@@ -138,7 +138,7 @@ def check_max_fpr(max_fpr: float) -> None:
 
 def curve_until(max_fpr: float, fpr: np.ndarray, pro: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Cut the curve at `max_fpr`."""
-    within = fpr <= max_fpr
+    within = ~(fpr > max_fpr)  # an undefined rate stays, and makes the area undefined
     overlap = np.interp(max_fpr, fpr, pro)
     return np.append(fpr[within], max_fpr), np.append(pro[within], overlap)
 

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 CHUNK = 2**22  # pixels that are read at a time
-N_THRESHOLDS = 2**16  # of a histogram: bounds the error at 4e-4, that of average precision
-N_KEPT, N_GATHERED = 2**20, 2**22  # anomalous pixels while these thresholds are found
+N_THRESHOLDS = 2**16  # of a histogram; see `_thresholds` for the error
+N_KEPT, N_GATHERED = 2**20, 2**22  # anomalous pixels, while these thresholds are found
 
 Masks = np.ndarray | Sequence[ArrayLike]
 Weigh = Callable[[np.ndarray], np.ndarray]  # mask (H, W) -> weight of each anomalous pixel
@@ -65,8 +65,10 @@ def weighted_pixels(masks: Masks, maps: Masks, weigh: Weigh, *, exact: bool) -> 
     Raises
     ------
     ValueError
-        If masks or maps are not as described, or not finite.
+        If masks, maps or `exact` are not as described, or maps not finite.
     """
+    if not isinstance(exact, (bool, np.bool_)):
+        raise ValueError(f"exact must be True or False; got {exact!r}.")
     dtype = check_maps(masks, maps)
     edges = _thresholds(_chunks(masks, maps, weigh, dtype, CHUNK), exact)
     counts = Histogram(edges)
@@ -169,7 +171,13 @@ def _joined(chunks: Sequence[Chunk]) -> Chunk:
 
 
 def _thresholds(chunks: Iterator[Chunk], exact: bool) -> np.ndarray:
-    """Return values of anomalous pixels, ascending: all distinct ones, or their quantiles."""
+    """Return values of anomalous pixels, ascending: all distinct ones, or their quantiles.
+
+    With quantiles at most a share q of the anomalous weight lies between two thresholds. Areas
+    under a curve are then wrong by at most q / 2, the best F1 by 2 q, average precision by
+    about q (3 + 2 log(1 / q)). Here q is 1 / `N_THRESHOLDS`, and as much again after 40 times
+    `N_GATHERED` anomalous pixels, since thinning out what was thinned before adds up.
+    """
     if exact:
         return np.unique(np.concatenate([chunk.anomalous for chunk in chunks]))
     values, weights = np.empty(0, np.float32), np.empty(0)

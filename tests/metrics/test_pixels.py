@@ -41,6 +41,12 @@ def test_bad_input_is_refused(masks, maps, message, metric, exact):
         metric(masks, maps, exact=exact)
 
 
+@pytest.mark.parametrize("exact", [1, None, "no"])
+def test_exact_is_a_boolean(exact):
+    with pytest.raises(ValueError, match="exact must be True or False; got"):
+        aupro_score(MASKS, MAPS, exact=exact)
+
+
 @pytest.mark.parametrize(
     "same",
     [
