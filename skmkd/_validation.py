@@ -116,8 +116,10 @@ def image_list(items: np.ndarray | Sequence[ArrayLike]) -> Images:
     Raises
     ------
     ValueError
-        If the images differ in channels or kind of number, or are not finite.
+        If there is none, or they differ in channels or kind of number, or are not finite.
     """
+    if len(items) == 0:
+        raise ValueError("X must hold at least one image; got none.")
     images = Images(items, _list_shape(items))
     images.pixel_range = _learn_range(images)
     return images

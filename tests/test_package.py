@@ -66,7 +66,7 @@ def documented_parameters(function_or_class) -> dict[str, str]:
     """Return the type line of every parameter in a numpydoc docstring."""
     text = inspect.getdoc(function_or_class)
     section = re.search(r"\nParameters\n-+\n(.*?)(\n\n[A-Z][a-zA-Z ]+\n-+\n|\Z)", text, re.S)
-    return dict(re.findall(r"^(\w+) : (.*)$", section.group(1), re.M)) if section else {}
+    return dict(re.findall(r"^([*\w, ]+) : (.*)$", section.group(1), re.M)) if section else {}
 
 
 def test_constraints_docstring_and_signature_agree():
@@ -81,16 +81,45 @@ def test_constraints_docstring_and_signature_agree():
         assert ast.literal_eval(stated) == parameter.default, name
 
 
-@pytest.mark.parametrize(
-    "method",
-    [m for n, m in inspect.getmembers(MKDDetector, inspect.isfunction) if not n.startswith("_")
-     and m.__module__.startswith("skmkd")],
-    ids=lambda m: m.__name__,
-)  # fmt: skip
-def test_public_methods_document_their_parameters(method):
-    signature = [name for name in inspect.signature(method).parameters if name != "self"]
-    assert list(documented_parameters(method)) == signature
-    assert "Returns" in inspect.getdoc(method)
+ROOMS = [skmkd, *(getattr(skmkd, room) for room in ("inspection", "metrics", "model_selection"))]
+PUBLIC = [
+    getattr(room, name) for room in ROOMS for name in room.__all__
+    if name != "__version__" and not inspect.ismodule(getattr(room, name))
+]  # fmt: skip
+
+
+FUNCTIONS = [public for public in PUBLIC if inspect.isfunction(public)] + [
+    method
+    for public in PUBLIC if inspect.isclass(public)
+    for name, method in inspect.getmembers(public, inspect.isroutine)
+    if not name.startswith("_") and method.__module__.startswith("skmkd")
+]  # fmt: skip
+SCORERS = [public for public in PUBLIC if not inspect.isclass(public) and public not in FUNCTIONS]
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.__qualname__)
+def test_public_functions_document_their_parameters(function):
+    signature = [
+        ("**" if parameter.kind is parameter.VAR_KEYWORD else "") + name
+        for name, parameter in inspect.signature(function).parameters.items()
+        if name != "self"
+    ]
+    lines = documented_parameters(function)
+    assert [name for line in lines for name in line.split(", ")] == signature
+    assert re.search(r"\n(Returns|Yields)\n---", inspect.getdoc(function))
+
+
+def test_scorers_are_documented():
+    assert len(SCORERS) == 4
+    for scorer in SCORERS:
+        assert list(documented_parameters(scorer)) == ["estimator", "X", "y"]
+        assert "\nReturns\n---" in inspect.getdoc(scorer)
+
+
+@pytest.mark.parametrize("public", [p for p in PUBLIC if inspect.isclass(p)])
+def test_public_classes_document_their_parameters(public):
+    assert list(documented_parameters(public)) == list(inspect.signature(public).parameters)
+    assert "\nExamples\n---" in inspect.getdoc(public)
 
 
 def test_public_names():

@@ -9,14 +9,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.utils._optional_dependencies import check_matplotlib_support
 
-from skmkd._inference import BaseInference
 from skmkd._validation import Images, check_images, image_list
-from skmkd.metrics._pixels import Masks, check_mask
+from skmkd.inspection._plotting import check_detector
+from skmkd.metrics._pixels import Arrays, check_map, check_mask
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-Pictures = np.ndarray | Sequence[ArrayLike]
 
 
 class LocalizationDisplay:
@@ -63,9 +61,9 @@ class LocalizationDisplay:
     def __init__(
         self,
         *,
-        images: Pictures,
-        maps: Masks,
-        masks: Masks | None = None,
+        images: Arrays,
+        maps: Arrays,
+        masks: Arrays | None = None,
         threshold: float | None = None,
     ) -> None:
         self.images = images
@@ -78,7 +76,7 @@ class LocalizationDisplay:
         cls,
         detector: Any,
         X: ArrayLike | Sequence[ArrayLike],
-        masks: Masks | None = None,
+        masks: Arrays | None = None,
         *,
         ax: np.ndarray | None = None,
         **kwargs: Any,
@@ -114,11 +112,7 @@ class LocalizationDisplay:
             since `map_offset_` was set.
         """
         check_matplotlib_support(f"{cls.__name__}.from_estimator")
-        if not isinstance(detector, BaseInference):
-            raise TypeError(
-                "detector must be a detector of skmkd, such as the last step of a pipeline; got "
-                f"{type(detector).__name__}."
-            )
+        check_detector(detector)
         threshold = detector._map_threshold()
         maps = detector.localize(X)
         images = pictures(check_images(detector, X, reset=False))
@@ -128,9 +122,9 @@ class LocalizationDisplay:
     @classmethod
     def from_maps(
         cls,
-        images: Pictures,
-        maps: Masks,
-        masks: Masks | None = None,
+        X: Arrays,
+        maps: Arrays,
+        masks: Arrays | None = None,
         *,
         threshold: float | None = None,
         ax: np.ndarray | None = None,
@@ -140,9 +134,9 @@ class LocalizationDisplay:
 
         Parameters
         ----------
-        images : array-like of shape (n, H, W[, C]) or sequence of n array-likes
-            Bytes, 16 bits, bool or floats: what is black and white goes by the type, for floats
-            that are not from 0 to 1 by the lowest and the highest of all pixels.
+        X : array-like of shape (n, H, W[, C]) or sequence of n array-likes
+            Images of bytes, 16 bits, bool or floats. Black and white go by the type; for floats
+            that are not from 0 to 1, by the lowest and the highest of all pixels.
         maps : array-like of shape (n, H, W) or sequence of n array-likes of shape (H, W)
             Localization maps, higher = more anomalous.
         masks : array-like of shape (n, H, W) or sequence of n array-likes, default=None
@@ -163,26 +157,34 @@ class LocalizationDisplay:
         Raises
         ------
         ValueError
-            If images, maps or masks are not as described, or differ in number or size.
+            If X, maps or masks are not as described, or differ in number or size.
         """
-        display = cls(
-            images=pictures(image_list(images)), maps=maps, masks=masks, threshold=threshold
-        )
+        check_matplotlib_support(f"{cls.__name__}.from_maps")
+        images = pictures(image_list(X))
+        display = cls(images=images, maps=maps, masks=masks, threshold=threshold)
         return display.plot(ax=ax, **kwargs)
 
     def plot(
-        self, ax: np.ndarray | None = None, *, cmap: Any = "autumn_r", alpha: float = 0.6
+        self,
+        ax: np.ndarray | None = None,
+        *,
+        cmap: Any = "autumn_r",
+        alpha: float = 0.6,
+        vmax: float | None = None,
     ) -> Self:
         """Draw one column an image.
 
         Parameters
         ----------
-        ax : ndarray of shape (n_rows, n), matplotlib Axes, default=None
+        ax : ndarray of n_rows * n matplotlib Axes, default=None
             Where to draw; None makes a figure.
         cmap : str or matplotlib Colormap, default="autumn_r"
-            Colours of the maps, from the threshold to the highest value of all maps.
+            Colours of the maps, from the threshold on.
         alpha : float, default=0.6
             Opacity of the maps over the images.
+        vmax : float, default=None
+            Where the colours end, in the unit of the maps: give it to compare displays. None ends
+            them at the highest value of all maps, and no sooner than at 1.5 times the threshold.
 
         Returns
         -------
@@ -192,68 +194,76 @@ class LocalizationDisplay:
         Raises
         ------
         ValueError
-            If the images, maps and masks differ in number or size, or `ax` has another shape.
+            If the images, maps and masks differ in number or size, a map is not finite, or `ax`
+            has another size.
         """
         check_matplotlib_support(f"{type(self).__name__}.plot")
         import matplotlib.pyplot as plt
         from matplotlib.colors import Normalize
 
-        self._check_sizes()
-        rows, n = ["image", "true defect", "map over image"], len(self.images)
-        if self.masks is None:
-            rows.remove("true defect")
+        maps = [check_map(single, i) for i, single in enumerate(self.maps)]
+        check_sizes("maps", maps, self.images)
+        masks = None
+        if self.masks is not None:
+            masks = [check_mask(mask, i) for i, mask in enumerate(self.masks)]
+            check_sizes("masks", masks, self.images)
+        start, end = self._scale(maps)
+        rows = ["image", *([] if masks is None else ["true defect"]), "map over image"]
+        shape = (len(rows), len(maps))
         if ax is None:
-            figsize = (1.4 * n + 1.2, 1.5 * len(rows) + 0.2)
-            _, ax = plt.subplots(len(rows), n, figsize=figsize, squeeze=False, layout="constrained")
-        if np.shape(ax) != (len(rows), n):
+            figsize = (1.4 * shape[1] + 1.2, 1.5 * shape[0] + 0.2)
+            _, ax = plt.subplots(*shape, figsize=figsize, squeeze=False, layout="constrained")
+        elif np.size(ax) != shape[0] * shape[1]:
             raise ValueError(
-                f"ax must be an array of Axes of shape (n_rows, n) = {(len(rows), n)}; got shape "
-                f"{np.shape(ax)}."
+                f"ax must hold Axes for (n_rows, n) = {shape}; got {np.size(ax)} of them."
             )
-        self.axes_ = np.asarray(ax)
-        for i, image in enumerate(self.images):
-            for each in self.axes_[:, i]:
+        self.axes_ = np.reshape(ax, shape)
+        for axes, row in zip(self.axes_, rows, strict=True):
+            axes[0].set_ylabel(row)
+            for each, image in zip(axes, self.images, strict=True):
                 each.imshow(image, cmap="gray", vmin=0, vmax=1)
                 each.set(xticks=[], yticks=[])
-            if self.masks is not None:
-                outline(self.axes_[1, i], check_mask(self.masks[i], i), "lime")
-        for each, row in zip(self.axes_[:, 0], rows, strict=True):
-            each.set_ylabel(row)
+        for each, mask in zip(self.axes_[1], masks or [], strict=False):
+            outline(each, mask, "lime")
+        norm = Normalize(start, end if vmax is None else vmax)
         self.overlays_ = []
-        start, end = self._scale()
-        for each, single in zip(self.axes_[-1], self.maps, strict=True):
-            anomalous = np.asarray(single) > start
-            overlay = np.ma.masked_array(single, ~anomalous)
-            scale = Normalize(start, end)
-            self.overlays_.append(each.imshow(overlay, cmap=cmap, alpha=alpha, norm=scale))
-            outline(each, anomalous, "black")
+        for each, single in zip(self.axes_[-1], maps, strict=True):
+            anomalous = single > start
+            shown = np.ma.masked_array(single, ~anomalous)
+            self.overlays_.append(each.imshow(shown, cmap=cmap, alpha=alpha, norm=norm))
+            if self.threshold is not None:
+                outline(each, anomalous, "black")
         self.figure_ = self.axes_[0, 0].figure
         self.colorbar_ = self.figure_.colorbar(
             self.overlays_[0], ax=self.axes_, label="more anomalous →", shrink=0.8
         )
         return self
 
-    def _check_sizes(self) -> None:
-        sizes = [np.shape(image)[:2] for image in self.images]
-        for name, arrays in (("maps", self.maps), ("masks", self.masks)):
-            if arrays is not None and (found := [np.shape(array) for array in arrays]) != sizes:
-                raise ValueError(
-                    f"{name} must be as many and of the same sizes as the images; got {name} of "
-                    f"shapes {found} for images of sizes {sizes}."
-                )
+    def _scale(self, maps: Sequence[np.ndarray]) -> tuple[float, float]:
+        """Return what a map must exceed to be coloured, and where the colours end."""
+        highest = max(float(single.max()) for single in maps)
+        if self.threshold is None:
+            return np.nextafter(min(float(single.min()) for single in maps), -np.inf), highest
+        return self.threshold, max(highest, self.threshold + (abs(self.threshold) / 2 or 1.0))
 
-    def _scale(self) -> tuple[float, float]:
-        """Return what a map must exceed to be coloured, and the highest value of all maps."""
-        lowest = min(float(np.min(single)) for single in self.maps)
-        highest = max(float(np.max(single)) for single in self.maps)
-        start = np.nextafter(lowest, -np.inf) if self.threshold is None else self.threshold
-        return start, highest if highest > start else start + (abs(start) or 1.0)
+
+def check_sizes(name: str, arrays: Sequence[np.ndarray], images: Arrays) -> None:
+    """Check that there is an array of its size for each image."""
+    if len(arrays) != len(images):
+        raise ValueError(f"{name} must be as many as the images; got {len(arrays)}.")
+    for i, (array, image) in enumerate(zip(arrays, images, strict=True)):
+        if array.shape != (size := np.shape(image)[:2]):
+            raise ValueError(
+                f"{name} must be of the images' sizes; got {name}[{i}] of shape {array.shape} for "
+                f"an image of size {size}."
+            )
 
 
 def outline(ax: Axes, mask: np.ndarray, colour: str) -> None:
-    """Draw the outline of a mask, if it has one."""
-    if mask.any() and not mask.all() and min(mask.shape) > 1:
-        ax.contour(mask, levels=[0.5], colors=colour, linewidths=1.2)
+    """Draw the outline of a mask, along the image's border where it reaches that."""
+    if mask.any():
+        rows, columns = (np.clip(np.arange(-1, n + 1), -0.5, n - 0.5) for n in mask.shape)
+        ax.contour(columns, rows, np.pad(mask, 1), levels=[0.5], colors=colour, linewidths=1.2)
 
 
 def pictures(images: Images) -> list[np.ndarray]:

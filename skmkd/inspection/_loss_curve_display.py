@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
-from skmkd.inspection._plotting import own_axes
+from skmkd.inspection._plotting import check_detector, own_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,7 +55,7 @@ class LossCurveDisplay:
         Parameters
         ----------
         detector : object
-            A fitted detector with `loss_curve_`.
+            A fitted detector of skmkd. Of a pipeline, give the last step.
         ax : matplotlib Axes, default=None
             Where to draw; None makes a figure.
         **kwargs : dict
@@ -70,7 +70,10 @@ class LossCurveDisplay:
         ------
         NotFittedError
             If the detector is not fitted.
+        TypeError
+            If the detector is not one of skmkd.
         """
+        check_detector(detector)
         check_is_fitted(detector)
         return cls(loss_curve=detector.loss_curve_).plot(ax=ax, **kwargs)
 
@@ -90,12 +93,15 @@ class LossCurveDisplay:
             The display itself.
         """
         ax = own_axes(ax, self)
+        from matplotlib.cbook import normalize_kwargs
+        from matplotlib.lines import Line2D
         from matplotlib.ticker import MaxNLocator
 
+        given = normalize_kwargs(kwargs, Line2D)
         self.lines_ = {}
         for name, losses in self.loss_curve.items():
             width = 2.5 if name == "total" else 1.2
-            style: dict[str, Any] = {"label": name, "linewidth": width} | kwargs
+            style: dict[str, Any] = {"label": name, "linewidth": width} | given
             (self.lines_[name],) = ax.plot(np.arange(1, len(losses) + 1), losses, **style)
         ax.set(xlabel="epoch", ylabel="mean loss of the training images", yscale="log")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
+from sklearn.utils._optional_dependencies import check_matplotlib_support
 
-from skmkd.inspection._plotting import own_axes
+from skmkd.inspection._plotting import check_detector, own_axes
 from skmkd.metrics._per_region_overlap import (
     area_share,
     check_max_fpr,
     curve_until,
     per_region_overlap_curve,
 )
-from skmkd.metrics._pixels import Masks
+from skmkd.metrics._pixels import Arrays
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -76,7 +77,7 @@ class PerRegionOverlapDisplay:
         cls,
         detector: Any,
         X: ArrayLike | Sequence[ArrayLike],
-        masks: Masks,
+        masks: Arrays,
         *,
         max_fpr: float = 0.3,
         name: str | None = None,
@@ -88,11 +89,11 @@ class PerRegionOverlapDisplay:
         Parameters
         ----------
         detector : object
-            A fitted detector with `localize`.
+            A fitted detector of skmkd. Of a pipeline, give the last step, and X as that gets it.
         X : array-like or list of array-like
             Images, as in `localize`.
-        masks : array-like of shape (n, H, W) or sequence of n array-likes of shape (H, W), bool
-            True = anomalous. Masks of normal images, all False, belong to it.
+        masks : array-like of shape (n, H, W) or sequence of n array-likes of shape (H, W)
+            Bool, or 0 and 1: True = anomalous. Masks of normal images, all False, belong to it.
         max_fpr : float in (0, 1], default=0.3
             False-positive rate at which the area of AUPRO ends.
         name : str, default=None
@@ -111,9 +112,14 @@ class PerRegionOverlapDisplay:
         ------
         NotFittedError
             If the detector is not fitted.
+        TypeError
+            If the detector is not one of skmkd.
         ValueError
             If X, masks or max_fpr are not as described.
         """
+        check_matplotlib_support(f"{cls.__name__}.from_estimator")
+        check_detector(detector)
+        check_max_fpr(max_fpr, cls.__name__)
         name = type(detector).__name__ if name is None else name
         maps = detector.localize(X)
         return cls.from_maps(masks, maps, max_fpr=max_fpr, name=name, ax=ax, **kwargs)
@@ -121,8 +127,8 @@ class PerRegionOverlapDisplay:
     @classmethod
     def from_maps(
         cls,
-        masks: Masks,
-        maps: Masks,
+        masks: Arrays,
+        maps: Arrays,
         *,
         max_fpr: float = 0.3,
         name: str | None = None,
@@ -133,8 +139,8 @@ class PerRegionOverlapDisplay:
 
         Parameters
         ----------
-        masks : array-like of shape (n, H, W) or sequence of n array-likes of shape (H, W), bool
-            True = anomalous. Masks of normal images, all False, belong to it.
+        masks : array-like of shape (n, H, W) or sequence of n array-likes of shape (H, W)
+            Bool, or 0 and 1: True = anomalous. Masks of normal images, all False, belong to it.
         maps : array-like of shape (n, H, W) or sequence of n array-likes of shape (H, W)
             Localization maps, higher = more anomalous; images may differ in size.
         max_fpr : float in (0, 1], default=0.3
@@ -156,6 +162,8 @@ class PerRegionOverlapDisplay:
         ValueError
             If masks, maps or max_fpr are not as described.
         """
+        check_matplotlib_support(f"{cls.__name__}.from_maps")
+        check_max_fpr(max_fpr, cls.__name__)
         fpr, pro, _ = per_region_overlap_curve(masks, maps, exact=False)
         return cls(fpr=fpr, pro=pro, max_fpr=max_fpr, name=name).plot(ax=ax, **kwargs)
 
@@ -175,8 +183,13 @@ class PerRegionOverlapDisplay:
         -------
         display : PerRegionOverlapDisplay
             The display itself.
+
+        Raises
+        ------
+        ValueError
+            If max_fpr is not as described.
         """
-        check_max_fpr(self.max_fpr)
+        check_max_fpr(self.max_fpr, type(self).__name__)
         ax = own_axes(ax, self)
         fpr, pro = np.asarray(self.fpr), np.asarray(self.pro)
         within = curve_until(self.max_fpr, fpr, pro)

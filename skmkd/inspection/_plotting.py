@@ -1,10 +1,12 @@
-"""Where a display draws."""
+"""What displays draw on, and of whom."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sklearn.utils._optional_dependencies import check_matplotlib_support
+
+from skmkd._inference import BaseInference
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,3 +18,12 @@ def own_axes(ax: Axes | None, display: object) -> Axes:
     import matplotlib.pyplot as plt
 
     return plt.subplots(layout="constrained")[1] if ax is None else ax
+
+
+def check_detector(detector: Any) -> None:
+    """Check that a detector is one of skmkd, and not a pipeline around it."""
+    if not isinstance(detector, BaseInference):
+        raise TypeError(
+            "detector must be a detector of skmkd, such as the last step of a pipeline; got "
+            f"{type(detector).__name__}."
+        )

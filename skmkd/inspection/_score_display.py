@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
+from sklearn.utils import assert_all_finite
+from sklearn.utils._optional_dependencies import check_matplotlib_support
 from sklearn.utils.validation import check_consistent_length, column_or_1d
 
 from skmkd._validation import check_labels
@@ -41,15 +43,10 @@ class ScoreDisplay:
     figure_ : matplotlib Figure
         What holds the axes.
 
-    Raises
-    ------
-    ValueError
-        If y_true holds anything but +1 and -1, or differs in length from y_score.
-
     Examples
     --------
     >>> from skmkd.inspection import ScoreDisplay
-    >>> display = ScoreDisplay(y_true=[1, 1, -1, -1], y_score=[0.9, 0.4, 0.2, -3]).plot()
+    >>> display = ScoreDisplay.from_predictions([1, 1, -1, -1], [0.9, 0.4, 0.2, -3])
     >>> [text.get_text() for text in display.ax_.get_legend().get_texts()]
     ['normal: 0% of 2 below', 'anomaly: 50% of 2 below', 'threshold']
     """
@@ -96,8 +93,48 @@ class ScoreDisplay:
         ValueError
             If y holds anything but +1 and -1, or X is not as described.
         """
+        check_matplotlib_support(f"{cls.__name__}.from_estimator")
         labels = check_labels(y)
         return cls(y_true=labels, y_score=detector.decision_function(X)).plot(ax=ax, **kwargs)
+
+    @classmethod
+    def from_predictions(
+        cls,
+        y_true: ArrayLike,
+        y_score: ArrayLike,
+        *,
+        threshold: float = 0.0,
+        ax: Axes | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Draw scores that are there already.
+
+        Parameters
+        ----------
+        y_true : array-like of shape (n,)
+            +1 for normal images, -1 for anomalies.
+        y_score : array-like of shape (n,)
+            Scores, higher = more normal.
+        threshold : float, default=0.0
+            Images that score less are predicted to be anomalies: `offset_` for those of
+            `score_samples`, 0 for those of `decision_function`.
+        ax : matplotlib Axes, default=None
+            Where to draw; None makes a figure.
+        **kwargs : dict
+            Passed to `plot`.
+
+        Returns
+        -------
+        display : ScoreDisplay
+            The drawn display.
+
+        Raises
+        ------
+        ValueError
+            If y_true holds anything but +1 and -1, differs in length from y_score, or a score is
+            not finite.
+        """
+        return cls(y_true=y_true, y_score=y_score, threshold=threshold).plot(ax=ax, **kwargs)
 
     def plot(self, ax: Axes | None = None, *, bins: int | ArrayLike = 30, **kwargs: Any) -> Self:
         """Draw both histograms over the same bins.
@@ -115,11 +152,18 @@ class ScoreDisplay:
         -------
         display : ScoreDisplay
             The display itself.
+
+        Raises
+        ------
+        ValueError
+            If y_true holds anything but +1 and -1, differs in length from y_score, or a score is
+            not finite.
         """
         labels, scores = check_labels(self.y_true), column_or_1d(self.y_score)
         check_consistent_length(labels, scores)
-        ax = own_axes(ax, self)
+        assert_all_finite(scores, input_name="y_score")
         edges = np.histogram_bin_edges(scores, bins)
+        ax = own_axes(ax, self)
         self.bars_ = {}
         for name, (label, colour) in KINDS.items():
             chosen = scores[labels == label]

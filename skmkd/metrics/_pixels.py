@@ -1,4 +1,4 @@
-"""Masks and maps become weighted pixels: far fewer, and with the same curves.
+"""Arrays and maps become weighted pixels: far fewer, and with the same curves.
 
 A rate changes its ratio to another only where a threshold passes an anomalous pixel. So the values
 of anomalous pixels are all the thresholds that a curve needs, and pixels between two of them are
@@ -17,7 +17,7 @@ CHUNK = 2**22  # pixels that are read at a time
 N_THRESHOLDS = 2**16  # of a histogram; see `_thresholds` for the error
 N_KEPT, N_GATHERED = 2**20, 2**22  # anomalous pixels, while these thresholds are found
 
-Masks = np.ndarray | Sequence[ArrayLike]
+Arrays = np.ndarray | Sequence[ArrayLike]  # (n, H, W), or n of shape (H, W)
 Weigh = Callable[[np.ndarray], np.ndarray]  # mask (H, W) -> weight of each anomalous pixel
 
 
@@ -42,7 +42,7 @@ def one_each(mask: np.ndarray) -> np.ndarray:
     return np.ones(np.count_nonzero(mask))
 
 
-def weighted_pixels(masks: Masks, maps: Masks, weigh: Weigh, *, exact: bool) -> WeightedPixels:
+def weighted_pixels(masks: Arrays, maps: Arrays, weigh: Weigh, *, exact: bool) -> WeightedPixels:
     """Count pixels at the thresholds that matter, and between them.
 
     Parameters
@@ -70,7 +70,7 @@ def weighted_pixels(masks: Masks, maps: Masks, weigh: Weigh, *, exact: bool) -> 
     if not isinstance(exact, (bool, np.bool_)):
         raise ValueError(f"exact must be True or False; got {exact!r}.")
     dtype = check_maps(masks, maps)
-    edges = _thresholds(_chunks(masks, maps, weigh, dtype, CHUNK), exact)
+    edges = _thresholds(_chunks(masks, maps, one_each if exact else weigh, dtype, CHUNK), exact)
     counts = Histogram(edges)
     n_pixels = max(CHUNK, 8 * len(edges))  # reading is to take longer than adding up
     for chunk in _chunks(masks, maps, weigh, dtype, n_pixels):
@@ -115,7 +115,7 @@ class Histogram:
         self.lowest[filled] = np.minimum(self.lowest[filled], values[ends[filled]])
 
 
-def check_maps(masks: Masks, maps: Masks) -> np.dtype:
+def check_maps(masks: Arrays, maps: Arrays) -> np.dtype:
     """Check shapes and types; return the dtype, float32 or float64, that holds all maps."""
     if len(masks) != len(maps) or len(maps) == 0:
         raise ValueError(
@@ -147,16 +147,22 @@ def check_mask(mask: ArrayLike, index: int) -> np.ndarray:
     return array.astype(bool, copy=False)
 
 
+def check_map(single: ArrayLike, index: int) -> np.ndarray:
+    """Return a localization map (H, W) as an array of finite numbers."""
+    array = np.asarray(single)
+    if not np.isfinite(array).all():
+        raise ValueError(f"maps must be finite; got NaN or infinity in maps[{index}].")
+    return array
+
+
 def _chunks(
-    masks: Masks, maps: Masks, weigh: Weigh, dtype: np.dtype, n_pixels: int
+    masks: Arrays, maps: Arrays, weigh: Weigh, dtype: np.dtype, n_pixels: int
 ) -> Iterator[Chunk]:
     """Yield the pixels of all images, those of as many at a time as hold `n_pixels`."""
     read: list[Chunk] = []
     n_read = 0
     for i, (mask, single) in enumerate(zip(masks, maps, strict=True)):
-        truth, values = check_mask(mask, i), np.asarray(single).astype(dtype, copy=False)
-        if not np.isfinite(values).all():
-            raise ValueError(f"maps must be finite; got NaN or infinity in maps[{i}].")
+        truth, values = check_mask(mask, i), check_map(single, i).astype(dtype, copy=False)
         read.append(Chunk(values[~truth], values[truth], weigh(truth)))
         n_read += values.size
         if n_read >= n_pixels:
@@ -173,10 +179,11 @@ def _joined(chunks: Sequence[Chunk]) -> Chunk:
 def _thresholds(chunks: Iterator[Chunk], exact: bool) -> np.ndarray:
     """Return values of anomalous pixels, ascending: all distinct ones, or their quantiles.
 
-    With quantiles at most a share q of the anomalous weight lies between two thresholds. Areas
-    under a curve are then wrong by at most q / 2, the best F1 by 2 q, average precision by
-    about q (3 + 2 log(1 / q)). Here q is 1 / `N_THRESHOLDS`, and as much again after 40 times
-    `N_GATHERED` anomalous pixels, since thinning out what was thinned before adds up.
+    With quantiles at most a share q of the anomalous weight lies between two thresholds, and
+    counts at a threshold are exact. So AUPRO is wrong by at most q, AUROC by q / 2, the best F1
+    by 2 q, average precision by about q (3 + 2 log(1 / q)). Here q is 1 / `N_THRESHOLDS`, and
+    thinning out what was thinned before adds at most 1 / `N_KEPT` each time: with 10^8 anomalous
+    pixels, all are below 1e-3.
     """
     if exact:
         return np.unique(np.concatenate([chunk.anomalous for chunk in chunks]))

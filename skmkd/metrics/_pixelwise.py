@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from skmkd.metrics._pixels import Masks, one_each, weighted_pixels
+from skmkd.metrics._pixels import Arrays, one_each, weighted_pixels
 from skmkd.metrics._ranking import f1_max
 
 
-def pixel_roc_auc_score(masks: Masks, maps: Masks, *, exact: bool = True) -> float:
+def pixel_roc_auc_score(masks: Arrays, maps: Arrays, *, exact: bool = True) -> float:
     """Area under the ROC curve over all pixels.
 
     Parameters
     ----------
-    masks : array-like of shape (n, H, W) or sequence of n array-likes of shape (H, W), bool
-        True = anomalous. Masks of normal images, all False, belong to it.
+    masks : array-like of shape (n, H, W) or sequence of n array-likes of shape (H, W)
+        Bool, or 0 and 1: True = anomalous. Masks of normal images, all False, belong to it.
     maps : array-like of shape (n, H, W) or sequence of n array-likes of shape (H, W)
         Localization maps, higher = more anomalous; images may differ in size.
     exact : bool, default=True
         False counts pixels in a histogram, in bounded memory and over memory maps: for large
-        sets. It differs by at most 1e-3.
+        sets. It differs by less than 1e-3, up to 100 million anomalous pixels.
 
     Returns
     -------
@@ -54,18 +54,18 @@ def pixel_roc_auc_score(masks: Masks, maps: Masks, *, exact: bool = True) -> flo
     return float(roc_auc_score(pixels.y_true, pixels.y_score, sample_weight=pixels.sample_weight))
 
 
-def pixel_average_precision_score(masks: Masks, maps: Masks, *, exact: bool = True) -> float:
+def pixel_average_precision_score(masks: Arrays, maps: Arrays, *, exact: bool = True) -> float:
     """Average precision over all pixels, those of anomalies being positive.
 
     Parameters
     ----------
-    masks : array-like of shape (n, H, W) or sequence of n array-likes of shape (H, W), bool
-        True = anomalous. Masks of normal images, all False, belong to it.
+    masks : array-like of shape (n, H, W) or sequence of n array-likes of shape (H, W)
+        Bool, or 0 and 1: True = anomalous. Masks of normal images, all False, belong to it.
     maps : array-like of shape (n, H, W) or sequence of n array-likes of shape (H, W)
         Localization maps, higher = more anomalous; images may differ in size.
     exact : bool, default=True
         False counts pixels in a histogram, in bounded memory and over memory maps: for large
-        sets. It differs by at most 1e-3.
+        sets. It differs by less than 1e-3, up to 100 million anomalous pixels.
 
     Returns
     -------
@@ -101,7 +101,7 @@ def pixel_average_precision_score(masks: Masks, maps: Masks, *, exact: bool = Tr
     )
 
 
-def pixel_f1_max_score(masks: Masks, maps: Masks, *, exact: bool = True) -> float:
+def pixel_f1_max_score(masks: Arrays, maps: Arrays, *, exact: bool = True) -> float:
     """F1 score over all pixels at the one threshold that is best for it.
 
     That threshold is chosen with the truth in hand, so the score says what a map could do, not
@@ -109,13 +109,13 @@ def pixel_f1_max_score(masks: Masks, maps: Masks, *, exact: bool = True) -> floa
 
     Parameters
     ----------
-    masks : array-like of shape (n, H, W) or sequence of n array-likes of shape (H, W), bool
-        True = anomalous. Masks of normal images, all False, belong to it.
+    masks : array-like of shape (n, H, W) or sequence of n array-likes of shape (H, W)
+        Bool, or 0 and 1: True = anomalous. Masks of normal images, all False, belong to it.
     maps : array-like of shape (n, H, W) or sequence of n array-likes of shape (H, W)
         Localization maps, higher = more anomalous; images may differ in size.
     exact : bool, default=True
         False counts pixels in a histogram, in bounded memory and over memory maps: for large
-        sets. It differs by at most 1e-3.
+        sets. It differs by less than 1e-3, up to 100 million anomalous pixels.
 
     Returns
     -------

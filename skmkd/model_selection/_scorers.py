@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.metrics import average_precision_score, make_scorer, roc_auc_score
+from sklearn.utils.validation import check_consistent_length
 
 from skmkd._validation import check_labels
 from skmkd.metrics._ranking import f1_max, fpr_at_tpr
@@ -123,13 +124,14 @@ def mean_normal_score(estimator: Any, X: Any, y: ArrayLike | None = None) -> flo
     Raises
     ------
     ValueError
-        If y holds anything but +1 and -1, or no +1.
+        If y holds anything but +1 and -1, or no +1, or differs in length from X.
 
     Notes
     -----
     **It may not compare candidates whose scores have another scale**: `direction_weight`,
     `value_weight`, `direction`, `critical_layers`, `score_layers`, `image_score`, `source`, its
-    weights, `normalization`, `image_size`. A smaller λ or one layer fewer makes any loss smaller,
+    weights, `normalization`, `image_size`, `smoothing_sigma` (with ``image_score="map_max"``). A
+    smaller λ or one layer fewer makes any loss smaller,
     and any detector look better. Nor may it compare cloners: one that follows the source
     everywhere, on anomalies too, has the smallest loss and detects nothing. For these use
     `anomaly_roc_auc` with a few anomalies, real ones or normal images that were spoiled by hand,
@@ -160,6 +162,7 @@ def mean_normal_score(estimator: Any, X: Any, y: ArrayLike | None = None) -> flo
     """
     scores = estimator.score_samples(X)
     labels = np.ones(len(scores)) if y is None else check_labels(y)
+    check_consistent_length(scores, labels)
     if not (labels == 1).any():
         raise ValueError("y must hold +1 for at least one image; got -1 for all.")
     return float(scores[labels == 1].mean())

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from numbers import Integral
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.model_selection import BaseCrossValidator, StratifiedGroupKFold, StratifiedKFold
-from sklearn.utils.validation import _num_samples, check_consistent_length
+from sklearn.utils._param_validation import Interval, validate_parameter_constraints
+from sklearn.utils.validation import _num_samples, check_consistent_length, column_or_1d
 
+from skmkd._backend import draw_seed
 from skmkd._validation import check_labels
 
 
@@ -26,7 +29,7 @@ class NormalOnlySplit(BaseCrossValidator):
         Number of folds, at least 2.
     random_state : int, RandomState instance or None, default=None
         Seed of the shuffling. With None the folds differ from call to call, which the successive
-        halving of scikit-learn refuses.
+        halving of scikit-learn refuses; numpy's global generator is left alone.
 
     See Also
     --------
@@ -41,7 +44,9 @@ class NormalOnlySplit(BaseCrossValidator):
     fit the best parameters to the normal images, as in the example.
 
     Training folds hold one kind of image, for which most scores are undefined: leave
-    ``return_train_score=False``, which successive halving must be told.
+    ``return_train_score=False``, which successive halving must be told. Let that spend epochs
+    (``resource="max_iter"``): if it spends images, it draws them from the test folds, too, and
+    where anomalies are few may draw none.
 
     Examples
     --------
@@ -67,6 +72,10 @@ class NormalOnlySplit(BaseCrossValidator):
     """
 
     __metadata_request__split: ClassVar = {"groups": True}
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "n_splits": [Interval(Integral, 2, None, closed="left")],
+        "random_state": ["random_state"],
+    }
 
     def __init__(
         self, n_splits: int = 5, *, random_state: int | np.random.RandomState | None = None
@@ -118,10 +127,10 @@ class NormalOnlySplit(BaseCrossValidator):
             image, `n_splits` is less than 2, or there are too few images or groups of either
             kind for that many folds.
         """
-        folds = StratifiedKFold if groups is None else StratifiedGroupKFold
-        splitter = folds(self.n_splits, shuffle=True, random_state=self.random_state)
+        given = {"n_splits": self.n_splits, "random_state": self.random_state}
+        validate_parameter_constraints(self._parameter_constraints, given, type(self).__name__)
         labels = check_labels(np.ones(_num_samples(X), int) if y is None else y)
-        parts = np.arange(len(labels)) if groups is None else np.asarray(groups)
+        parts = np.arange(len(labels)) if groups is None else column_or_1d(groups)
         check_consistent_length(X, labels, parts)
         kinds = {1: "normal images"} | ({-1: "anomalies"} if -1 in labels else {})
         for label, name in kinds.items():
@@ -132,7 +141,7 @@ class NormalOnlySplit(BaseCrossValidator):
                     f"n_splits must be at most the number of {what}; got n_splits="
                     f"{self.n_splits} for {n_parts}."
                 )
-        splits = list(splitter.split(np.zeros(len(labels)), labels, groups))
+        splits = list(self._folds(labels, None if groups is None else parts))
         for label, name in kinds.items():
             if not all((labels[test] == label).any() for _, test in splits):
                 raise ValueError(
@@ -141,3 +150,15 @@ class NormalOnlySplit(BaseCrossValidator):
                 )
         for train, test in splits:
             yield train[labels[train] == 1], test
+
+    def _folds(
+        self, labels: np.ndarray, groups: np.ndarray | None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        seed = draw_seed(self.random_state)
+        if groups is None:
+            folds = StratifiedKFold(self.n_splits, shuffle=True, random_state=seed)
+            return folds.split(labels, labels)
+        _, codes = np.unique(groups, return_inverse=True)
+        order = np.random.default_rng(seed).permutation(codes.max() + 1)
+        # Named in random order instead of shuffled: older scikit-learn mixes groups up.
+        return StratifiedGroupKFold(self.n_splits).split(labels, labels, order[codes])

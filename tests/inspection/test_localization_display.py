@@ -46,14 +46,35 @@ def test_outline_runs_around_the_true_defect():
     assert_allclose(outline.get_paths()[0].get_extents().extents, [2.5, 1.5, 6.5, 5.5])
 
 
+def test_outline_follows_the_border_where_the_defect_reaches_it():
+    masks = np.zeros_like(MASKS)
+    masks[0] = True
+    masks[2, 8:, :3] = True
+    display = LocalizationDisplay.from_maps(IMAGES, MAPS, masks, threshold=0.5)
+    for i, box in ((0, [-0.25, -0.25, 9.25, 11.25]), (2, [-0.25, 7.5, 2.5, 11.25])):
+        (outline,) = outlines(display.axes_[1, i])
+        assert_allclose(outline.get_paths()[0].get_extents().extents, box)
+        assert display.axes_[1, i].get_xlim() == (-0.5, 9.5)
+        assert display.axes_[1, i].get_ylim() == (11.5, -0.5)
+
+
 def test_one_scale_from_the_threshold_to_the_highest_value():
     display = LocalizationDisplay.from_maps(IMAGES, MAPS, MASKS, threshold=0.5)
     for overlay, single in zip(display.overlays_, MAPS, strict=True):
         assert overlay.get_clim() == (0.5, MAPS.max())
         assert_array_equal(overlay.get_array().mask, single <= 0.5)
         assert_allclose(overlay.get_array().compressed(), single[single > 0.5])
+        assert overlay.norm is display.colorbar_.norm
     assert display.colorbar_.vmin == 0.5
     assert display.colorbar_.vmax == MAPS.max()
+
+
+def test_what_lies_little_above_the_threshold_does_not_look_like_the_worst():
+    maps = np.minimum(MAPS, 0.51)
+    display = LocalizationDisplay.from_maps(IMAGES, maps, threshold=0.5)
+    assert display.overlays_[0].get_clim() == (0.5, 0.75)
+    display = LocalizationDisplay.from_maps(IMAGES, maps, threshold=0.5, vmax=9)
+    assert display.overlays_[0].get_clim() == (0.5, 9)
 
 
 def test_normal_image_does_not_glow():
@@ -82,7 +103,7 @@ def test_without_threshold_maps_are_coloured_as_a_whole():
 
 @pytest.mark.parametrize("threshold", [4.0, 0.0, -1.0])
 def test_threshold_that_nothing_exceeds_colours_nothing(threshold):
-    maps = np.full(MAPS.shape, min(threshold, 1.0))
+    maps = np.full(MAPS.shape, threshold)
     display = LocalizationDisplay.from_maps(IMAGES, maps, threshold=threshold)
     low, high = display.overlays_[0].get_clim()
     assert low == threshold < high
@@ -109,7 +130,7 @@ def test_grey_goes_from_black_to_white(images, shown):
         assert ax.images[0].get_cmap().name == "gray"
 
 
-def test_sizes_may_differ_and_strips_have_no_outline():
+def test_sizes_may_differ():
     images = [IMAGES[0], IMAGES[1, :1], IMAGES[2, :, :5]]
     maps = [MAPS[0], MAPS[1, :1], MAPS[2, :, :5]]
     masks = [MASKS[0], ~MASKS[1, :1], ~MASKS[2, :, :5]]
@@ -117,6 +138,7 @@ def test_sizes_may_differ_and_strips_have_no_outline():
     assert [overlay.get_array().shape for overlay in display.overlays_] == [
         (12, 10), (1, 10), (12, 5),
     ]  # fmt: skip
+    assert [len(outlines(ax)) for ax in display.axes_[1]] == [0, 1, 1]
 
 
 def test_detector_gives_maps_pictures_and_threshold():
@@ -138,24 +160,32 @@ def test_axes_and_style_are_the_callers():
     assert (display.axes_ == axes).all()
     assert display.overlays_[0].get_cmap().name == "viridis"
     assert display.overlays_[0].get_alpha() == 0.3
+    _, column = pyplot.subplots(2)
+    single = LocalizationDisplay.from_maps(IMAGES[:1], MAPS[:1], ax=column)
+    assert single.axes_.shape == (2, 1)
     assert display.plot() is display
     assert display.figure_ is not figure
 
 
 BAD = [
-    ({"maps": MAPS[:2]}, "maps must be as many"),
-    ({"maps": MAPS[:, :5]}, r"maps must be as many and of the same sizes .*\(5, 10\)"),
-    ({"masks": MASKS[:, :5]}, "masks must be as many"),
+    ({"maps": MAPS[:2]}, "maps must be as many as the images; got 2"),
+    ({"maps": MAPS[:, :5]}, r"maps must be of the images' sizes; got maps\[0\] .*\(5, 10\)"),
+    ({"maps": np.where(MASKS, np.nan, MAPS)}, r"finite; got NaN or infinity in maps\[1\]"),
+    ({"masks": []}, "masks must be as many"),
+    ({"masks": MASKS[:, :5]}, r"masks must be of the images' sizes; got masks\[0\]"),
     ({"masks": 3 * MASKS}, r"masks must be boolean, or hold 0 and 1"),
-    ({"images": [IMAGES[0], IMAGES[1] / 255.0, IMAGES[2]]}, "of one kind"),
-    ({"ax": np.empty((3, 3), object)}, r"ax must be .* \(2, 3\); got shape \(3, 3\)"),
+    ({"X": [IMAGES[0], IMAGES[1] / 255.0, IMAGES[2]]}, "images of X must all be of one kind"),
+    ({"X": GREY[0]}, r"X\[0\] must hold images of shape \(H, W\)"),
+    ({"X": [], "maps": []}, "X must hold at least one image"),
+    ({"ax": np.empty((3, 3), object)}, r"Axes for \(n_rows, n\) = \(2, 3\); got 9"),
 ]
 
 
 @pytest.mark.parametrize(("given", "message"), BAD)
 def test_bad_input_is_refused(given, message):
     with pytest.raises(ValueError, match=message):
-        LocalizationDisplay.from_maps(**{"images": IMAGES, "maps": MAPS} | given)
+        LocalizationDisplay.from_maps(**{"X": IMAGES, "maps": MAPS} | given)
+    assert not pyplot.get_fignums()
 
 
 def test_threshold_of_other_maps_is_refused():

@@ -7,6 +7,7 @@ from conftest import smooth_and_noisy, tiny_detector
 from matplotlib import pyplot
 from numpy.testing import assert_array_equal
 from sklearn.exceptions import NotFittedError
+from sklearn.pipeline import make_pipeline
 
 from skmkd.inspection import LossCurveDisplay
 
@@ -39,3 +40,10 @@ def test_axes_are_the_callers():
 def test_unfitted_detector_is_refused():
     with pytest.raises(NotFittedError):
         LossCurveDisplay.from_estimator(tiny_detector())
+    with pytest.raises(TypeError, match="last step of a pipeline; got Pipeline"):
+        LossCurveDisplay.from_estimator(make_pipeline(tiny_detector()))
+
+
+def test_short_names_of_matplotlib_s_styles_are_taken():
+    display = LossCurveDisplay(loss_curve={"total": [2, 1]}).plot(lw=0.5)
+    assert display.lines_["total"].get_linewidth() == 0.5

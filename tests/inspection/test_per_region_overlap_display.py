@@ -7,6 +7,7 @@ import pytest
 from conftest import smooth_and_noisy, tiny_detector
 from matplotlib import pyplot
 from numpy.testing import assert_allclose
+from sklearn.pipeline import make_pipeline
 
 from skmkd.inspection import PerRegionOverlapDisplay
 from skmkd.metrics import aupro_score, per_region_overlap_curve
@@ -63,5 +64,14 @@ def test_constructor_draws_what_it_is_given():
 
 @pytest.mark.parametrize("max_fpr", [0, 1.5])
 def test_bad_max_fpr_is_refused(max_fpr):
-    with pytest.raises(ValueError, match="'max_fpr' parameter"):
+    with pytest.raises(ValueError, match="'max_fpr' parameter of PerRegionOverlapDisplay"):
         PerRegionOverlapDisplay.from_maps(MASKS, MAPS, max_fpr=max_fpr)
+    with pytest.raises(ValueError, match="'max_fpr' parameter of PerRegionOverlapDisplay"):
+        PerRegionOverlapDisplay(fpr=[0, 1], pro=[0, 1], max_fpr=max_fpr).plot()
+    with pytest.raises(ValueError, match="'max_fpr' parameter of PerRegionOverlapDisplay"):
+        PerRegionOverlapDisplay.from_estimator(tiny_detector(), MAPS, MASKS, max_fpr=max_fpr)
+
+
+def test_pipeline_is_refused():
+    with pytest.raises(TypeError, match="last step of a pipeline; got Pipeline"):
+        PerRegionOverlapDisplay.from_estimator(make_pipeline(tiny_detector()), MAPS, MASKS)

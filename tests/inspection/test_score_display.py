@@ -27,7 +27,7 @@ def test_bars_are_shares_of_each_kind():
 
 
 def test_threshold_and_legend_tell_what_lies_below():
-    display = ScoreDisplay(y_true=LABELS, y_score=SCORES, threshold=1.0).plot()
+    display = ScoreDisplay.from_predictions(LABELS, SCORES, threshold=1.0)
     assert_allclose(display.threshold_line_.get_xdata(), 1.0)
     texts = [text.get_text() for text in display.ax_.get_legend().get_texts()]
     assert texts == ["normal: 25% of 4 below", "anomaly: 100% of 3 below", "threshold"]
@@ -66,6 +66,9 @@ def test_bad_input_is_refused():
     with pytest.raises(ValueError, match=r"y must hold \+1 .* got False"):
         ScoreDisplay(y_true=LABELS > 0, y_score=SCORES).plot()
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
-        ScoreDisplay(y_true=LABELS, y_score=SCORES[:3]).plot()
+        ScoreDisplay.from_predictions(LABELS, SCORES[:3])
+    with pytest.raises(ValueError, match="y_score contains NaN"):
+        ScoreDisplay.from_predictions(LABELS, SCORES * np.nan, bins=[0, 1])
     with pytest.raises(ValueError, match=r"y must hold \+1"):
         ScoreDisplay.from_estimator(tiny_detector(), [[0]], ["good"])
+    assert not pyplot.get_fignums()

@@ -13,6 +13,7 @@ from numpy.testing import assert_allclose
 from sklearn.exceptions import UndefinedMetricWarning
 
 from skmkd.metrics import aupro_score, per_region_overlap_curve
+from skmkd.metrics._per_region_overlap import area_share, curve_until
 
 LEVELS = np.float32([-2.5, -1, 0, 0, 0.25, 0.5, 1, 1e-7, 3e8])  # ties are the hard part
 
@@ -117,10 +118,10 @@ def discs(n=6, side=40, seed=0):
 
 
 @pytest.mark.parametrize("max_fpr", [0.05, 0.3, 0.7])
-def test_perfect_map_has_one_however_many_points_there_are(max_fpr):
-    masks, maps = discs()
-    fine = np.where(masks, 100, 0) + maps
-    assert aupro_score(masks, fine, max_fpr) == 1
+def test_rounding_does_not_lift_the_area_above_one(max_fpr):
+    fpr = np.append(0, np.sort(np.random.default_rng(0).random(1000)))
+    assert area_share(*curve_until(max_fpr, fpr, np.ones(1001))) == pytest.approx(1)
+    assert area_share(*curve_until(max_fpr, fpr, np.ones(1001))) <= 1
 
 
 def test_perfect_map_has_one_and_the_worst_has_none():

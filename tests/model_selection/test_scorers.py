@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import pickle
 
 import numpy as np
@@ -16,7 +15,6 @@ from sklearn.model_selection import cross_validate
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from skmkd import model_selection
 from skmkd.model_selection import (
     NormalOnlySplit,
     anomaly_average_precision,
@@ -130,9 +128,7 @@ def test_several_scorers_ask_the_detector_once(monkeypatch):
     assert all(np.isfinite(values).all() for values in results.values())
 
 
-def test_public_objects_are_documented():
-    for name in model_selection.__all__:
-        text = inspect.getdoc(getattr(model_selection, name))
-        assert "Parameters\n------" in text, name
-        if name != "NormalOnlySplit":
-            assert "Higher = better" in text, name
+def test_mean_normal_score_takes_as_many_labels_as_images(case):
+    detector, X, y = case
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        mean_normal_score(detector, X, y[:-1])

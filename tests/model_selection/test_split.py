@@ -91,8 +91,9 @@ BAD = [
     (2, -abs(Y), None, "number of normal images; got n_splits=2 for 0"),
     (3, Y, [0, 0, 1, 2, 3, 3, 3], "number of groups with anomalies; got n_splits=3 for 1"),
     (2, Y, [0, 0, 0, 0, 1, 2, 3], "number of groups with normal images; got n_splits=2 for 1"),
-    (1, Y, None, "n_splits=2 or more, got n_splits=1"),
-    (2.0, Y, None, "must be of Integral type"),
+    (1, Y, None, r"'n_splits' parameter of NormalOnlySplit .* \[2, inf\). Got 1"),
+    (2.0, Y, None, "Got 2.0"),
+    ("3", Y, None, "Got '3'"),
     (3, Y[:-1], None, "inconsistent numbers of samples"),
     (3, Y, np.arange(6), "inconsistent numbers of samples"),
 ]
@@ -108,6 +109,32 @@ def test_groups_that_leave_a_fold_without_a_kind_are_refused():
     y, groups = [1, 1, -1, 1, -1, -1, 1], [2, 1, 1, 2, 0, 0, 1]
     with pytest.raises(ValueError, match="groups must leave anomalies for each of n_splits=2"):
         list(NormalOnlySplit(2, random_state=0).split(y, y, groups))
+
+
+def test_bad_random_state_is_refused():
+    with pytest.raises(ValueError, match="'random_state' parameter of NormalOnlySplit"):
+        list(NormalOnlySplit(random_state="0").split(Y))
+
+
+def test_global_generator_is_left_alone():
+    y = np.repeat([1, -1], 10)
+    for groups in (None, np.arange(20)):
+        before = np.random.get_state()[1].copy()
+        folds = {
+            str([test.tolist() for _, test in NormalOnlySplit().split(y, y, groups)])
+            for _ in range(5)
+        }
+        assert len(folds) > 1
+        assert_array_equal(np.random.get_state()[1], before)
+
+
+def test_groups_are_stratified():
+    y = np.repeat([1, 1, 1, -1], 15)
+    groups = np.repeat(np.arange(30), 2)
+    for seed in range(20):
+        splits = NormalOnlySplit(3, random_state=seed).split(y, y, groups)
+        for _, test in splits:
+            assert 4 <= (y[test] == -1).sum() <= 6
 
 
 def test_repr_and_parameters_are_scikit_learn_s():
