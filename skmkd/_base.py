@@ -225,8 +225,10 @@ class BaseDistillationDetector(BaseInference):
         """Set both thresholds from normal images that were held out of `fit`.
 
         The student knows its training images better than any others, so the thresholds of `fit`
-        raise more false alarms on new images than `contamination` says. Those set here raise
-        them on a share of at most `fpr` of new normal images, in the mean over calibration sets.
+        raise more false alarms on new images than `contamination` says: in a benchmark 24 %
+        instead of 5 % after learning from 100 images, 7 % after 500. Those set here raise them on
+        a share of at most `fpr` of new normal images, in the mean over calibration sets (4.8 %
+        and 5.0 % there).
 
         Parameters
         ----------

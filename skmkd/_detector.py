@@ -163,6 +163,9 @@ class MKDDetector(BaseDistillationDetector):
 
     See Also
     --------
+    skmkd.model_selection.NormalOnlySplit : Cross-validation that learns from normal images only.
+    skmkd.metrics.aupro_score : Judge localization maps.
+    skmkd.inspection.LocalizationDisplay : Draw them.
     sklearn.ensemble.IsolationForest : Outlier detection for tables of features.
 
     Notes
