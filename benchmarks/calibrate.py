@@ -2,8 +2,9 @@
 
 Run as ``python benchmarks/calibrate.py``. Normal images only, split anew at random each time: to
 learn from, to calibrate with, and to count false alarms on. Settings are the default ones, but for
-images of 32 px and maps of the feature discrepancy. The interval is the one in which 99 % of such counts would lie if each test image alone were a false alarm with
-the probability asked for; it leaves out that all test images of a split share a threshold.
+images of 32 px and maps of the feature discrepancy. The interval is the one in which 99 % of such
+counts would lie if each test image alone were a false alarm with the probability asked for; it
+leaves out that all test images of a split share a threshold.
 """
 
 from __future__ import annotations
@@ -35,11 +36,15 @@ def shirts(data: Path) -> np.ndarray:
     return np.concatenate([images[labels == 0] for images, labels in parts])
 
 
-def false_alarms(images: np.ndarray, sizes: tuple[int, int, int], seed: int) -> dict[str, float]:
+def false_alarms(
+    images: np.ndarray, sizes: tuple[int, int, int], seed: int, epochs: int | None
+) -> dict[str, float]:
     """Fit, calibrate and count on one split; return both shares of false alarms, in percent."""
     order = np.random.default_rng(seed).permutation(len(images))
     learn, calibrate, test = np.split(order[: sum(sizes)], np.cumsum(sizes)[:-1])
+    length = {} if epochs is None else {"max_iter": epochs, "tol": None}
     detector = MKDDetector(
+        **length,
         device="cpu",
         image_size=SIDE,
         contamination=FPR,
@@ -63,6 +68,7 @@ def main() -> None:
     arguments.add_argument("--data", type=Path, default="/usr/share/datasets/fashion-mnist")
     arguments.add_argument("--only", choices=["brick", "Fashion-MNIST 0"])
     arguments.add_argument("--splits", type=int, help="default: 50 and 20")
+    arguments.add_argument("--epochs", type=int, help="default: until the loss has converged")
     given = arguments.parse_args()
     cases = {
         "brick": (bricks, (100, 99, 57), 50),
@@ -72,7 +78,9 @@ def main() -> None:
     for name in [given.only] if given.only else cases:
         read, sizes, splits = cases[name]
         images, splits = read(), given.splits or splits
-        shares = [false_alarms(images, sizes, seed) for seed in tqdm(range(splits), name)]
+        shares = [
+            false_alarms(images, sizes, seed, given.epochs) for seed in tqdm(range(splits), name)
+        ]
         trials = splits * sizes[2]
         low, high = (100 * count / trials for count in binom.interval(0.99, trials, FPR))
         rows.append(

@@ -1,7 +1,7 @@
 """How much does ``memory`` save in a grid search?
 
 Run as ``python benchmarks/grid.py``; each search runs once unless ``--runs`` says more. Six
-candidates, three folds; the store is empty at first. Grass among bricks is the anomaly.
+candidates; the store is empty at first. Grass among bricks is the anomaly.
 """
 
 from __future__ import annotations
@@ -9,31 +9,32 @@ from __future__ import annotations
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from sklearn.model_selection import GridSearchCV
 from timing import medians, parser, report, textures
 
 from skmkd import MKDDetector
+from skmkd.model_selection import NormalOnlySplit, anomaly_roc_auc
 
 NAMES = ("brick", "grass")
 GRID = {"direction_weight": [0.1, 1.0, "auto"], "critical_layers": [2, 4]}
 
 
-def search(images: np.ndarray, labels: np.ndarray, max_iter: int, memory: str | None) -> None:
+def search(
+    images: np.ndarray, labels: np.ndarray, folds: int, max_iter: int, memory: str | None
+) -> None:
     """Search the grid; learn from the normal images of each fold."""
-    side = images.shape[1]
-    folds = StratifiedKFold(3, shuffle=True, random_state=0).split(images, labels)
     GridSearchCV(
         MKDDetector(
             device="cpu",
-            image_size=side,
+            image_size=images.shape[1],
             max_iter=max_iter,
             tol=None,
             random_state=0,
             memory=memory,
         ),
         GRID,
-        scoring="roc_auc",
-        cv=[(learn[labels[learn] == 1], test) for learn, test in folds],
+        scoring=anomaly_roc_auc,
+        cv=NormalOnlySplit(folds, random_state=0),
         refit=False,
         error_score="raise",
     ).fit(images, labels)
@@ -43,6 +44,7 @@ def main() -> None:
     """Print one row a number of epochs."""
     arguments = parser(__doc__, runs=1)
     arguments.add_argument("--max-iter", type=int, nargs="+", default=[1])
+    arguments.add_argument("--folds", type=int, default=3)
     arguments.add_argument("--images", type=int, default=150, help="four in five are normal")
     arguments.add_argument("--side", type=int, default=128)
     given = arguments.parse_args()
@@ -55,16 +57,16 @@ def main() -> None:
 
         def stored(max_iter: int = max_iter) -> None:
             with TemporaryDirectory() as place:
-                search(images, labels, max_iter, place)
+                search(images, labels, given.folds, max_iter, place)
 
         def unstored(max_iter: int = max_iter) -> None:
-            search(images, labels, max_iter, None)
+            search(images, labels, given.folds, max_iter, None)
 
         times = medians({"without": unstored, "with": stored}, given.runs, warm_up=False)
         rows.append(
             {
                 "candidates": 6,
-                "folds": 3,
+                "folds": given.folds,
                 "images": len(images),
                 "pixels": given.side,
                 "epochs": max_iter,

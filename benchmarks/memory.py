@@ -111,13 +111,16 @@ def main() -> None:
     arguments.add_argument("--images", type=int, nargs="+", default=[200, 20_000])
     arguments.add_argument("--layers", default="features.4", help="a layer's name, or auto")
     arguments.add_argument("--fit", type=int, default=400, help="images to fit")
-    arguments.add_argument("--maps", type=int, nargs="*", default=[500, 5_000])
+    arguments.add_argument(
+        "--cache", type=int, nargs="+", default=[0, 1_150_000], help="bytes an image: disk, memory"
+    )
+    arguments.add_argument("--maps", type=int, nargs="+", default=[500, 5_000])
     arguments.add_argument("--only", choices=["score", "fit", "aupro"])
     given = arguments.parse_args()
     cases = {
         "score": [("score", n, given.layers) for n in given.images],
         "aupro": [("aupro", n) for n in given.maps],
-        "fit": [("fit", given.fit, given.fit * each) for each in (0, 1_150_000)],  # disk, memory
+        "fit": [("fit", given.fit, given.fit * each) for each in given.cache],
     }
     chosen = [given.only] if given.only else cases
     rows = [alone(*case) for name in chosen for case in cases[name]]

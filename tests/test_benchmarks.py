@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -44,11 +43,11 @@ def test_plain_loop_scores_and_localizes_as_skmkd_does(monkeypatch):
 
 SCRIPTS = {
     "aupro": ("--maps 3 --side 32 --runs 1", {"AUPRO", "s", "ratio"}),
-    "calibrate": ("--only brick --splits 1", {"fit %", "99 % to"}),
+    "calibrate": ("--only brick --splits 1 --epochs 2", {"99 % to"}),
     "fit": ("--only texture --images 4 --epochs 1", {"ratio"}),
-    "grid": ("--images 30 --side 32", {"ratio"}),
+    "grid": ("--images 15 --side 32 --folds 2", {"ratio"}),
     "localize": ("--runs 1 --images 2 --side 32", {"ratio"}),
-    "memory": ("--images 3 --maps 2 --fit 2", {"peak MB"}),
+    "memory": ("--images 3 --maps 2 --fit 2 --cache 0", {"peak MB"}),
     "scaling": ("--numbers --sides 32 64", {"fit s"}),
     "score": ("--runs 1 --images 4 --side 32", {"ratio", "source of peak", "whole of peak"}),
     "step": ("--runs 1 --sides 32", {"step / floor"}),
@@ -56,18 +55,18 @@ SCRIPTS = {
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_script_prints_a_table_and_writes_json(tmp_path, script):
+def test_script_prints_a_table_and_writes_json(script, tmp_path, monkeypatch, capsys):
     arguments, columns = SCRIPTS[script]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"}
-    run = [sys.executable, FOLDER / f"{script}.py", *arguments.split()]
-    done = subprocess.run(
-        run, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
-    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(FOLDER)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # of the processes that a script starts
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", *arguments.split()])
+    runpy.run_path(str(FOLDER / f"{script}.py"), run_name="__main__")
     written = json.loads((tmp_path / f"{script}.json").read_text())
     assert {"processor", "threads", "torch"} <= set(written["machine"])
     for row in written["rows"]:
         assert columns <= set(row)
         assert all(row[name] > 0 for name in columns)
-    header, *lines = done.stdout.splitlines()
+    header, *lines = capsys.readouterr().out.splitlines()
     assert all(column in header for column in columns)
     assert len(lines) == len(written["rows"])
