@@ -2,7 +2,7 @@
 
 Run as ``python benchmarks/memory.py`` on Linux. Each case runs in a process of its own, which
 watches its anonymous memory (RssAnon): what a memory map holds can be dropped at any time and
-does not count. So that 20,000 images take minutes, scores come from a source that ends at its
+does not count. So that so many images take minutes, scores come from a source that ends at its
 first pool, past which activations only get smaller; ``--layers auto`` takes the whole of it.
 """
 
@@ -16,8 +16,10 @@ import threading
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
+from PIL import Image
 from timing import parser, report, synthetic_maps, textures
 
 SIDE = 128
@@ -49,16 +51,35 @@ def watched(result: dict):
         result["added MB"] = result["peak MB"] - result["before MB"]
 
 
-def score(n: int, layers: str) -> dict:
-    """Score n images on disk, the first few over and over; a sparse file would not be read."""
+def detector_of(crops: np.ndarray, layers: str) -> Any:
+    """Fit a detector to a few colour crops."""
     from skmkd import MKDDetector
 
-    crops = textures(100, SIDE)
     chosen = "auto" if layers == "auto" else [layers]
     detector = MKDDetector(
         device="cpu", critical_layers=chosen, max_iter=1, tol=None, random_state=0
     )
-    detector.fit(crops[:8, ..., None].repeat(3, axis=3))
+    return detector.fit(crops[:8, ..., None].repeat(3, axis=3))
+
+
+def paths(n: int, layers: str) -> dict:
+    """Score n paths of PNG files, a hundred files over and over."""
+    crops = textures(100, SIDE)
+    detector = detector_of(crops, layers)
+    result = {"work": "score_samples, paths", "images": n}
+    with TemporaryDirectory() as folder:
+        files = [Path(folder) / f"{i}.png" for i in range(len(crops))]
+        for file, crop in zip(files, crops, strict=True):
+            Image.fromarray(crop[..., None].repeat(3, axis=2)).save(file)
+        with watched(result):
+            detector.score_samples([files[i % len(files)] for i in range(n)])
+    return result
+
+
+def score(n: int, layers: str) -> dict:
+    """Score n images on disk, the first few over and over; a sparse file would not be read."""
+    crops = textures(100, SIDE)
+    detector = detector_of(crops, layers)
     result = {"work": "score_samples", "images": n}
     with TemporaryDirectory() as folder:
         path = Path(folder) / "images.npy"
@@ -109,16 +130,18 @@ def main() -> None:
     """Print one row a case."""
     arguments = parser(__doc__)
     arguments.add_argument("--images", type=int, nargs="+", default=[200, 20_000])
+    arguments.add_argument("--paths", type=int, nargs="+", default=[200, 10_000])
     arguments.add_argument("--layers", default="features.4", help="a layer's name, or auto")
     arguments.add_argument("--fit", type=int, default=400, help="images to fit")
     arguments.add_argument(
         "--cache", type=int, nargs="+", default=[0, 1_150_000], help="bytes an image: disk, memory"
     )
     arguments.add_argument("--maps", type=int, nargs="+", default=[500, 5_000])
-    arguments.add_argument("--only", choices=["score", "fit", "aupro"])
+    arguments.add_argument("--only", choices=["score", "paths", "fit", "aupro"])
     given = arguments.parse_args()
     cases = {
         "score": [("score", n, given.layers) for n in given.images],
+        "paths": [("paths", n, given.layers) for n in given.paths],
         "aupro": [("aupro", n) for n in given.maps],
         "fit": [("fit", given.fit, given.fit * each) for each in given.cache],
     }

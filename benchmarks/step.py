@@ -37,7 +37,7 @@ def main() -> None:
             chosen = torch.randperm(len(images))[:BATCH].tolist()
 
             def gather(read=read, chosen=chosen):
-                batch = read(chosen)
+                batch = next(read([chosen]))
                 assert batch.target
                 return batch
 

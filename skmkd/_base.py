@@ -5,14 +5,13 @@ from __future__ import annotations
 import copy
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from numpy.typing import ArrayLike
 from sklearn.base import _fit_context
 from sklearn.utils import Tags
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
@@ -30,6 +29,7 @@ from skmkd._backend import (
 )
 from skmkd._distillation import Terms, distill, divergence, settle_batch_norm
 from skmkd._feature_cache import byte_budget, feature_cache
+from skmkd._files import readable
 from skmkd._inference import BaseInference
 from skmkd._observation import Batch, Read, layer_keys
 from skmkd._preprocessing import (
@@ -40,7 +40,7 @@ from skmkd._preprocessing import (
 )
 from skmkd._sources import IDENTITY, build_source
 from skmkd._thresholds import check_fpr, conformal_threshold, training_threshold
-from skmkd._validation import Images, check_images
+from skmkd._validation import Images, ImagesLike, check_images
 
 MAP_THRESHOLD_IMAGES = 256  # training images, evenly spaced, whose maps set map_offset_
 
@@ -78,6 +78,7 @@ class BaseDistillationDetector(BaseInference):
         "memory": [str, os.PathLike, HasMethods(["cache"]), None],
         "device": [str],
         "precision": [StrOptions({"auto", *PRECISIONS})],
+        "on_error": [StrOptions({"raise", "skip"})],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
     }
@@ -93,7 +94,7 @@ class BaseDistillationDetector(BaseInference):
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(
         self,
-        X: ArrayLike | Sequence[ArrayLike],
+        X: ImagesLike,
         y: Any = None,
         *,
         callback: Callable[[Self, int], Any] | None = None,
@@ -104,10 +105,11 @@ class BaseDistillationDetector(BaseInference):
 
         Parameters
         ----------
-        X : array-like or list of array-like
+        X : array-like, list of array-like, or list of paths
             At least two normal images: of shape (n, H, W) or (n, H, W, C) with C in 1, 3, 4,
             (n, H * W * C) flattened, or a list of arrays (H, W) or (H, W, C) of any sizes. Bool,
-            integer or float. RGBA is laid over white.
+            integer or float. RGBA is laid over white. Or a list or array of the paths of image
+            files, which are read when they are needed: see Notes of the class.
         y : None
             Ignored: every image of X is taken for normal.
         callback : callable, default=None
@@ -132,7 +134,7 @@ class BaseDistillationDetector(BaseInference):
 
     def _fit(self, X: Any, callback: Callable[[Self, int], Any] | None) -> None:
         self._check_options()
-        images = check_images(self, X, reset=True)
+        images = check_images(self, self._without_unreadable(X), reset=True)
         size = resized_shape(self.image_size)
         self.device_ = resolve_device(self.device)
         self.precision_ = resolve_precision(self.precision, self.device_)
@@ -185,8 +187,7 @@ class BaseDistillationDetector(BaseInference):
         observer = self._observer(recall=False)
 
         def epoch() -> Iterator[Batch]:
-            for indices in shuffled_batches(n_images, self.batch_size, generator):
-                batch = read(indices)
+            for batch in read(shuffled_batches(n_images, self.batch_size, generator)):
                 if self.augmentation is not None:
                     batch = observer.batch(mild_augmentation(batch.images, generator))
                 yield batch
@@ -197,7 +198,7 @@ class BaseDistillationDetector(BaseInference):
         """Bring the student's batch norms up to date; training goes on as if nothing was."""
         generator = private_generator(self._seed)
         batches = shuffled_batches(len(images), self.batch_size, generator)
-        settle_batch_norm(self.cloner_, (read(indices).images for indices in batches))
+        settle_batch_norm(self.cloner_, (batch.images for batch in read(batches)))
 
     def _show(
         self, callback: Callable[[Self, int], Any], read: Read, images: Images, epoch: int
@@ -221,7 +222,7 @@ class BaseDistillationDetector(BaseInference):
         self.offset_, self.map_offset_ = -anomaly, map_maximum
         self._calibrated_for = copy.deepcopy(self._map_settings())
 
-    def calibrate(self, X: ArrayLike | Sequence[ArrayLike], *, fpr: float = 0.05) -> Self:
+    def calibrate(self, X: ImagesLike, *, fpr: float = 0.05) -> Self:
         """Set both thresholds from normal images that were held out of `fit`.
 
         The student knows its training images better than any others, so the thresholds of `fit`
@@ -232,7 +233,7 @@ class BaseDistillationDetector(BaseInference):
 
         Parameters
         ----------
-        X : array-like or list of array-like
+        X : array-like, list of array-like, or list of paths
             At least ``1 / fpr - 1`` normal images, as in `score_samples`.
         fpr : float in (0, 1), default=0.05
             False-positive rate, as a share of normal images.
@@ -251,13 +252,17 @@ class BaseDistillationDetector(BaseInference):
             If `fpr` is out of range, or X is not as described or too small for it.
         """
         check_is_fitted(self)
-        images = check_images(self, X, reset=False)
+        images = check_images(self, self._without_unreadable(X), reset=False)
         check_fpr(fpr, len(images))
         with self._cached(images, byte_budget(self.cache)) as read:
             scores = self._score(read, len(images))
             maxima = self._map_maxima(read, images, range(len(images)))
         self._set_offsets(conformal_threshold(-scores, fpr), conformal_threshold(maxima, fpr))
         return self
+
+    def _without_unreadable(self, X: Any) -> Any:
+        """Leave out files that cannot be read, where these are to be skipped."""
+        return readable(X) if self.on_error == "skip" else X
 
     def _check_options(self) -> None:
         """Check what the limits of single parameters cannot say."""

@@ -120,6 +120,9 @@ class MKDDetector(BaseDistillationDetector):
         What the source computes in. "auto" is "bfloat16" where the hardware computes in it
         (processors with AVX512-BF16 or AMX, CUDA devices of capability 8.0 and more), and
         "float32" elsewhere. The cloner and all discrepancies are float32.
+    on_error : {"raise", "skip"}, default="raise"
+        What to do with a file that cannot be read. "skip" warns; `fit` and `calibrate` leave it
+        out, its score is NaN, its prediction -1, its map NaN.
     random_state : int, RandomState instance or None, default=None
         Seed of the cloner's weights, the order of images, augmentation and noise. None takes a
         fresh one, and leaves numpy's global generator alone.
@@ -175,6 +178,10 @@ class MKDDetector(BaseDistillationDetector):
     sums the mean squared difference of activations (Eq. 1 of [1]_) and D one minus their cosine
     (Eq. 3). Images are scored in batches of one size, so that a score does not depend on its
     neighbours.
+
+    Of image files, grey ones become (H, W), of 8 bits uint8, of 16 bits uint16; 1 bit becomes 0 and
+    255. With transparency of any kind they become RGBA, and all other colours (palettes, CMYK) RGB
+    of 8 bits. The orientation that EXIF states is applied. Files give the scores of such arrays.
 
     The paper says nothing on these, which follow its authors' practice: the absolute value of
     the gradient, summed over colours; a batch norm after every convolution of the cloner but the
@@ -259,6 +266,7 @@ class MKDDetector(BaseDistillationDetector):
         memory: str | os.PathLike[str] | joblib.Memory | None = None,
         device: str = "auto",
         precision: str = "auto",
+        on_error: str = "raise",
         random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
     ) -> None:
@@ -289,6 +297,7 @@ class MKDDetector(BaseDistillationDetector):
         self.memory = memory
         self.device = device
         self.precision = precision
+        self.on_error = on_error
         self.random_state = random_state
         self.verbose = verbose
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import IO, Protocol
@@ -39,7 +39,7 @@ def feature_cache(
     Parameters
     ----------
     once : callable
-        Gives images by their indices; is asked for each once, in order.
+        Gives batches by their indices; is asked for each image once, in order.
     anew : callable
         The same, asked again and again where there is no cache.
     n_images, batch_size : int
@@ -53,7 +53,7 @@ def feature_cache(
     Yields
     ------
     read : callable
-        Gives images by their indices, from the cache; without one, and with a warning where
+        Gives batches by their indices, from the cache; without one, and with a warning where
         the disk cannot hold it, `anew`.
     """
     if budget is None:
@@ -132,8 +132,8 @@ def _fill(
 ) -> Read:
     shelves: dict[str, _Shelf] = {}
     with tqdm(total=n_images, desc="Looking", unit="image", disable=verbose < 1) as progress:
-        for start in range(0, n_images, batch_size):
-            batch = once(range(start, min(start + batch_size, n_images)))
+        starts = range(0, n_images, batch_size)
+        for batch in once(range(start, min(start + batch_size, n_images)) for start in starts):
             rows = {IMAGES: batch.images, **batch.target}  # (n, C, h, w) -> (n, h, w, C)
             rows = {name: tensor.permute(0, 2, 3, 1).cpu() for name, tensor in rows.items()}
             shelves = shelves or _make_shelves(rows, n_images, budget, files)
@@ -161,7 +161,13 @@ def _make_shelves(
     return {name: _DiskShelf(n_images, tensor, files) for name, tensor in rows.items()}
 
 
-def _look_up(shelves: dict[str, Tensor], device: torch.device, indices: Sequence[int]) -> Batch:
+def _look_up(
+    shelves: dict[str, Tensor], device: torch.device, batches: Iterable[Sequence[int]]
+) -> Iterator[Batch]:
+    return (_gather(shelves, device, indices) for indices in batches)
+
+
+def _gather(shelves: dict[str, Tensor], device: torch.device, indices: Sequence[int]) -> Batch:
     chosen = torch.as_tensor(np.asarray(indices))
 
     def take(name: str) -> Tensor:  # (n, h, w, C) -> (n, C, h, w), channels last in memory

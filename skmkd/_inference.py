@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils._param_validation import validate_parameter_constraints
 from sklearn.utils.validation import check_is_fitted, check_memory
@@ -28,7 +27,7 @@ from skmkd._observation import (
     fixed_batches,
     layer_keys,
 )
-from skmkd._validation import Images, check_images
+from skmkd._validation import Images, ImagesLike, check_images
 
 Maps = np.ndarray | list[np.ndarray]
 
@@ -51,19 +50,20 @@ class BaseInference(OutlierMixin, BaseEstimator):
     def _attribution(self, batch: Batch, method: str) -> Tensor:
         """Return the raw attribution (n, H, W) of every image, higher = more anomalous."""
 
-    def score_samples(self, X: ArrayLike | Sequence[ArrayLike]) -> np.ndarray:
+    def score_samples(self, X: ImagesLike) -> np.ndarray:
         """Say how normal each image is.
 
         Parameters
         ----------
-        X : array-like or list of array-like
+        X : array-like, list of array-like, or list of paths
             Images as in `fit`, of the same channels, kind of number and pixel range; arrays of
             the same size, too.
 
         Returns
         -------
         scores : ndarray of shape (n,), float64
-            The negative anomaly score: higher = more normal.
+            The negative anomaly score: higher = more normal. NaN for a file that cannot be read
+            where ``on_error="skip"``.
 
         Raises
         ------
@@ -74,14 +74,16 @@ class BaseInference(OutlierMixin, BaseEstimator):
         """
         check_is_fitted(self)
         images = check_images(self, X, reset=False)
-        return self._score(self._reader(images), len(images))
+        scores = self._score(self._reader(images), len(images))
+        scores[list(images.unreadable)] = np.nan
+        return scores
 
-    def decision_function(self, X: ArrayLike | Sequence[ArrayLike]) -> np.ndarray:
+    def decision_function(self, X: ImagesLike) -> np.ndarray:
         """Say how far on the normal side of the threshold each image is.
 
         Parameters
         ----------
-        X : array-like or list of array-like
+        X : array-like, list of array-like, or list of paths
             Images as in `score_samples`.
 
         Returns
@@ -91,27 +93,27 @@ class BaseInference(OutlierMixin, BaseEstimator):
         """
         return self.score_samples(X) - self.offset_
 
-    def predict(self, X: ArrayLike | Sequence[ArrayLike]) -> np.ndarray:
+    def predict(self, X: ImagesLike) -> np.ndarray:
         """Tell normal images from anomalies.
 
         Parameters
         ----------
-        X : array-like or list of array-like
+        X : array-like, list of array-like, or list of paths
             Images as in `score_samples`.
 
         Returns
         -------
         labels : ndarray of shape (n,), int
-            +1 for normal images, -1 for anomalies.
+            +1 for normal images, -1 for anomalies and for images without a score.
         """
-        return np.where(self.decision_function(X) < 0, -1, 1)
+        return np.where(self.decision_function(X) >= 0, 1, -1)  # NaN is no normal image
 
-    def localize(self, X: ArrayLike | Sequence[ArrayLike], method: str | None = None) -> Maps:
+    def localize(self, X: ImagesLike, method: str | None = None) -> Maps:
         """Map where each image is anomalous.
 
         Parameters
         ----------
-        X : array-like or list of array-like
+        X : array-like, list of array-like, or list of paths
             Images as in `score_samples`.
         method : str, default=None
             One of the methods of the parameter `localization`; None takes that parameter's.
@@ -120,7 +122,7 @@ class BaseInference(OutlierMixin, BaseEstimator):
         -------
         maps : ndarray of shape (n, H, W), or list of n ndarrays of shape (H, W); float32
             Localization maps of the images' own sizes, higher = more anomalous; a list if X is a
-            list of arrays.
+            list of arrays or paths.
 
         Raises
         ------
@@ -148,12 +150,12 @@ class BaseInference(OutlierMixin, BaseEstimator):
             stacked[i] = single
         return stacked
 
-    def predict_mask(self, X: ArrayLike | Sequence[ArrayLike]) -> Maps:
+    def predict_mask(self, X: ImagesLike) -> Maps:
         """Mark the anomalous pixels of each image.
 
         Parameters
         ----------
-        X : array-like or list of array-like
+        X : array-like, list of array-like, or list of paths
             Images as in `score_samples`.
 
         Returns
@@ -217,8 +219,9 @@ class BaseInference(OutlierMixin, BaseEstimator):
             with plain_arithmetic(False, self.device_):
                 raw = self._attribution(batch, method)[: len(chosen)].cpu().numpy()
             finished = localization_maps(raw, self.smoothing_sigma, self.opening_size)
-            for single, size in zip(finished, images.sizes(chosen), strict=True):
-                yield resize_map(single, size)
+            for index, single, size in zip(chosen, finished, images.sizes(chosen), strict=True):
+                readable = index not in images.unreadable
+                yield resize_map(single, size) if readable else np.full(size, np.nan, np.float32)
 
     def _map_maxima(self, read: Read, images: Images, indices: Sequence[int]) -> list[float]:
         return [float(m.max()) for m in self._maps(read, images, indices, self.localization)]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from typing import Any
@@ -60,7 +61,7 @@ class Batch:
         return Batch(_padded(self.images, n), look)
 
 
-Read = Callable[[Sequence[int]], Batch]  # images by their indices
+Read = Callable[[Iterable[Sequence[int]]], Iterator[Batch]]  # batches by their indices
 
 
 def batch_size(size: tuple[int, int], device: torch.device, precision: str) -> int:
@@ -93,9 +94,10 @@ class Observer:
     device: torch.device
     batch_size: int
 
-    def __call__(self, images: Images, indices: Sequence[int]) -> Batch:
-        """Return some of the images."""
-        return self.batch(self.tensor(images[indices]))
+    def __call__(self, images: Images, batches: Iterable[Sequence[int]]) -> Iterator[Batch]:
+        """Yield batches of images; while one is at work, the next is read."""
+        for read in read_ahead(images, batches):
+            yield self.batch(self.tensor(read))
 
     def tensor(self, images: Sequence[np.ndarray]) -> Tensor:
         """Prepare images (H, W, C) and put them on the device."""
@@ -119,13 +121,26 @@ class Observer:
         return {layer: activations[: len(images)] for layer, activations in seen.items()}
 
 
+def read_ahead(images: Images, batches: Iterable[Sequence[int]]) -> Iterator[Sequence[np.ndarray]]:
+    """Yield the images of each batch; a thread reads those of the next meanwhile."""
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        reading = None
+        for indices in batches:
+            following = thread.submit(images.__getitem__, indices)
+            if reading is not None:
+                yield reading.result()
+            reading = following
+        if reading is not None:
+            yield reading.result()
+
+
 def fixed_batches(
     read: Read, indices: Sequence[int], size: int
 ) -> Iterator[tuple[Sequence[int], Batch]]:
     """Yield indices and their images in order, the last batch padded to the common size."""
-    for start in range(0, len(indices), size):
-        chosen = indices[start : start + size]
-        yield chosen, read(chosen).padded(size)
+    batches = [indices[start : start + size] for start in range(0, len(indices), size)]
+    for chosen, batch in zip(batches, read(batches), strict=True):
+        yield chosen, batch.padded(size)
 
 
 def _padded(tensor: Tensor, n: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from math import isqrt, prod
 from typing import Any, NamedTuple
@@ -12,6 +13,8 @@ from PIL.Image import Image
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import column_or_1d, validate_data
 
+from skmkd._files import ImageFile, UnreadableImageError, is_path_list, open_files, warn_of
+
 CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
 INTEGER_RANGES = {"bool": (0.0, 1.0), "uint8": (0.0, 255.0), "uint16": (0.0, 65535.0)}
 LARGEST = float(np.finfo(np.float32).max)
@@ -19,6 +22,7 @@ FAR_OUTSIDE = 10.0  # widths of the learned range that new floats may lie past i
 ALPHA_OUTSIDE = 0.01  # the same for RGBA, since alpha beyond 0-1 has no meaning
 PLAIN_MODES = ("1", "L", "I;16", "I", "F", "RGB", "RGBA")  # whose pixels are what they show
 
+ImagesLike = ArrayLike | Sequence[ArrayLike] | Sequence[str | os.PathLike[str]]
 ImageShape = tuple[int | None, int | None, int]
 
 
@@ -39,12 +43,30 @@ class Images:
         Anything with a length that gives one image, or one flattened row, for an integer.
     shape : tuple (H, W, C)
         Shape of each image; H and W are None where images differ in size.
+
+    blank : ndarray of shape (1, 1, C), default=None
+        What stands, with a warning, for a file that cannot be read. None raises the error.
+    unreadable : iterable of int, default=()
+        Indices of items that are the blank already; as a set that grows, an attribute.
+
+    Attributes
+    ----------
+    pixel_range : PixelRange or None
+        What new images are held against.
     """
 
-    def __init__(self, items: Any, shape: ImageShape) -> None:
+    def __init__(
+        self,
+        items: Any,
+        shape: ImageShape,
+        blank: np.ndarray | None = None,
+        unreadable: Iterable[int] = (),
+    ) -> None:
         self._items = items
         self.shape = shape
+        self._blank = blank
         self.pixel_range: PixelRange | None = None
+        self.unreadable = set(unreadable)
 
     def __len__(self) -> int:
         return len(self._items)
@@ -69,11 +91,20 @@ class Images:
         return [np.shape(self._items[i])[:2] for i in indices]
 
     def kind(self, index: int) -> str:
-        """Return the kind of number that an image is made of."""
-        return _pixel_kind(_as_numbers(self._items[index], index).dtype, index)
+        """Return the kind of number that an image is made of, without reading a file's pixels."""
+        item = self._items[index]
+        plain = item if isinstance(item, ImageFile) else _as_numbers(item, index)
+        return _pixel_kind(plain.dtype, index)
 
     def _read(self, index: int) -> np.ndarray:
-        image = _as_numbers(self._items[index], index)
+        try:
+            image = _as_numbers(self._items[index], index)
+        except UnreadableImageError as error:
+            if self._blank is None:
+                raise
+            self.unreadable.add(index)
+            warn_of(error, "It is skipped.")
+            return self._blank
         height, width, channels = self.shape
         image = image.reshape(height or image.shape[0], width or image.shape[1], channels)
         kind = _pixel_kind(image.dtype, index)
@@ -89,6 +120,9 @@ def check_images(estimator: BaseEstimator, X: Any, *, reset: bool) -> Images:
 
     Sets ``image_shape_``, ``pixel_range_`` and, where images have one size, ``n_features_in_``
     on the estimator when ``reset`` is true.
+
+    Files that cannot be read are errors, too, unless the estimator's ``on_error`` is "skip" and
+    ``reset`` is false.
 
     Raises
     ------
@@ -145,7 +179,16 @@ def check_labels(y: ArrayLike) -> np.ndarray:
 
 def _as_images(estimator: BaseEstimator, X: Any, reset: bool) -> Images:
     minimum = 2 if reset else 1
-    if _is_image_list(X):
+    if isinstance(X, (str, os.PathLike)):
+        raise ValueError(
+            f"X must be a list of paths; got the single path {os.fspath(X)!r}. For the images of a "
+            "folder, give skmkd.datasets.list_images(folder)."
+        )
+    if is_path_list(X):
+        blank = None if reset or estimator.on_error == "raise" else _blank(estimator)
+        files, unreadable = open_files(X, blank)
+        images = Images(files, _list_shape(files), blank, unreadable)
+    elif _is_image_list(X):
         images = Images(list(X), _list_shape(X))
     else:
         if not hasattr(X, "ndim") and np.ndim(_as_array(X)) > 2:
@@ -162,6 +205,13 @@ def _as_images(estimator: BaseEstimator, X: Any, reset: bool) -> Images:
             f"{type(estimator).__name__}."
         )
     return images
+
+
+def _blank(estimator: BaseEstimator) -> np.ndarray:
+    """Return an image of one pixel, the darkest that the estimator has learned."""
+    low, _, kind = estimator.pixel_range_
+    dtype = np.float32 if kind == "float" else np.dtype(kind)
+    return np.full((1, 1, estimator.image_shape_[2]), low, dtype=dtype)
 
 
 def _is_image_list(X: Any) -> bool:
@@ -193,6 +243,8 @@ def _as_numbers(item: Any, index: int) -> np.ndarray:
     try:
         array = np.asarray(item)
         return array.astype(np.float64) if array.dtype == object else array
+    except UnreadableImageError:
+        raise
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"X[{index}] must hold numbers; got objects that do not convert: {error}"
@@ -209,7 +261,8 @@ def _list_shape(X: Iterable[Any]) -> ImageShape:
     """Check that all images of a list have the same channels; their sizes are free."""
     channels = None
     for index, item in enumerate(X):
-        found = _channels(_as_numbers(item, index).shape, f"X[{index}]")
+        plain = item if isinstance(item, ImageFile) else _as_numbers(item, index)
+        found = _channels(plain.shape, f"X[{index}]")
         if channels not in (None, found):
             raise ValueError(
                 f"The images of X must all have the same channels; X[0] has {channels} and "

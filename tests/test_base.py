@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import Counting, TinySource, smooth_and_noisy, tiny_detector
 from numpy.testing import assert_allclose, assert_array_equal
+from PIL import Image
 from sklearn.base import clone
 from sklearn.ensemble import IsolationForest
 from sklearn.exceptions import ConvergenceWarning
@@ -529,3 +530,28 @@ def test_bfloat16_source_keeps_its_precision_everywhere(images, cache, tmp_path)
 def test_auto_precision_is_the_hardware_s(images):
     detector = tiny_detector(precision="auto").fit(images)
     assert detector.precision_ == resolve_precision("auto", detector.device_)
+
+
+def test_fit_and_calibrate_leave_unreadable_files_out_if_wanted(tmp_path, images):
+    paths = []
+    for i, image in enumerate(images):
+        paths.append(tmp_path / f"{i}.png")
+        Image.fromarray(image).save(paths[-1])
+    paths[4].write_bytes(paths[4].read_bytes()[:100])
+    whole = np.delete(images, 4, axis=0)
+    expected = tiny_detector().fit(whole)
+    detector = tiny_detector(on_error="skip")
+    with pytest.warns(UserWarning, match=r"4.png cannot be read.*It is left out") as caught:
+        detector.fit(paths)
+    assert len(caught) == 1
+    assert detector.offset_ == expected.offset_
+    assert_array_equal(detector.score_samples(images), expected.score_samples(images))
+    with pytest.warns(UserWarning, match=r"4.png cannot be read.*It is left out"):
+        detector.calibrate(paths, fpr=0.2)
+    assert detector.offset_ == expected.calibrate(whole, fpr=0.2).offset_
+    before = vars(detector).copy()
+    with pytest.raises(ValueError, match="4.png cannot be read as an image"):
+        detector.set_params(on_error="raise").fit(paths)
+    assert {k: v for k, v in vars(detector).items() if k != "on_error"} == {
+        k: v for k, v in before.items() if k != "on_error"
+    }

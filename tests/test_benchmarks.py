@@ -47,7 +47,7 @@ SCRIPTS = {
     "fit": ("--only texture --images 4 --epochs 1", {"ratio"}),
     "grid": ("--images 15 --side 32 --folds 2", {"ratio"}),
     "localize": ("--runs 1 --images 2 --side 32", {"ratio"}),
-    "memory": ("--images 3 --maps 2 --fit 2 --cache 0", {"peak MB"}),
+    "memory": ("--images 3 --paths 3 --maps 2 --fit 2 --cache 0", {"peak MB"}),
     "scaling": ("--numbers --sides 32 64", {"fit s"}),
     "score": ("--runs 1 --images 4 --side 32", {"ratio", "source of peak", "whole of peak"}),
     "step": ("--runs 1 --sides 32", {"step / floor"}),

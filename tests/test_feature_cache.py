@@ -25,8 +25,12 @@ class Reader:
     def __init__(self, dtype=torch.float32):
         self.read, self.dtype = [], dtype
 
-    def __call__(self, indices):
-        self.read.append(list(indices))
+    def __call__(self, batches):
+        for indices in batches:
+            self.read.append(list(indices))
+            yield self.batch(indices)
+
+    def batch(self, indices):
         images = torch.tensor(list(indices), dtype=torch.float32).view(-1, 1, 1, 1)
         images = images.expand(-1, 3, 4, 4).contiguous(memory_format=torch.channels_last)
         first = (images * 0.1).repeat(1, 2, 1, 1).to(self.dtype)
@@ -47,7 +51,7 @@ def test_cache_serves_what_the_reader_does_to_the_bit(dtype, spare, batch_size):
         assert sorted(i for indices in reader.read for i in indices) == list(range(N))  # each once
         reader.read.clear()
         for indices in ([0], [6, 2, 2], range(N), [5, 1]):
-            got, wanted = read(indices), expected(indices)
+            got, wanted = next(read([indices])), expected.batch(indices)
             assert torch.equal(got.images, wanted.images)
             assert got.images.is_contiguous(memory_format=torch.channels_last)
             assert list(got.target) == ["a", "b"]
@@ -82,7 +86,7 @@ def test_files_are_gone_afterwards_whatever_happens(monkeypatch, tmp_path, error
 
     def work():
         with feature_cache(Reader(), None, N, 3, 0) as read:
-            read([1])
+            next(read([[1]]))
             if error:
                 raise error
 
@@ -111,7 +115,7 @@ def given_up(reason, space_is_free=lambda: True):
         with pytest.warns(UserWarning, match=f"feature cache was given up.*{reason}") as caught:
             read = stack.enter_context(feature_cache(Reader(), anew, N, 3, 0))
         assert space_is_free()
-        assert torch.equal(read([4]).target["a"], Reader()([4]).target["a"])
+        assert torch.equal(next(read([[4]])).target["a"], Reader().batch([4]).target["a"])
     assert len(caught) == 1
     assert anew.read == [[4]]
 
@@ -165,11 +169,11 @@ def test_at_most_half_of_the_free_space_is_taken(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with feature_cache(Reader(), None, N, 3, 0) as read:
-            assert len(read([1, 2])) == 2
+            assert len(next(read([[1, 2]]))) == 2
 
 
 def test_errors_of_reading_images_are_not_taken_for_the_disk_s():
-    def missing(indices):
+    def missing(batches):
         raise FileNotFoundError("no such image")
 
     with (

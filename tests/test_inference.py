@@ -11,11 +11,14 @@ import pytest
 import torch
 from conftest import smooth_and_noisy, tiny_detector
 from numpy.testing import assert_allclose, assert_array_equal
+from PIL import Image
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import cross_val_score
 
 from skmkd import _observation as observation
 from skmkd._validation import check_images
+from skmkd.model_selection import NormalOnlySplit, anomaly_roc_auc
 
 METHODS = ["gradient", "smooth_grad", "guided_backprop", "discrepancy"]
 
@@ -200,3 +203,89 @@ def test_gradients_need_no_graph_through_the_source(detector, images, monkeypatc
     detector.localize(images, "gradient")
     assert observer.batch_size >= len(images)
     assert modes == [(False, False)]  # one batch, one pass
+
+
+def saved(folder, images, names="image{:02}.png"):
+    """Write images as PNG files and return their paths."""
+    folder.mkdir(exist_ok=True)
+    paths = [folder / names.format(i) for i in range(len(images))]
+    for path, image in zip(paths, images, strict=True):
+        Image.fromarray(image).save(path)
+    return paths
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("cache", ["auto", None])
+def test_arrays_and_paths_give_the_same(tmp_path, channels, cache):
+    shape = (9, 20, 24) if channels == 1 else (9, 20, 24, channels)
+    X = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    paths = saved(tmp_path / "images", X)
+    learned = [tiny_detector(cache=cache, batch_size=4).fit(given) for given in (X, paths)]
+    for given in (X, paths, [str(p) for p in paths], np.array(paths), tuple(paths)):
+        for detector in learned:
+            assert_array_equal(detector.score_samples(given), learned[0].score_samples(X))
+            assert_array_equal(detector.predict(given), learned[0].predict(X))
+            assert_array_equal(np.stack(detector.localize(given)), learned[0].localize(X))
+    learned[1].calibrate(paths, fpr=0.2)
+    assert learned[1].offset_ == learned[0].calibrate(X, fpr=0.2).offset_
+
+
+def test_deep_files_are_scaled_not_clipped(tmp_path):
+    X = np.random.default_rng(0).integers(0, 65536, (9, 20, 24), dtype=np.uint16)
+    paths = saved(tmp_path / "images", X)
+    assert_array_equal(
+        tiny_detector().fit(paths).score_samples(paths), tiny_detector().fit(X).score_samples(X)
+    )
+
+
+def test_a_grid_takes_paths(tmp_path):
+    X, y = smooth_and_noisy(n_normal=12, n_anomalous=6)
+    X = (255 * X).astype(np.uint8)
+    paths = saved(tmp_path / "images", X)
+    scores = [
+        cross_val_score(
+            tiny_detector(), given, y, cv=NormalOnlySplit(3, random_state=0),
+            scoring=anomaly_roc_auc, error_score="raise",
+        )
+        for given in (X, paths, np.array(paths))
+    ]  # fmt: skip
+    assert_array_equal(scores[0], scores[1])
+    assert_array_equal(scores[0], scores[2])
+
+
+def spoiled(tmp_path, images):
+    """Write images, the second cut short after its header, the third with no header at all."""
+    paths = saved(tmp_path / "images", images)
+    paths[1].write_bytes(paths[1].read_bytes()[:100])
+    paths[2].write_bytes(b"")
+    return paths
+
+
+@pytest.mark.parametrize("image_score", ["loss", "map_max"])
+def test_unreadable_files_are_skipped_if_wanted(tmp_path, images, image_score):
+    paths = spoiled(tmp_path, images)
+    detector = tiny_detector(on_error="skip", image_score=image_score).fit(images)
+    rest = np.delete(np.arange(len(images)), [1, 2])
+    for ask, expected in [(detector.score_samples, np.nan), (detector.predict, -1)]:
+        with pytest.warns(UserWarning, match="It is skipped") as caught:
+            got = ask(paths)
+        assert len(caught) == 2
+        assert_array_equal(got[[1, 2]], expected)
+        assert_array_equal(got[rest], ask(images)[rest])
+    with pytest.warns(UserWarning, match="It is skipped"):
+        maps = detector.localize(paths)
+    for i in (1, 2):
+        assert np.isnan(maps[i]).all()
+    assert maps[1].shape == images.shape[1:3]
+    assert_array_equal(np.stack([maps[i] for i in rest]), detector.localize(images)[rest])
+    with pytest.warns(UserWarning, match="It is skipped"):
+        assert not detector.predict_mask(paths)[1].any()
+
+
+def test_unreadable_files_are_errors_otherwise(tmp_path, images):
+    detector = tiny_detector().fit(images)
+    paths = spoiled(tmp_path, images)
+    for chosen, name in ((paths[:2], "image01.png"), (paths[2:], "image02.png")):
+        for ask in (detector.score_samples, detector.predict, detector.localize):
+            with pytest.raises(ValueError, match=f"{name} cannot be read as an image"):
+                ask(chosen)

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+from functools import partial
 from pathlib import Path
 
 import joblib
@@ -12,7 +14,15 @@ from conftest import Counting, TinySource
 from numpy.testing import assert_array_equal
 from torch import nn
 
-from skmkd._observation import Batch, Observer, Recall, batch_size, fixed_batches, layer_keys
+from skmkd._observation import (
+    Batch,
+    Observer,
+    Recall,
+    batch_size,
+    fixed_batches,
+    layer_keys,
+    read_ahead,
+)
 from skmkd._preprocessing import Preprocessing
 from skmkd._sources import IDENTITY, build_source
 from skmkd._validation import Images, PixelRange
@@ -41,7 +51,7 @@ def pictures():
 
 def test_the_source_looks_only_when_asked_and_only_once(pictures):
     source = Counting(built(TinySource()))
-    batch = observer(source)(pictures, [0, 1, 2])
+    batch = next(observer(source)(pictures, [[0, 1, 2]]))
     assert len(batch) == 3
     assert source.passes == []
     first, second = batch.target, batch.target
@@ -52,7 +62,7 @@ def test_the_source_looks_only_when_asked_and_only_once(pictures):
 @pytest.mark.parametrize("n", [1, 4, 6, 10])
 def test_the_source_sees_batches_of_one_size(pictures, n):
     source = Counting(built(TinySource()))
-    batch = observer(source)(pictures, range(n))
+    batch = next(observer(source)(pictures, [range(n)]))
     target = batch.target
     assert set(source.passes) == {4}
     expected = source.source(batch.images)
@@ -63,7 +73,7 @@ def test_the_source_sees_batches_of_one_size(pictures, n):
 
 def test_an_image_is_seen_alike_wherever_it_comes(pictures):
     look = observer(built(TinySource()))
-    alone, last, shuffled = look(pictures, [7]), look(pictures, range(8)), look(pictures, [3, 7, 1])
+    alone, last, shuffled = look(pictures, [[7], range(8), [3, 7, 1]])
     for layer in alone.target:
         assert torch.equal(alone.target[layer][0], last.target[layer][7])
         assert torch.equal(alone.target[layer][0], shuffled.target[layer][1])
@@ -71,14 +81,48 @@ def test_an_image_is_seen_alike_wherever_it_comes(pictures):
 
 def test_observing_needs_no_gradient_whatever_the_caller_wants(pictures):
     with torch.enable_grad():
-        batch = observer(built(TinySource()))(pictures, [0])
+        batch = next(observer(built(TinySource()))(pictures, [[0]]))
         assert not any(a.requires_grad for a in batch.target.values())
 
 
+class Slow:
+    """Images that note when each batch of them is read."""
+
+    def __init__(self):
+        self.read = [threading.Event() for _ in range(4)]
+
+    def __getitem__(self, indices):
+        self.read[indices[0]].set()
+        if indices[0] == 3:
+            raise ValueError("not an image")
+        return list(indices)
+
+
+def test_the_next_batch_is_read_while_one_is_at_work_and_no_more():
+    images = Slow()
+    batches = read_ahead(images, ([i] for i in range(4)))
+    assert next(batches) == [0]
+    assert images.read[1].wait(60)
+    assert not images.read[2].is_set()
+    assert [next(batches), next(batches)] == [[1], [2]]
+    with pytest.raises(ValueError, match="not an image"):
+        next(batches)
+    assert list(read_ahead(images, [])) == []
+
+
+def test_reading_ends_with_whoever_asked():
+    before = threading.active_count()
+    batches = read_ahead(Slow(), ([i] for i in range(3)))
+    next(batches)
+    batches.close()
+    assert threading.active_count() == before
+
+
 def test_fixed_batches_pad_the_tail_with_its_last_image():
-    def read(indices):
-        images = torch.tensor(list(indices)).view(-1, 1, 1, 1)
-        return Batch(images, lambda: {"a": 10 * images})
+    def read(batches):
+        for indices in batches:
+            images = torch.tensor(list(indices)).view(-1, 1, 1, 1)
+            yield Batch(images, partial(dict, a=10 * images))
 
     batches = list(fixed_batches(read, [1, 3, 5, 7, 9], 2))
     assert [list(chosen) for chosen, _ in batches] == [[1, 3], [5, 7], [9]]

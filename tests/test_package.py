@@ -19,8 +19,8 @@ from skmkd import MKDDetector
 
 ROOT = Path(__file__).parents[1]
 ORDER = [
-    "_backend", "_validation", "_preprocessing", "_discrepancy", "_critical_layers", "_sources",
-    "_observation", "_feature_cache", "_cloners", "_distillation", "_attribution",
+    "_backend", "_files", "_validation", "_preprocessing", "_discrepancy", "_critical_layers",
+    "_sources", "_observation", "_feature_cache", "_cloners", "_distillation", "_attribution",
     "_localization", "_thresholds", "_inference", "_base", "_detector",
     "metrics._pixels", "metrics._ranking", "metrics._pixelwise", "metrics._per_region_overlap",
     "metrics.__init__", "model_selection._split", "model_selection._scorers",

@@ -269,3 +269,17 @@ def test_any_sliceable_of_images_will_do():
     images = check_images(Estimator(), Store(), reset=True)
     assert_array_equal(np.stack(list(images))[..., 0], stored)
     assert SimpleNamespace(**vars(images)).shape == (4, 5, 1)
+
+
+def test_paths_are_told_from_a_single_path_and_from_mixed_lists(tmp_path):
+    for X in ("images", tmp_path):
+        with pytest.raises(ValueError, match=r"list of paths; got the single path.*list_images"):
+            check_images(Estimator(), X, reset=True)
+    Image.fromarray(noise((4, 5), np.uint8)).save(tmp_path / "grey.png")
+    Image.fromarray(noise((4, 5, 3), np.uint8)).save(tmp_path / "colour.png")
+    paths = [tmp_path / "grey.png", tmp_path / "colour.png"]
+    with pytest.raises(ValueError, match=r"X\[0\] has 1 and X\[1\] has 3"):
+        check_images(Estimator(), paths, reset=True)
+    images = check_images(Estimator(), paths[:1] * 2, reset=True)
+    assert images.sizes([0, 1]) == [(4, 5)] * 2
+    assert images.kind(1) == "uint8"

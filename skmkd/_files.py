@@ -1,0 +1,173 @@
+"""Image files: opened when asked for, and brought to a few plain kinds of array."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
+from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
+
+MAX_PIXELS = 2**26  # of one image: a small file may claim any size
+TURNED = (5, 6, 7, 8)  # EXIF orientations by which height and width change places
+
+
+class UnreadableImageError(ValueError):
+    """A file is not an image that can be read."""
+
+
+class ImageFile:
+    """An image file that is an array to whoever asks for its shape, dtype or pixels.
+
+    Grey images of 8 bits become (H, W) uint8, of 16 bits uint16; 1 bit becomes 0 and 255. With
+    transparency of any kind an image becomes (H, W, 4) uint8, and every other colour, by palette,
+    CMYK or else, (H, W, 3). Other integers and floats stay as they are. The orientation that
+    EXIF states is applied. Of several frames, the first counts.
+
+    Parameters
+    ----------
+    path : str or path-like
+        The file.
+
+    Raises
+    ------
+    UnreadableImageError
+        When it is asked for more than its path, if the file is missing, not an image, truncated,
+        or larger than `MAX_PIXELS`.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+
+    @cached_property
+    def _kind(self) -> tuple[tuple[int, ...], np.dtype]:
+        """Shape and dtype, as far as the file's header tells."""
+        with opened(self.path) as image:
+            width, height = image.size
+            if isinstance(image, TiffImageFile):  # newer Pillow has turned its size already
+                width, height = image.tag_v2[IMAGEWIDTH], image.tag_v2[IMAGELENGTH]
+            if Image.Image.getexif(image).get(ExifTags.Base.Orientation) in TURNED:
+                width, height = height, width
+            mode, dtype = plain_mode(image)
+            bands = len(Image.new(mode, (1, 1)).getbands())
+            return (height, width) if bands == 1 else (height, width, bands), dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(H, W) or (H, W, C)."""
+        return self._kind[0]
+
+    @property
+    def ndim(self) -> int:
+        """2 for grey, 3 for colours."""
+        return len(self.shape)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the pixels."""
+        return self._kind[1]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        with opened(self.path) as image:
+            mode, plain = plain_mode(image)
+            upright = ImageOps.exif_transpose(image)
+            pixels = np.asarray(upright if upright.mode == mode else upright.convert(mode))
+        array = pixels.astype(plain, copy=False)
+        self._kind = array.shape, array.dtype  # an orientation at the end of a file is seen now
+        return array if dtype is None else array.astype(dtype)
+
+
+@contextmanager
+def opened(path: str) -> Iterator[Image.Image]:
+    """Open an image of at most `MAX_PIXELS`; whatever goes wrong is one kind of error."""
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(
+                    f"it must have at most {MAX_PIXELS} pixels, and says that it has "
+                    f"{image.width} x {image.height}"
+                )
+            yield image
+    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error and more
+        raise UnreadableImageError(f"{path} cannot be read as an image: {error}") from error
+
+
+def plain_mode(image: Image.Image) -> tuple[str, np.dtype]:
+    """Return the Pillow mode that an image is brought to, and the dtype of its pixels."""
+    mode = image.mode
+    if mode.startswith("I;16") or (mode == "I" and image.format == "PNG"):
+        return mode, np.dtype(np.uint16)
+    if mode in ("I", "F"):
+        return mode, np.dtype(np.int32 if mode == "I" else np.float32)
+    if image.has_transparency_data:
+        return "RGBA", np.dtype(np.uint8)
+    return ("L" if mode in ("1", "L") else "RGB"), np.dtype(np.uint8)
+
+
+def is_path_list(X: Any) -> bool:
+    """Tell whether X is a list or array of paths."""
+    return (
+        isinstance(X, (list, tuple, np.ndarray))
+        and len(X) > 0
+        and all(isinstance(item, (str, os.PathLike)) for item in X)
+    )
+
+
+def open_files(
+    paths: Sequence[str | os.PathLike[str]], blank: np.ndarray | None
+) -> tuple[list[ImageFile | np.ndarray], set[int]]:
+    """Read the headers of files.
+
+    Parameters
+    ----------
+    paths : sequence of str or path-like
+        The files.
+    blank : ndarray or None
+        What stands, with a warning, for a file whose header cannot be read; None raises.
+
+    Returns
+    -------
+    files : list of ImageFile or ndarray
+        The files, and the blank for the unreadable ones.
+    unreadable : set of int
+        Indices of these.
+    """
+    files: list[ImageFile | np.ndarray] = [ImageFile(path) for path in paths]
+    unreadable = set()
+    for index, file in enumerate(files):
+        try:
+            _ = file.shape
+        except UnreadableImageError as error:
+            if blank is None:
+                raise
+            warn_of(error, "It is skipped.")
+            files[index] = blank
+            unreadable.add(index)
+    return files, unreadable
+
+
+def readable(X: Any) -> Any:
+    """Leave out the files of X that cannot be read, with a warning for each; it reads them all."""
+    if not is_path_list(X):
+        return X
+    kept = []
+    for path in X:
+        try:
+            np.asarray(ImageFile(path))
+        except UnreadableImageError as error:
+            warn_of(error, "It is left out.")
+        else:
+            kept.append(path)
+    if not kept:
+        raise ValueError(f"X must hold files that can be read; got {len(X)}, and none can.")
+    return kept
+
+
+def warn_of(error: UnreadableImageError, what_happens: str) -> None:
+    """Warn of a file that cannot be read."""
+    warnings.warn(f"{error}. {what_happens}", UserWarning, stacklevel=3)
