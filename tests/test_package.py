@@ -25,7 +25,7 @@ ORDER = [
     "metrics._pixels", "metrics._ranking", "metrics._pixelwise", "metrics._per_region_overlap",
     "metrics.__init__", "model_selection._split", "model_selection._scorers",
     "model_selection.__init__", "datasets._files", "datasets._masks", "datasets._descriptions",
-    "datasets._layouts", "datasets._loaders", "datasets.__init__",
+    "datasets._layouts", "datasets._loaders", "datasets._defects", "datasets.__init__",
     "inspection._plotting", "inspection._localization_display",
     "inspection._loss_curve_display", "inspection._per_region_overlap_display",
     "inspection._score_display", "inspection.__init__", "__init__",

@@ -1,5 +1,6 @@
-"""Images from folders, with labels and masks. Nothing is ever downloaded."""
+"""Images from folders, with labels and masks; made defects. Nothing is ever downloaded."""
 
+from skmkd.datasets._defects import make_defects
 from skmkd.datasets._files import list_images
 from skmkd.datasets._loaders import (
     load_btad,
@@ -16,4 +17,5 @@ __all__ = [
     "load_mpdd",
     "load_mvtec_ad",
     "load_visa",
+    "make_defects",
 ]
