@@ -24,7 +24,9 @@ ORDER = [
     "_localization", "_thresholds", "_inference", "_base", "_detector",
     "metrics._pixels", "metrics._ranking", "metrics._pixelwise", "metrics._per_region_overlap",
     "metrics.__init__", "model_selection._split", "model_selection._scorers",
-    "model_selection.__init__", "inspection._plotting", "inspection._localization_display",
+    "model_selection.__init__", "datasets._files", "datasets._masks", "datasets._descriptions",
+    "datasets._layouts", "datasets._loaders", "datasets._defects", "datasets.__init__",
+    "inspection._plotting", "inspection._localization_display",
     "inspection._loss_curve_display", "inspection._per_region_overlap_display",
     "inspection._score_display", "inspection.__init__", "__init__",
 ]  # fmt: skip
@@ -81,7 +83,10 @@ def test_constraints_docstring_and_signature_agree():
         assert ast.literal_eval(stated) == parameter.default, name
 
 
-ROOMS = [skmkd, *(getattr(skmkd, room) for room in ("inspection", "metrics", "model_selection"))]
+ROOMS = [
+    skmkd,
+    *(getattr(skmkd, room) for room in ("datasets", "inspection", "metrics", "model_selection")),
+]
 PUBLIC = [
     getattr(room, name) for room in ROOMS for name in room.__all__
     if name != "__version__" and not inspect.ismodule(getattr(room, name))
@@ -123,7 +128,7 @@ def test_public_classes_document_their_parameters(public):
 
 
 def test_public_names():
-    rooms = {"inspection", "metrics", "model_selection"}
+    rooms = {"datasets", "inspection", "metrics", "model_selection"}
     assert set(skmkd.__all__) == {"MKDDetector", "__version__"} | rooms
     for room in rooms:
         names = getattr(skmkd, room).__all__

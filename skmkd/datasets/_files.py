@@ -1,0 +1,108 @@
+"""Folders become sorted arrays of paths."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+
+
+def list_images(
+    folder: str | os.PathLike[str],
+    *,
+    recursive: bool = True,
+    extensions: Sequence[str] = IMAGE_SUFFIXES,
+) -> np.ndarray:
+    """List the image files of a folder, in the same order on every machine.
+
+    Parameters
+    ----------
+    folder : str or path-like
+        The folder. Files and folders in it whose names begin with a dot are passed over.
+    recursive : bool, default=True
+        Whether to look into its sub folders, too.
+    extensions : sequence of str, default=(".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", \
+".webp")
+        Suffixes of image files, dot included, in upper or lower case.
+
+    Returns
+    -------
+    paths : ndarray of shape (n,), object
+        A `pathlib.Path` for each file, sorted by name, numbers by their value: 2.png comes before
+        10.png. An array, so that scikit-learn's splitters can index it.
+
+    Raises
+    ------
+    FileNotFoundError, NotADirectoryError
+        If there is no such folder.
+    ValueError
+        If the folder holds no such file, or `extensions` is not as described.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> from skmkd.datasets import list_images
+    >>> with TemporaryDirectory() as folder:
+    ...     for name in ("10.png", "2.PNG", "notes.txt"):
+    ...         Path(folder, name).touch()
+    ...     paths = list_images(folder)
+    >>> [path.name for path in paths]
+    ['2.PNG', '10.png']
+    """
+    if isinstance(extensions, str) or not all(
+        isinstance(suffix, str) and suffix.startswith(".") for suffix in extensions
+    ):
+        raise ValueError(
+            f"extensions must be several suffixes that begin with a dot; got {extensions!r}."
+        )
+    suffixes = [suffix.lower() for suffix in extensions]
+    folder = existing_folder(folder, "folder")
+    names = [path.relative_to(folder) for path in folder.glob("**/*" if recursive else "*")]
+    shown = [name for name in names if not any(part.startswith(".") for part in name.parts)]
+    paths = [folder / name for name in shown if name.suffix.lower() in suffixes]
+    found = sorted((path for path in paths if path.is_file()), key=natural_order)
+    if not found:
+        raise ValueError(
+            f"folder must hold images ({', '.join(suffixes)}); there is none in {folder}."
+        )
+    return path_array(found)
+
+
+def natural_order(path: Path) -> tuple[list[str | int], str]:
+    """Return a key that sorts paths by name, numbers in them by their value."""
+    text = path.as_posix()
+    words = re.split(r"(\d+)", text)  # a number at every odd place
+    return [int(word) if place % 2 else word for place, word in enumerate(words)], text
+
+
+def existing_folder(path: str | os.PathLike[str], name: str) -> Path:
+    """Return the path of a folder, given as the parameter of that name, if there is one.
+
+    Raises
+    ------
+    FileNotFoundError, NotADirectoryError
+        If there is none.
+    """
+    folder = Path(path)
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise NotADirectoryError(f"{name} must be a folder; {folder} is a file.")
+    raise FileNotFoundError(f"{name} must be a folder; there is none at {folder}.")
+
+
+def sub_folders(folder: Path) -> list[Path]:
+    """Return the folders in a folder, sorted, without hidden ones."""
+    found = [path for path in folder.iterdir() if path.is_dir() and path.name[0] != "."]
+    return sorted(found, key=natural_order)
+
+
+def path_array(paths: Iterable[Path | None]) -> np.ndarray:
+    """Return paths as an array (n,) of objects."""
+    return np.array(list(paths), dtype=object)

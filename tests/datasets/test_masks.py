@@ -1,0 +1,109 @@
+"""Lazy masks: what they read, how they are indexed, and that metrics take them."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+from PIL import Image
+from sklearn.model_selection import train_test_split
+
+from skmkd.datasets import _masks
+from skmkd.datasets._files import path_array
+from skmkd.datasets._masks import LazyMasks, read_mask
+from skmkd.metrics import aupro_score, pixel_average_precision_score, pixel_roc_auc_score
+
+TRUTH = np.zeros((4, 6), dtype=bool)
+TRUTH[1:3, 2:5] = True
+
+
+def saved(path, array, mode=None):
+    image = Image.fromarray(np.asarray(array))
+    (image if mode is None else image.convert(mode)).save(path)
+    return path
+
+
+@pytest.fixture
+def masks(tmp_path):
+    images = [saved(tmp_path / f"{i}.png", np.zeros((4, 6), np.uint8)) for i in range(4)]
+    defect = saved(tmp_path / "mask.png", 255 * TRUTH.astype(np.uint8))
+    return LazyMasks(path_array(images), path_array([None, defect, None, defect]))
+
+
+def colour(*channels):
+    return np.stack([value * TRUTH.astype(np.uint8) for value in channels], axis=-1)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        TRUTH, 255 * TRUTH.astype(np.uint8), TRUTH.astype(np.uint8), 3 * TRUTH.astype(np.uint16),
+        colour(0, 0, 1), np.dstack([colour(9, 0, 0), np.full(TRUTH.shape, 255, np.uint8)]),
+    ],
+    ids=["bool", "255", "label 1", "16 bit", "blue", "RGBA"],
+)  # fmt: skip
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_what_is_not_0_is_anomalous(tmp_path, array, suffix):
+    mask = read_mask(saved(tmp_path / f"mask{suffix}", array))
+    assert mask.dtype == bool
+    assert_array_equal(mask, TRUTH)
+
+
+def test_palette_masks_are_read_by_their_labels(tmp_path):
+    image = Image.fromarray(TRUTH.astype(np.uint8)).convert("P")
+    image.putpalette([9, 9, 9, 0, 0, 0])  # the background is not black
+    image.save(tmp_path / "mask.png")
+    assert_array_equal(read_mask(tmp_path / "mask.png"), TRUTH)
+
+
+def test_masks_are_a_sequence(masks):
+    assert len(masks) == 4
+    for index in (1, -1, np.int64(3)):
+        assert_array_equal(masks[index], TRUTH)
+    assert masks[0].shape == (4, 6)
+    assert masks[0].dtype == bool
+    assert not masks[0].any()
+    assert [mask.any() for mask in masks] == [False, True, False, True]
+    assert np.stack(masks).shape == (4, 4, 6)
+    with pytest.raises(IndexError):
+        masks[4]
+
+
+@pytest.mark.parametrize(
+    ("index", "anomalous"),
+    [([1, 0], [True, False]), (np.array([3]), [True]), (slice(2), [False, True]),
+     (np.array([True, False, False, True]), [False, True]), ([], [])],
+)  # fmt: skip
+def test_parts_of_them_stay_unread(masks, index, anomalous, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(_masks.Image, "open", None)
+        part = masks[index]
+    assert isinstance(part, LazyMasks)
+    assert [mask.any() for mask in part] == anomalous
+
+
+def test_splitting_takes_them(masks):
+    train, test = train_test_split(masks, random_state=0)
+    assert len(train) + len(test) == 4
+
+
+def test_pickling_keeps_them(masks):
+    assert_array_equal(pickle.loads(pickle.dumps(masks))[1], TRUTH)
+
+
+def test_pixels_of_normal_images_are_not_read(tmp_path, monkeypatch):
+    path = saved(tmp_path / "image.jpg", np.zeros((4, 6), np.uint8))
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", None)
+    assert LazyMasks(path_array([path]), path_array([None]))[0].shape == (4, 6)
+
+
+@pytest.mark.parametrize(
+    "metric", [aupro_score, pixel_roc_auc_score, pixel_average_precision_score]
+)
+@pytest.mark.parametrize("exact", [True, False])
+def test_metrics_take_them(masks, metric, exact):
+    maps = np.random.default_rng(0).random((4, 4, 6))
+    assert metric(masks, maps, exact=exact) == metric(np.stack(masks), maps, exact=exact)
+    assert metric(masks[[1, 2]], maps[[1, 2]]) == metric(np.stack(masks)[[1, 2]], maps[[1, 2]])
