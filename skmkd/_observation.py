@@ -191,7 +191,7 @@ def layer_keys(source: nn.Module) -> dict[str, str]:
     for node in graph_module.graph.nodes:
         arguments = fx.node.map_arg((node.args, node.kwargs), keys.__getitem__)
         if node.op == "output":
-            return arguments[0][0]
+            return dict(arguments[0][0])
         keys[node] = joblib.hash((node.op, str(arguments), _operation(graph_module, node)))
     raise AssertionError("a graph ends with its output")
 
