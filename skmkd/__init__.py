@@ -2,7 +2,15 @@
 
 from skmkd import datasets, inspection, metrics, model_selection
 from skmkd._detector import MKDDetector
+from skmkd._loading import load
+from skmkd._version import __version__
 
-__version__ = "0.1.0.dev0"
-
-__all__ = ["MKDDetector", "__version__", "datasets", "inspection", "metrics", "model_selection"]
+__all__ = [
+    "MKDDetector",
+    "__version__",
+    "datasets",
+    "inspection",
+    "load",
+    "metrics",
+    "model_selection",
+]

@@ -144,7 +144,7 @@ class BaseDistillationDetector(BaseInference):
                 self.source, self.source_weights, self.critical_layers, size, self.device_,
                 self.precision_, self._seed,
             )  # fmt: skip
-            self.source_ = source.network
+            self.source_, self._origin = source.network, source.origin
             self._layer_keys = None if self.memory is None else layer_keys(self.source_)
             self.critical_layers_ = tuple(s.layer for s in source.stages if s.critical)
             normalization = IDENTITY if self.normalization is None else source.normalization

@@ -54,11 +54,12 @@ class Cloner(nn.Module):
     """Images (n, 3, H, W) to a dict of critical layer -> activations, as the source gives.
 
     No convolution has a bias, since a constant output would need no input (section 3.2).
+    `architecture` holds what the cloner was built from.
     """
 
     def __init__(self, blocks: Sequence[Block], image_size: tuple[int, int]) -> None:
         super().__init__()
-        self.layers = [block.layer for block in blocks]
+        self.architecture = (tuple(blocks), image_size)
         channels = [3, *(block.widths[-1] for block in blocks)]
         grids = [image_size, *(block.grid for block in blocks)]
         self.blocks = nn.ModuleList(
@@ -69,10 +70,10 @@ class Cloner(nn.Module):
     def forward(self, images: Tensor) -> Features:
         """Compute the activations of every critical layer."""
         features = {}
-        for block, layer in zip(self.blocks, self.layers, strict=True):
+        for block, plan in zip(self.blocks, self.architecture[0], strict=True):
             images = block(images)
-            if layer is not None:
-                features[layer] = images
+            if plan.layer is not None:
+                features[plan.layer] = images
         return features
 
 

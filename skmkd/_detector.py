@@ -169,6 +169,7 @@ class MKDDetector(BaseDistillationDetector):
     skmkd.model_selection.NormalOnlySplit : Cross-validation that learns from normal images only.
     skmkd.metrics.aupro_score : Judge localization maps.
     skmkd.inspection.LocalizationDisplay : Draw them.
+    skmkd.load : Read a detector that `save` has written.
     sklearn.ensemble.IsolationForest : Outlier detection for tables of features.
 
     Notes

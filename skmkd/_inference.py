@@ -7,7 +7,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from sklearn.base import BaseEstimator, OutlierMixin
@@ -27,7 +27,9 @@ from skmkd._observation import (
     fixed_batches,
     layer_keys,
 )
+from skmkd._persistence import save_detector
 from skmkd._validation import Images, ImagesLike, check_images
+from skmkd._version import __version__
 
 Maps = np.ndarray | list[np.ndarray]
 
@@ -177,6 +179,67 @@ class BaseInference(OutlierMixin, BaseEstimator):
             return [single > threshold for single in maps]
         return maps > threshold
 
+    def save(self, path: str | os.PathLike[str], *, include_source: bool = True) -> Self:
+        """Write the fitted detector into one file, which `skmkd.load` reads.
+
+        Unlike a pickle, the file runs no code when it is loaded. An older file of that name stays
+        whole until the new one is.
+
+        Parameters
+        ----------
+        path : str or path
+            The file, by custom with the suffix ``.skmkd``.
+        include_source : bool, default=True
+            Whether the file holds the source's weights, or only a hash to know them by, which
+            makes it smaller: by 59 MB with VGG-16, by half of that in bfloat16. The weights that
+            come with skmkd are then found again; `skmkd.load` has to be given others.
+
+        Returns
+        -------
+        self : object
+            The detector.
+
+        Raises
+        ------
+        NotFittedError
+            If the detector is not fitted.
+        ValueError
+            If a parameter or attribute is of a kind that the file cannot hold, or the detector's
+            class is not one of skmkd's own.
+        OSError
+            If the file cannot be written.
+
+        See Also
+        --------
+        skmkd.load : Read the file.
+
+        Notes
+        -----
+        The file is a safetensors file; parameters and attributes are JSON in its metadata, and a
+        checksum covers all of it. These parameters it does not hold: a `random_state` that is a
+        generator, which comes back as None; `memory`, likewise, since a store belongs to its
+        machine; a `source` or `cloner` that is a module, whose code no file can hold, so that
+        `skmkd.load` has to be given it (of a source its hash is kept, of a cloner its trained
+        weights); `source_weights` that are a dict, which come back as the source's own.
+
+        Examples
+        --------
+        >>> import os, tempfile
+        >>> from skimage.data import lfw_subset
+        >>> import skmkd
+        >>> faces = lfw_subset()[:20]
+        >>> detector = skmkd.MKDDetector(image_size=32, max_iter=1, tol=None).fit(faces)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = os.path.join(folder, "faces.skmkd")
+        ...     detector = detector.save(path, include_source=False)
+        ...     loaded = skmkd.load(path)
+        >>> bool((loaded.score_samples(faces) == detector.score_samples(faces)).all())
+        True
+        """
+        check_is_fitted(self)
+        save_detector(self, path, include_source)
+        return self
+
     def _observer(self, *, recall: bool) -> Observer:
         """Return what reads images; `recall` goes through the store that `memory` names."""
         look = self._recall() if recall and self.memory is not None else self.source_
@@ -254,9 +317,18 @@ class BaseInference(OutlierMixin, BaseEstimator):
         return self.map_offset_
 
     def __getstate__(self) -> dict[str, Any]:
-        return portable_state(super().__getstate__())
+        return portable_state(super().__getstate__()) | {"_skmkd_version": __version__}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        state = dict(state)
+        version = state.pop("_skmkd_version", "unknown")
+        if version != __version__:
+            warnings.warn(
+                f"This {type(self).__name__} was pickled by skmkd {version} and is read by "
+                f"{__version__}; what it answers may differ, and it may fail.",
+                UserWarning,
+                stacklevel=2,
+            )
         super().__setstate__(state)
         if "device_" in state:
             self.device_ = restored_device(state["device_"])

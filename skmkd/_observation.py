@@ -95,9 +95,8 @@ class Observer:
     batch_size: int
 
     def __call__(self, images: Images, batches: Iterable[Sequence[int]]) -> Iterator[Batch]:
-        """Yield batches of images; while one is at work, the next is read."""
-        for read in read_ahead(images, batches):
-            yield self.batch(self.tensor(read))
+        """Return batches of images; while one is at work, the next is read."""
+        return map(self.batch, map(self.tensor, read_ahead(images, batches)))
 
     def tensor(self, images: Sequence[np.ndarray]) -> Tensor:
         """Prepare images (H, W, C) and put them on the device."""
@@ -124,14 +123,12 @@ class Observer:
 def read_ahead(images: Images, batches: Iterable[Sequence[int]]) -> Iterator[Sequence[np.ndarray]]:
     """Yield the images of each batch; a thread reads those of the next meanwhile."""
     with ThreadPoolExecutor(max_workers=1) as thread:
-        reading = None
-        for indices in batches:
-            following = thread.submit(images.__getitem__, indices)
-            if reading is not None:
-                yield reading.result()
-            reading = following
-        if reading is not None:
-            yield reading.result()
+        ahead = (thread.submit(images.__getitem__, indices) for indices in batches)
+        reading = next(ahead, None)
+        while reading is not None:
+            read = reading.result()
+            reading = next(ahead, None)
+            yield read
 
 
 def fixed_batches(
@@ -206,7 +203,7 @@ def layer_keys(source: nn.Module) -> dict[str, str]:
     for node in graph_module.graph.nodes:
         arguments = fx.node.map_arg((node.args, node.kwargs), keys.__getitem__)
         if node.op == "output":
-            return arguments[0][0]
+            return dict(arguments[0][0])
         keys[node] = joblib.hash((node.op, str(arguments), _operation(graph_module, node)))
     raise AssertionError("a graph ends with its output")
 

@@ -24,6 +24,7 @@ from skmkd._critical_layers import Stage, Survey, tap
 
 BUNDLED_SOURCE, BUNDLED_FILE = "vgg16", "vgg16_imagenet_fp16.pt"
 BUNDLED_SHA256 = "6b9c253227bf6b67f2b2b63e69b90f5a7a6047ad2d02ed9e6a058a4269b1c048"
+COUNTER = "num_batches_tracked"  # a batch norm's, which only training uses
 
 State = Mapping[str, Tensor]
 
@@ -39,6 +40,13 @@ IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 IDENTITY = Normalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
+class Origin(NamedTuple):
+    """What a source was built from."""
+
+    name: str  # torchvision's, or the class of a module
+    weights: str  # "module", "bundled", "imagenet", "given" or "random"
+
+
 class Source(NamedTuple):
     """A frozen network tapped at its critical layers.
 
@@ -50,11 +58,14 @@ class Source(NamedTuple):
         What a cloner mirrors, in order of computation, up to the last critical layer.
     normalization : Normalization
         The input that the weights were trained for.
+    origin : Origin
+        What `rebuild_source` has to know.
     """
 
     network: nn.Module
     stages: tuple[Stage, ...]
     normalization: Normalization
+    origin: Origin
 
 
 def build_source(
@@ -80,12 +91,67 @@ def build_source(
     survey = Survey(network)
     layers = survey.choose(critical_layers)
     stages = survey.stages(layers, image_size)
-    tapped = tap(network, layers)
+    frozen = _freeze(tap(network, layers), state, device, precision)
+    return Source(frozen, stages, normalization, _origin(source, weights))
+
+
+def rebuild_source(
+    origin: Origin,
+    given: nn.Module | str | os.PathLike[str] | State | None,
+    layers: Sequence[str],
+    device: torch.device,
+    precision: str,
+) -> nn.Module:
+    """Build the network of an earlier source again, from a module or from weights.
+
+    Raises
+    ------
+    ValueError
+        If that is not enough, or does not fit.
+    """
+    if isinstance(given, nn.Module):
+        network, state = copy.deepcopy(given), None
+    else:
+        network, state, _ = _load(origin.name, given, seed=0)
+        if hasattr(network, "transform_input"):  # torchvision ties it to its own weights
+            vars(network)["transform_input"] = origin.weights == "imagenet"
+    tapped = tap(network.eval().requires_grad_(False), layers)
+    return _freeze(tapped, state, device, precision)
+
+
+def source_state(network: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors of a source, named as before it was lowered to bfloat16.
+
+    Batch norms' counters, which only training uses, are left out.
+    """
+    inner = network.network if isinstance(network, BFloat16) else network
+    return {n: tensor for n, tensor in inner.state_dict().items() if not n.endswith(COUNTER)}
+
+
+def fingerprint(state: State) -> str:
+    """Return a hash of tensors: of their names, types, shapes and numbers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _freeze(
+    tapped: nn.Module, state: State | None, device: torch.device, precision: str
+) -> nn.Module:
     if state is not None:
         _load_state(tapped, state)
     placed = place(tapped.requires_grad_(False), device)
-    lowered = BFloat16(placed) if precision == "bfloat16" else placed
-    return Source(lowered, stages, normalization)
+    return BFloat16(placed) if precision == "bfloat16" else placed
+
+
+def _origin(source: str | nn.Module, weights: Any) -> Origin:
+    if isinstance(source, nn.Module):
+        return Origin(type(source).__name__, "module")
+    kinds = {"auto": "bundled", "bundled": "bundled", "imagenet": "imagenet", None: "random"}
+    named = isinstance(weights, (str, type(None)))
+    return Origin(source, kinds.get(weights, "given") if named else "given")
 
 
 # Nothing below ever falls back to random weights
@@ -118,11 +184,10 @@ def _load(
         return _random_network(source, seed), None, IMAGENET
     if weights == "imagenet":
         return _download(source, seed)
-    if weights in ("auto", "bundled"):
-        with torch.device("meta"):
-            return get_model(source, weights=None), _read_bundled(), IMAGENET
-    with forked_rng(seed):  # some constructors compute, and cannot do so on the meta device
-        return get_model(source, weights=None), _read_state(weights), IMAGENET
+    state = _read_bundled() if weights in ("auto", "bundled") else _read_state(weights)
+    # some constructors compute, and cannot do so on the meta device
+    with torch.device("meta") if source == BUNDLED_SOURCE else forked_rng(seed):
+        return get_model(source, weights=None), state, IMAGENET
 
 
 def _random_network(source: str, seed: int) -> nn.Module:
@@ -188,7 +253,7 @@ def _read_state(weights: str | os.PathLike[str] | State) -> State:
 def _load_state(network: nn.Module, state: State) -> None:
     """Copy into the network what it needs of a state; layers past the last tap need nothing."""
     needed = network.state_dict()
-    counters = {name for name in needed if name.endswith("num_batches_tracked")}
+    counters = {name for name in needed if name.endswith(COUNTER)}
     if missing := [name for name in needed if name not in state and name not in counters]:
         raise ValueError(
             f"source_weights must hold {missing[0]!r} (and {len(missing) - 1} more that are "

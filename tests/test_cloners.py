@@ -133,3 +133,11 @@ def test_weights_are_xavier_uniform_from_the_private_generator():
     bound = (6 / ((16 + 512) * 9)) ** 0.5
     assert 0.99 * bound < last.abs().max() <= bound
     assert abs(last.mean()) < 0.02 * bound
+
+
+def test_architecture_builds_the_cloner_again():
+    blocks = [Block((4, 8), (4, 4), None), Block((4, 6), (2, 2), "late", signed=True)]
+    cloner = Cloner(blocks, (8, 8))
+    again = Cloner(*cloner.architecture)
+    assert str(again) == str(cloner)
+    assert list(again(torch.zeros(1, 3, 8, 8))) == ["late"]

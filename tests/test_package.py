@@ -19,9 +19,10 @@ from skmkd import MKDDetector
 
 ROOT = Path(__file__).parents[1]
 ORDER = [
-    "_backend", "_files", "_validation", "_preprocessing", "_discrepancy", "_critical_layers",
-    "_sources", "_observation", "_feature_cache", "_cloners", "_distillation", "_attribution",
-    "_localization", "_thresholds", "_inference", "_base", "_detector",
+    "_version", "_backend", "_files", "_validation", "_preprocessing", "_discrepancy",
+    "_critical_layers", "_sources", "_observation", "_feature_cache", "_cloners", "_distillation",
+    "_attribution", "_localization", "_thresholds", "_archive", "_persistence", "_inference",
+    "_base", "_detector", "_loading",
     "metrics._pixels", "metrics._ranking", "metrics._pixelwise", "metrics._per_region_overlap",
     "metrics.__init__", "model_selection._split", "model_selection._scorers",
     "model_selection.__init__", "datasets._files", "datasets._masks", "datasets._descriptions",
@@ -129,7 +130,7 @@ def test_public_classes_document_their_parameters(public):
 
 def test_public_names():
     rooms = {"datasets", "inspection", "metrics", "model_selection"}
-    assert set(skmkd.__all__) == {"MKDDetector", "__version__"} | rooms
+    assert set(skmkd.__all__) == {"MKDDetector", "__version__", "load"} | rooms
     for room in rooms:
         names = getattr(skmkd, room).__all__
         assert names == sorted(names, key=lambda name: (name.islower(), name))

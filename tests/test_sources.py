@@ -14,7 +14,7 @@ from torch import nn
 from torchvision.models import get_model
 
 from skmkd import _sources
-from skmkd._sources import IMAGENET, build_source
+from skmkd._sources import IMAGENET, build_source, fingerprint, rebuild_source, source_state
 
 CPU = torch.device("cpu")
 VGG_LAYERS = ["features.9", "features.16", "features.23", "features.30"]
@@ -178,3 +178,53 @@ def test_bad_files(tmp_path, name):
 def test_unknown_source():
     with pytest.raises(ValueError, match="source must be 'vgg16', another .* got 'vgg61'"):
         build("vgg61")
+
+
+# Building a source again
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_rebuilt_source_computes_the_same(precision):
+    first = build_source("vgg16", "bundled", 2, (32, 32), CPU, precision, 0)
+    assert first.origin == ("vgg16", "bundled")
+    for given in (source_state(first.network), "bundled"):
+        layers = critical(first)
+        again = rebuild_source(first.origin, given, layers, CPU, precision)
+        assert fingerprint(source_state(again)) == fingerprint(source_state(first.network))
+        for layer, activations in again(images()).items():
+            assert torch.equal(activations, first.network(images())[layer])
+
+
+@pytest.mark.filterwarnings("ignore:The default weight initialization:FutureWarning")
+def test_rebuilt_inception_treats_its_input_as_its_weights_ask(monkeypatch):
+    torchvision_s = get_model("inception_v3", init_weights=False, transform_input=True).eval()
+    monkeypatch.setattr(_sources, "_download", lambda *_: (torchvision_s, None, IMAGENET))
+    first = build_source("inception_v3", "imagenet", 1, (75, 75), CPU, "float32", 0)
+    assert first.origin == ("inception_v3", "imagenet")
+    state, layers = source_state(first.network), critical(first)
+    again = rebuild_source(first.origin, state, layers, CPU, "float32")
+    assert again.code == first.network.code
+    other = rebuild_source(first.origin._replace(weights="given"), state, layers, CPU, "float32")
+    assert other.code != first.network.code
+
+
+def test_origins():
+    tiny = TinySource()
+    assert build(tiny, layers=2).origin == ("TinySource", "module")
+    assert build("vgg16", source_state(build("vgg16").network)).origin == ("vgg16", "given")
+    with pytest.warns(UserWarning, match="random weights"):
+        assert build("squeezenet1_1", None, layers=1).origin == ("squeezenet1_1", "random")
+
+
+def test_fingerprint_is_of_names_shapes_types_and_numbers():
+    state = {"a": torch.arange(4.0), "b": torch.tensor(1)}
+    others = [
+        {"a": torch.arange(4.0)},
+        {"a": torch.arange(4.0), "c": torch.tensor(1)},
+        {"a": torch.arange(4.0).reshape(2, 2), "b": torch.tensor(1)},
+        {"a": torch.arange(4.0).double(), "b": torch.tensor(1)},
+        {"a": torch.tensor([0.0, 1.0, 2.0, 3.0000002]), "b": torch.tensor(1)},
+    ]
+    hashes = {fingerprint(other) for other in others}
+    assert len(hashes - {fingerprint(state)}) == len(others)
+    assert fingerprint(dict(reversed(state.items()))) == fingerprint(state)
