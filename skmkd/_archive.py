@@ -57,7 +57,7 @@ def write_archive(
     seal = SEAL.search(content)
     assert seal is not None
     content[slice(*seal.span(1))] = hashlib.sha256(content).hexdigest().encode()
-    _replace(Path(os.path.realpath(path)), content)
+    write_whole(path, content)
 
 
 def read_archive(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -173,8 +173,9 @@ def _has_plain_numbers(value: Any) -> bool:
     return value.dtype.kind in "biuU" or (value.dtype.kind == "f" and value.dtype.itemsize <= 8)
 
 
-def _replace(path: Path, content: bytes | bytearray) -> None:
+def write_whole(path: str | os.PathLike[str], content: bytes | bytearray) -> None:
     """Put content in a file's place at once: whoever looks finds the old one or the new one."""
+    path = Path(os.path.realpath(path))
     if not path.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "There is no folder", str(path.parent))
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")

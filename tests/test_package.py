@@ -22,14 +22,14 @@ ORDER = [
     "_version", "_backend", "_files", "_validation", "_preprocessing", "_discrepancy",
     "_critical_layers", "_sources", "_observation", "_feature_cache", "_cloners", "_distillation",
     "_attribution", "_localization", "_thresholds", "_archive", "_persistence", "_inference",
-    "_base", "_detector", "_loading",
+    "_base", "_detector", "_loading", "_report",
     "metrics._pixels", "metrics._ranking", "metrics._pixelwise", "metrics._per_region_overlap",
     "metrics.__init__", "model_selection._split", "model_selection._scorers",
     "model_selection.__init__", "datasets._files", "datasets._masks", "datasets._descriptions",
     "datasets._layouts", "datasets._loaders", "datasets._defects", "datasets.__init__",
     "inspection._plotting", "inspection._localization_display",
     "inspection._loss_curve_display", "inspection._per_region_overlap_display",
-    "inspection._score_display", "inspection.__init__", "__init__",
+    "inspection._score_display", "inspection.__init__", "_cli", "__main__", "__init__",
 ]  # fmt: skip
 
 

@@ -1,0 +1,16 @@
+"""``python -m skmkd`` is the command."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from skmkd import __version__
+
+
+def test_python_m_skmkd():
+    done = subprocess.run(
+        [sys.executable, "-m", "skmkd", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"skmkd {__version__}\n"
+    assert done.stderr == ""
