@@ -176,7 +176,7 @@ def score(given: argparse.Namespace) -> None:
                     plain = [None if value != value else value for value in row]  # NaN is no JSON
                     stream.write(json.dumps(dict(zip(COLUMNS, plain, strict=True))) + "\n")
     if given.report:
-        report(detector, paths, np.array(scores), given.report)
+        report(detector, paths, np.array(scores), given)
 
 
 def localize(given: argparse.Namespace) -> None:
@@ -198,7 +198,7 @@ def localize(given: argparse.Namespace) -> None:
             write_whole(target.with_name(f"{target.name}.png"), image.getvalue())
     if given.report:
         scores = [detector.score_samples(chunk) for chunk in chunks(list(places))]
-        report(detector, list(places), np.concatenate(scores), given.report)
+        report(detector, list(places), np.concatenate(scores), given)
 
 
 def evaluate(given: argparse.Namespace) -> None:
@@ -329,7 +329,9 @@ def localized(detector: Any, paths: Sequence[Path]) -> Iterator[tuple[Path, np.n
         yield path, single, overlay(image, single, detector.map_offset_)
 
 
-def report(detector: Any, paths: Sequence[Path], scores: np.ndarray, place: Path) -> None:
+def report(
+    detector: Any, paths: Sequence[Path], scores: np.ndarray, given: argparse.Namespace
+) -> None:
     """Write a page of the scores and of the maps of the worst images."""
     worst = np.argsort(scores, kind="stable")[:PICTURED]
     shown = [paths[i] for i in worst if np.isfinite(scores[i])]
@@ -338,8 +340,8 @@ def report(detector: Any, paths: Sequence[Path], scores: np.ndarray, place: Path
         Entry(str(path), each, drawn.get(path))
         for path, each in zip(paths, scores.tolist(), strict=True)
     ]
-    with written(place) as stream:
-        write_report(stream, entries, detector.offset_, f"{len(paths)} images", shown=PICTURED)
+    with written(given.report) as stream:
+        write_report(stream, entries, detector.offset_, given.model.name, shown=PICTURED)
 
 
 def chunks(paths: Sequence[Path]) -> Iterator[Sequence[Path]]:
