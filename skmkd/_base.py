@@ -29,7 +29,7 @@ from skmkd._backend import (
 )
 from skmkd._distillation import Terms, distill, divergence, settle_batch_norm
 from skmkd._feature_cache import byte_budget, feature_cache
-from skmkd._files import readable
+from skmkd._image_files import readable
 from skmkd._inference import BaseInference
 from skmkd._observation import Batch, Read, layer_keys
 from skmkd._preprocessing import (

@@ -13,7 +13,7 @@ from PIL.Image import Image
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import column_or_1d, validate_data
 
-from skmkd._files import ImageFile, UnreadableImageError, is_path_list, open_files, warn_of
+from skmkd._image_files import ImageFile, UnreadableImageError, is_path_list, open_files, warn_of
 
 CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
 INTEGER_RANGES = {"bool": (0.0, 1.0), "uint8": (0.0, 255.0), "uint16": (0.0, 65535.0)}

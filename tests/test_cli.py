@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import inspect
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -112,6 +114,26 @@ def test_score_writes_a_report(place, tmp_path, monkeypatch, capsys):
     page = (tmp_path / "report.html").read_text()
     assert page.count("<img ") == 3
     assert page.count('scope="row"') == 18
+
+
+def test_commands_of_the_readme_run(place, tmp_path, monkeypatch):
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    commands = re.findall(r"^skmkd (.*)$", readme, re.M)
+    assert [command.split()[0] for command in commands] == ["fit", "score", "localize"]
+    monkeypatch.chdir(tmp_path)
+    Path("good").symlink_to(place / "learn")
+    Path("new").symlink_to(place / "held_out")
+    for command in commands:
+        settings = SETTINGS if command.startswith("fit") else ""
+        assert main([*command.split(), *settings.split()]) == 0
+    paths = list_images("new")
+    detector = skmkd.load("model.skmkd")
+    rows = list(csv.DictReader(Path("scores.csv").read_text().splitlines()))
+    scores = [float(row["score"]) for row in rows]
+    assert_allclose(scores, detector.score_samples(paths), rtol=1e-12)
+    maps = [np.load(f"maps/{path.stem}.npy") for path in paths]
+    assert_array_equal(maps, detector.localize(paths))
+    assert Path("report.html").read_text().count("<img ") == len(paths)
 
 
 def test_evaluate_prints_the_library_s_metrics(place, detector, capsys):

@@ -19,7 +19,7 @@ from skmkd import MKDDetector
 
 ROOT = Path(__file__).parents[1]
 ORDER = [
-    "_version", "_backend", "_files", "_validation", "_preprocessing", "_discrepancy",
+    "_version", "_backend", "_image_files", "_validation", "_preprocessing", "_discrepancy",
     "_critical_layers", "_sources", "_observation", "_feature_cache", "_cloners", "_distillation",
     "_attribution", "_localization", "_thresholds", "_archive", "_persistence", "_inference",
     "_base", "_detector", "_loading", "_report",

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from skmkd._files import ImageFile
+from skmkd._image_files import ImageFile
 
 
 class LazyMasks(Sequence[np.ndarray]):

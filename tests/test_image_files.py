@@ -12,7 +12,7 @@ import pytest
 from numpy.testing import assert_array_equal
 from PIL import Image
 
-from skmkd._files import (
+from skmkd._image_files import (
     MAX_PIXELS,
     ImageFile,
     UnreadableImageError,
