@@ -1,7 +1,7 @@
 """How much does ``memory`` save in a grid search?
 
-Run as ``python benchmarks/grid.py``; each search runs once unless ``--runs`` says more. Six
-candidates; the store is empty at first. Grass among bricks is the anomaly.
+Run as ``python benchmarks/grid.py``; each search runs once unless ``--runs`` says more. The store
+is empty at first. Grass among bricks is the anomaly.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from sklearn.model_selection import GridSearchCV
+from sklearn.model_selection import GridSearchCV, ParameterGrid
 from timing import medians, parser, report, textures
 
 from skmkd import MKDDetector
@@ -20,9 +20,15 @@ GRID = {"direction_weight": [0.1, 1.0, "auto"], "critical_layers": [2, 4]}
 
 
 def search(
-    images: np.ndarray, labels: np.ndarray, folds: int, max_iter: int, memory: str | None
+    images: np.ndarray,
+    labels: np.ndarray,
+    candidates: int,
+    folds: int,
+    max_iter: int,
+    memory: str | None,
 ) -> None:
     """Search the grid; learn from the normal images of each fold."""
+    grid = [{name: [value] for name, value in each.items()} for each in ParameterGrid(GRID)]
     GridSearchCV(
         MKDDetector(
             device="cpu",
@@ -32,7 +38,7 @@ def search(
             random_state=0,
             memory=memory,
         ),
-        GRID,
+        grid[:candidates],
         scoring=anomaly_roc_auc,
         cv=NormalOnlySplit(folds, random_state=0),
         refit=False,
@@ -44,6 +50,7 @@ def main() -> None:
     """Print one row a number of epochs."""
     arguments = parser(__doc__, runs=1)
     arguments.add_argument("--max-iter", type=int, nargs="+", default=[1])
+    arguments.add_argument("--candidates", type=int, default=6, help="at most six")
     arguments.add_argument("--folds", type=int, default=3)
     arguments.add_argument("--images", type=int, default=150, help="four in five are normal")
     arguments.add_argument("--side", type=int, default=128)
@@ -57,15 +64,15 @@ def main() -> None:
 
         def stored(max_iter: int = max_iter) -> None:
             with TemporaryDirectory() as place:
-                search(images, labels, given.folds, max_iter, place)
+                search(images, labels, given.candidates, given.folds, max_iter, place)
 
         def unstored(max_iter: int = max_iter) -> None:
-            search(images, labels, given.folds, max_iter, None)
+            search(images, labels, given.candidates, given.folds, max_iter, None)
 
         times = medians({"without": unstored, "with": stored}, given.runs, warm_up=False)
         rows.append(
             {
-                "candidates": 6,
+                "candidates": given.candidates,
                 "folds": given.folds,
                 "images": len(images),
                 "pixels": given.side,

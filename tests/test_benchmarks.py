@@ -45,9 +45,9 @@ SCRIPTS = {
     "aupro": ("--maps 3 --side 32 --runs 1", {"AUPRO", "s", "ratio"}),
     "calibrate": ("--only brick --splits 1 --epochs 2", {"99 % to"}),
     "fit": ("--only texture --images 4 --epochs 1", {"ratio"}),
-    "grid": ("--images 15 --side 32 --folds 2", {"ratio"}),
+    "grid": ("--images 15 --side 32 --folds 2 --candidates 2", {"ratio"}),
     "localize": ("--runs 1 --images 2 --side 32", {"ratio"}),
-    "memory": ("--images 3 --paths 3 --maps 2 --fit 2 --cache 0", {"peak MB"}),
+    "memory": ("--only aupro --maps 2", {"peak MB"}),
     "scaling": ("--numbers --sides 32 64", {"fit s"}),
     "score": ("--runs 1 --images 4 --side 32", {"ratio", "source of peak", "whole of peak"}),
     "step": ("--runs 1 --sides 32", {"step / floor"}),
@@ -70,3 +70,15 @@ def test_script_prints_a_table_and_writes_json(script, tmp_path, monkeypatch, ca
     header, *lines = capsys.readouterr().out.splitlines()
     assert all(column in header for column in columns)
     assert len(lines) == len(written["rows"])
+
+
+@pytest.mark.parametrize(
+    ("case", "arguments"),
+    [("score", (3, "features.4")), ("paths", (3, "features.4")), ("fit", (2, 0)), ("aupro", (2,))],
+)
+def test_memory_of_each_case_is_watched(case, arguments, monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    import memory
+
+    result = getattr(memory, case)(*arguments)
+    assert result["peak MB"] >= result["before MB"] > 0
