@@ -173,11 +173,25 @@ def _has_plain_numbers(value: Any) -> bool:
     return value.dtype.kind in "biuU" or (value.dtype.kind == "f" and value.dtype.itemsize <= 8)
 
 
-def write_whole(path: str | os.PathLike[str], content: bytes | bytearray) -> None:
-    """Put content in a file's place at once: whoever looks finds the old one or the new one."""
+def check_target(path: str | os.PathLike[str]) -> None:
+    """Check that a file can be put in this place, as far as can be told beforehand.
+
+    Raises
+    ------
+    OSError
+        If there is no folder for it, or something there that is not a file.
+    """
     path = Path(os.path.realpath(path))
     if not path.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "There is no folder", str(path.parent))
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EEXIST, "There is something that is not a file", str(path))
+
+
+def write_whole(path: str | os.PathLike[str], content: bytes | bytearray) -> None:
+    """Put content in a file's place at once: whoever looks finds the old one or the new one."""
+    check_target(path)
+    path = Path(os.path.realpath(path))
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
         with temporary.open("xb") as file:

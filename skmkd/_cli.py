@@ -7,6 +7,7 @@ import ast
 import csv
 import inspect
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,16 +22,17 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from tqdm import tqdm
 
 from skmkd import datasets, metrics
-from skmkd._archive import write_whole
+from skmkd._archive import check_target, write_whole
 from skmkd._detector import MKDDetector
 from skmkd._loading import load
-from skmkd._report import Entry, overlay, write_report
+from skmkd._report import THUMBNAIL, Entry, overlay, write_report
 from skmkd._validation import check_images
 from skmkd._version import __version__
 from skmkd.inspection._localization_display import pictures
 from skmkd.metrics._ranking import f1_max, fpr_at_tpr
 
 CHUNK = 64  # images between two steps of the progress bar
+FEW = 4  # whole images and maps in memory at once
 PICTURED = 100  # of the worst images, in a report
 COLUMNS = ("path", "score", "decision", "threshold")
 LAYOUTS: dict[str, Callable[..., Any]] = {
@@ -59,7 +61,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = build_parser().parse_args(arguments)
     try:
         given.run(given)
-    except (ValueError, TypeError, OSError) as error:
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read standard output has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
         print(f"skmkd: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -104,7 +110,7 @@ def build_parser() -> argparse.ArgumentParser:
         sub = command(run)
         sub.add_argument("model", type=Path, help="file of the model")
         sub.add_argument("images", type=Path, nargs="+", help="folders of images, or files")
-        sub.add_argument("--device", help='"cpu", "cuda:0", "mps"; as fitted if not given')
+        add_model_options(sub)
         sub.add_argument("--report", type=Path, metavar="HTML", help="page with the worst images")
         if run is score:
             sub.add_argument("-o", "--output", type=Path, help="file (default: standard output)")
@@ -117,11 +123,19 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("dataset", type=Path, help="folder of the data set")
     sub.add_argument("--layout", choices=["folder", *LAYOUTS], default="folder")
     sub.add_argument("--category", help="category of the data set, for layouts that have them")
-    sub.add_argument("--device", help='"cpu", "cuda:0", "mps"; as fitted if not given')
+    add_model_options(sub)
 
     sub = command(info)
     sub.add_argument("model", type=Path, help="file of the model")
     return parser
+
+
+def add_model_options(command: argparse.ArgumentParser) -> None:
+    """Add what may differ from when the model was fitted."""
+    command.add_argument("--device", help='"cpu", "cuda:0", "mps"; as fitted if not given')
+    command.add_argument(
+        "--on-error", choices=["raise", "skip"], help="unreadable files; as fitted if not given"
+    )
 
 
 def parameters() -> dict[str, tuple[Any, str]]:
@@ -143,11 +157,10 @@ def literal(text: str) -> Any:
 
 def fit(given: argparse.Namespace) -> None:
     """Learn from good images, and write the model to one file."""
-    if not given.output.absolute().parent.is_dir():
-        raise ValueError(f"--output must lie in a folder that exists; got {given.output}.")
+    check_target(given.output)
     chosen = {name: getattr(given, name) for name in parameters() if hasattr(given, name)}
     detector = MKDDetector(**{"verbose": int(sys.stderr.isatty())} | chosen)
-    detector.fit(files(given.folder))
+    detector.fit(files(given.folder)).set_params(verbose=chosen.get("verbose", 0))
     if given.calibrate:
         detector.calibrate(files(given.calibrate), fpr=given.fpr)
     detector.save(given.output)
@@ -158,10 +171,12 @@ def score(given: argparse.Namespace) -> None:
 
     The score is higher for normal images; images with a score below the threshold, which are those
     with a negative decision, are anomalies. A file that cannot be read has no score (nan, or null
-    in JSON) if the model was fitted with --on-error skip, and else ends the command.
+    in JSON) with --on-error skip, and else ends the command.
     """
-    detector, paths = load(given.model, device=given.device), files(given.images)
-    scores = []
+    for target in filter(None, (given.output, given.report)):
+        check_target(target)
+    detector, paths = loaded(given), files(given.images)
+    scores: list[float] = []
     with written(given.output) as stream:
         table = csv.writer(stream, lineterminator="\n")
         if given.format == "csv":
@@ -186,7 +201,9 @@ def localize(given: argparse.Namespace) -> None:
     picture (.png) the image is left as it is up to the threshold of maps; above it, yellow turns to
     red at one and a half times the threshold.
     """
-    detector, places = load(given.model, device=given.device), destinations(given)
+    if given.report:
+        check_target(given.report)
+    detector, places = loaded(given), destinations(given)
     for chunk in chunks(list(places)):
         for path, single, picture in localized(detector, chunk):
             target = places[path]
@@ -208,21 +225,26 @@ def evaluate(given: argparse.Namespace) -> None:
     rate where 95 % of them are found. Pixels, where there are masks: area under the ROC curve,
     average precision, best F1, and AUPRO up to a false-positive rate of 0.3.
     """
-    detector = load(given.model, device=given.device)
+    detector = loaded(given)
     if given.layout == "folder":
         data = datasets.load_image_folder(given.dataset)
     elif given.category is None:
         raise ValueError(f"--category must be given for --layout {given.layout}.")
     else:
         data = LAYOUTS[given.layout](given.dataset, given.category, subset="test")
+    if len(set(data.y.tolist())) < 2:
+        raise ValueError("dataset must hold normal images and anomalies; got one kind only.")
     with TemporaryDirectory() as folder:
         maps = StoredMaps(Path(folder))
         scores = []
         for chunk in chunks(data.paths.tolist()):
             scores.append(detector.score_samples(chunk))
             if data.masks is not None:
-                maps.extend(detector.localize(chunk))
-        figures = image_figures(data.y, np.concatenate(scores), detector.offset_)
+                maps.extend(single for _, single, _ in localized(detector, chunk))
+        whole = np.concatenate(scores)
+        if np.isnan(whole).any():
+            raise ValueError(f"dataset must be readable; got {data.paths[np.isnan(whole)][0]}.")
+        figures = image_figures(data.y, whole, detector.offset_)
         if data.masks is not None:
             figures |= pixel_figures(data.masks, maps)
     print(json.dumps(figures, indent=2))
@@ -293,8 +315,16 @@ def pixel_figures(masks: Sequence[np.ndarray], maps: Sequence[np.ndarray]) -> di
     }
 
 
+def loaded(given: argparse.Namespace) -> Any:
+    """Return the model, on the device and with the answer to unreadable files that were given."""
+    detector = load(given.model, device=given.device)
+    return detector if given.on_error is None else detector.set_params(on_error=given.on_error)
+
+
 def files(places: Sequence[Path]) -> list[Path]:
     """Return files as they are, and the images of folders."""
+    if missing := [place for place in places if not place.exists()]:
+        raise ValueError(f"images must be folders or files; there is nothing at {missing[0]}.")
     return [
         path
         for place in places
@@ -305,28 +335,43 @@ def files(places: Sequence[Path]) -> list[Path]:
 def destinations(given: argparse.Namespace) -> dict[Path, Path]:
     """Return for each image where its results go, without suffix.
 
-    As it lies in its folder; of several folders, each has one of its own.
+    As it lies in its folder; of several folders, each has one of its own. What lies in the folder
+    of results is a result, and no image.
     """
+    output = Path(os.path.abspath(given.output))
     found: dict[Path, Path] = {}
     owners: dict[Path, Path] = {}
     for place in given.images:
-        root = place if place.is_dir() and len(given.images) == 1 else place.parent
+        whole = Path(os.path.abspath(place))
+        root = whole if place.is_dir() and len(given.images) == 1 else whole.parent
         for path in files([place]):
-            target = given.output / path.relative_to(root).with_suffix("")
+            lies = Path(os.path.abspath(path))
+            if whole in output.parents and output in lies.parents:
+                continue
+            target = output / lies.relative_to(root).with_suffix("")
             if (other := owners.setdefault(target, path)) != path:
                 raise ValueError(
                     "images must have names of their own, apart from folder and suffix; got "
                     f"{other} and {path}."
                 )
             found[path] = target
+    inputs = {path.resolve() for path in found}
+    for target in found.values():
+        for name in (f"{target.name}.png", f"{target.name}.npy"):
+            if (overwritten := target.with_name(name)).resolve() in inputs:
+                raise ValueError(
+                    f"--output must not be where the images are; {overwritten} would be replaced."
+                )
     return found
 
 
 def localized(detector: Any, paths: Sequence[Path]) -> Iterator[tuple[Path, np.ndarray, Any]]:
-    """Yield each path with its map and the map over its image."""
-    images = pictures(check_images(detector, paths, reset=False))
-    for path, image, single in zip(paths, images, detector.localize(paths), strict=True):
-        yield path, single, overlay(image, single, detector.map_offset_)
+    """Yield each path with its map and the map over its image, a few in memory at a time."""
+    for start in range(0, len(paths), FEW):
+        few = paths[start : start + FEW]
+        images = pictures(check_images(detector, few, reset=False))
+        for path, image, single in zip(few, images, detector.localize(few), strict=True):
+            yield path, single, overlay(image, single, detector.map_offset_)
 
 
 def report(
@@ -335,7 +380,10 @@ def report(
     """Write a page of the scores and of the maps of the worst images."""
     worst = np.argsort(scores, kind="stable")[:PICTURED]
     shown = [paths[i] for i in worst if np.isfinite(scores[i])]
-    drawn = {path: picture for path, _, picture in localized(detector, shown)} if shown else {}
+    drawn = {}
+    for path, _, picture in localized(detector, shown):
+        picture.thumbnail((THUMBNAIL, THUMBNAIL))
+        drawn[path] = picture
     entries = [
         Entry(str(path), each, drawn.get(path))
         for path, each in zip(paths, scores.tolist(), strict=True)
@@ -361,4 +409,4 @@ def written(path: Path | None) -> Iterator[TextIO]:
         return
     content = StringIO()
     yield content
-    write_whole(path, content.getvalue().encode())
+    write_whole(path, content.getvalue().encode(errors="surrogateescape"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -11,9 +12,16 @@ from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
 MAX_PIXELS = 2**26  # of one image: a small file may claim any size
+READERS = (PngImageFile, JpegImageFile, TiffImageFile, BmpImageFile, WebPImageFile)
+FORMATS = tuple(reader.format for reader in READERS)
+SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO)  # not the file's fault
 TURNED = (5, 6, 7, 8)  # EXIF orientations by which height and width change places
 
 
@@ -86,7 +94,7 @@ class ImageFile:
 def opened(path: str) -> Iterator[Image.Image]:
     """Open an image of at most `MAX_PIXELS`; whatever goes wrong is one kind of error."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(
                     f"it must have at most {MAX_PIXELS} pixels, and says that it has "
@@ -94,6 +102,8 @@ def opened(path: str) -> Iterator[Image.Image]:
                 )
             yield image
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error and more
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) in SHORTAGES:
+            raise
         raise UnreadableImageError(f"{path} cannot be read as an image: {error}") from error
 
 

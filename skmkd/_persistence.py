@@ -53,7 +53,7 @@ def save_detector(
 
 def load_detector(
     path: str | os.PathLike[str],
-    detectors: Mapping[str, type],
+    detectors: Mapping[str, type[BaseEstimator]],
     source: nn.Module | Weights | None,
     cloner: nn.Module | None,
     device: str | None,
@@ -64,6 +64,10 @@ def load_detector(
     if (name := values["detector"]) not in detectors:
         raise ValueError(f"{file} holds a {name}; this skmkd knows {', '.join(detectors)}.")
     parameters, learned = values["parameters"], values["attributes"]
+    known = detectors[name]
+    own = {n for n in learned if hasattr(known, n) or n in known._get_param_names()}
+    if unwanted := own | {"memory"} & set(parameters):
+        raise ValueError(f"{file} sets {min(unwanted)}, which no file may.")
     origin, target = learned["_origin"], learned["device_"]
     target = restored_device(target) if device is None else resolve_device(device)
     learned["device_"] = target
@@ -81,7 +85,7 @@ def load_detector(
         parameters["source_weights"] = {n: t.cpu() for n, t in source_state(seen).items()}
     if cloner is not None:
         parameters.setdefault("cloner", cloner)
-    detector = detectors[values["detector"]](**parameters)
+    detector = known(**parameters)
     vars(detector).update(learned)
     return detector
 

@@ -109,7 +109,8 @@ class Images:
         image = image.reshape(height or image.shape[0], width or image.shape[1], channels)
         kind = _pixel_kind(image.dtype, index)
         if self.pixel_range is not None and kind != self.pixel_range.kind:
-            raise ValueError(_kind_message(f"X[{index}]", kind, self.pixel_range))
+            name = _named(self._items[index], index)
+            raise ValueError(_kind_message(name, kind, self.pixel_range))
         if kind == "float":
             _check_values(image, index, self.pixel_range)
         return image
@@ -257,16 +258,21 @@ def _pixel_kind(dtype: np.dtype, index: int) -> str:
     return dtype.name if dtype.name in INTEGER_RANGES else "float"
 
 
-def _list_shape(X: Iterable[Any]) -> ImageShape:
+def _named(item: Any, index: int) -> str:
+    """Name an image in an error, by its path if it has one."""
+    return f"X[{index}] ({item.path})" if isinstance(item, ImageFile) else f"X[{index}]"
+
+
+def _list_shape(X: np.ndarray | Sequence[Any]) -> ImageShape:
     """Check that all images of a list have the same channels; their sizes are free."""
     channels = None
     for index, item in enumerate(X):
         plain = item if isinstance(item, ImageFile) else _as_numbers(item, index)
-        found = _channels(plain.shape, f"X[{index}]")
+        found = _channels(plain.shape, _named(item, index))
         if channels not in (None, found):
             raise ValueError(
-                f"The images of X must all have the same channels; X[0] has {channels} and "
-                f"X[{index}] has {found}."
+                f"The images of X must all have the same channels; {_named(X[0], 0)} has "
+                f"{channels} and {_named(item, index)} has {found}."
             )
         channels = found
     assert channels is not None

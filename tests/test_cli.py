@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import inspect
 import json
+import os
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -206,10 +208,19 @@ def test_values_are_read_as_python_writes_them(text, value):
     [
         ("score {place}/nowhere.skmkd {place}/learn", "nowhere.skmkd"),
         ("score {place}/learn/0.png {place}/learn", "cannot be loaded"),
-        ("score {place}/model.skmkd {place}/nowhere.png", "nowhere.png cannot be read as an image"),
-        ("score {place}/model.skmkd {place}", "model.skmkd"),
-        ("fit {place}/set/ground_truth/nothing -o {new}/model.skmkd", "cannot be read"),
-        ("fit {place}/learn -o {new}/no/model.skmkd", "--output must lie in a folder that exists"),
+        (
+            "score {place}/model.skmkd {place}/nowhere.png",
+            "nothing at {place}/nowhere.png",
+        ),
+        ("score {place}/model.skmkd {place}/model.skmkd", "model.skmkd cannot be read as an image"),
+        ("score {place}/model.skmkd {place}/empty", "folder must hold images"),
+        ("fit {place}/nothing -o {new}/model.skmkd", "there is nothing at {place}/nothing"),
+        ("fit {place}/learn -o {new}/no/model.skmkd", "There is no folder: '{new}/no'"),
+        ("fit {place}/learn -o {place}/set", "something that is not a file: '{place}/set'"),
+        ("score {place}/model.skmkd {place}/learn --report {new}/no/r.html", "There is no folder"),
+        ("evaluate {place}/model.skmkd {place}/one_kind", "one kind only"),
+        ("localize {place}/model.skmkd {place}/learn -o {place}/learn", "would be replaced"),
+        ("localize {place}/model.skmkd {place}/learn/0.png -o {place}/learn", "would be replaced"),
         ("fit {place}/learn -o {new}/model.skmkd --batch-size 0", "'batch_size' parameter"),
         (
             "localize {place}/model.skmkd {place}/learn/0.png {place}/held_out/0.png -o {new}",
@@ -218,13 +229,16 @@ def test_values_are_read_as_python_writes_them(text, value):
     ],
 )
 def test_errors_are_told_and_nothing_is_written(place, tmp_path, words, message, capsys):
-    if words.endswith("{place}"):
-        (place / "empty").mkdir(exist_ok=True)
-        words, message = "score {place}/model.skmkd {place}/empty", "folder must hold images"
+    (place / "empty").mkdir(exist_ok=True)
+    (place / "one_kind").mkdir(exist_ok=True)
+    if not (place / "one_kind/good").exists():
+        (place / "one_kind/good").symlink_to(place / "learn")
+    before = sorted(place.rglob("*"))
     assert main(words.format(place=place, new=tmp_path).split()) == 1
     printed = capsys.readouterr()
     assert printed.err.startswith("skmkd: error: ")
-    assert message in printed.err
+    assert message.format(place=place, new=tmp_path) in printed.err
+    assert sorted(place.rglob("*")) == before
     assert "Traceback" not in printed.err
     assert list(tmp_path.iterdir()) == []
 
@@ -251,12 +265,30 @@ def test_interruption_leaves_no_file(place, tmp_path, monkeypatch, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_unreadable_files_are_skipped_where_the_model_says_so(place, tmp_path, capsys):
+def test_results_are_no_images_the_second_time(place, tmp_path):
+    (tmp_path / "0.png").symlink_to(place / "learn/0.png")
+    for _ in range(2):
+        words = ["localize", place / "model.skmkd", tmp_path, "-o", tmp_path / "maps"]
+        assert main([str(word) for word in words]) == 0
+        assert sorted(p.name for p in (tmp_path / "maps").iterdir()) == ["0.npy", "0.png"]
+
+
+def test_a_reader_that_has_had_enough_is_no_error(place, monkeypatch, capsys):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert main(["info", str(place / "model.skmkd")]) == 1
+    assert capsys.readouterr().err == ""
+
+
+def test_unreadable_files_are_skipped_if_wanted(place, tmp_path, capsys):
     (tmp_path / "bad.png").write_bytes(b"")
-    words = f"fit {place / 'learn'} -o {tmp_path / 'model.skmkd'} --on-error skip"
-    assert main([*words.split(), *SETTINGS.split()]) == 0
-    words = ["score", tmp_path / "model.skmkd", tmp_path / "bad.png", place / "learn/0.png",
+    words = ["score", place / "model.skmkd", tmp_path / "bad.png", place / "learn/0.png",
              "--format", "jsonl", "--report", tmp_path / "report.html"]  # fmt: skip
+    assert main([str(word) for word in words]) == 1
+    assert "bad.png cannot be read as an image" in capsys.readouterr().err
+    words += ["--on-error", "skip"]
     with pytest.warns(UserWarning, match="It is skipped"):
         assert main([str(word) for word in words]) == 0
     first, second = (json.loads(line) for line in capsys.readouterr().out.splitlines())

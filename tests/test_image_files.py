@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import struct
 import tracemalloc
 import zlib
@@ -235,3 +236,23 @@ def test_lists_of_paths_are_told_from_data(kind, make):
     assert not is_path_list(kind([1, 2]))
     assert not is_path_list([make("a.png"), COLOUR])
     assert not is_path_list([])
+
+
+def test_other_formats_are_refused_whatever_their_suffix(tmp_path):
+    path = tmp_path / "image.png"
+    Image.fromarray(GREY).save(path, format="GIF")
+    with pytest.raises(UnreadableImageError, match="cannot identify image file"):
+        _ = ImageFile(path).shape
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.EMFILE, "too many open files")])
+def test_shortages_are_not_the_file_s_fault(tmp_path, monkeypatch, error):
+    Image.fromarray(GREY).save(tmp_path / "image.png")
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(type(error)) as raised:
+        readable([tmp_path / "image.png"])
+    assert raised.value is error

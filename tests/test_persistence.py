@@ -408,3 +408,17 @@ def test_source_state_is_what_the_file_holds(fitted, path):
     for name, tensor in source_state(fitted.source_).items():
         assert torch.equal(tensors[f"source_.{name}"], tensor)
     assert os.path.getsize(path) > sum(t.nbytes for t in tensors.values())
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [("parameters", "memory"), ("attributes", "memory"), ("attributes", "predict")],
+)
+def test_made_up_file_cannot_set_what_leads_to_code(detector, tmp_path, part, name):
+    path = tmp_path / "model.skmkd"
+    detector.save(path)
+    values, tensors = read_archive(path)
+    values[part][name] = str(tmp_path / "store")
+    write_archive(path, values, tensors)
+    with pytest.raises(ValueError, match=f"sets {name}, which no file may"):
+        skmkd.load(path, source=TinySource())

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import ImageOps
 
-from skmkd._image_files import ImageFile
+from skmkd._image_files import ImageFile, opened
 
 
 class LazyMasks(Sequence[np.ndarray]):
@@ -49,7 +50,8 @@ def nothing_anomalous(image: Path) -> np.ndarray:
 
 def read_mask(file: Path) -> np.ndarray:
     """Return as booleans (H, W) which pixels of a file are not 0, or not black."""
-    with Image.open(file) as mask:
+    with opened(os.fspath(file)) as image:
+        mask = ImageOps.exif_transpose(image)
         if len(mask.getbands()) == 1:
             return np.asarray(mask) > 0
         return np.any(np.asarray(mask.convert("RGB")) > 0, axis=2)  # alpha does not count

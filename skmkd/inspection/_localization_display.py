@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -115,7 +115,7 @@ class LocalizationDisplay:
         check_detector(detector)
         threshold = detector._map_threshold()
         maps = detector.localize(X)
-        images = pictures(check_images(detector, X, reset=False))
+        images = list(pictures(check_images(detector, X, reset=False)))
         display = cls(images=images, maps=maps, masks=masks, threshold=threshold)
         return display.plot(ax=ax, **kwargs)
 
@@ -160,7 +160,7 @@ class LocalizationDisplay:
             If X, maps or masks are not as described, or differ in number or size.
         """
         check_matplotlib_support(f"{cls.__name__}.from_maps")
-        images = pictures(image_list(X))
+        images = list(pictures(image_list(X)))
         display = cls(images=images, maps=maps, masks=masks, threshold=threshold)
         return display.plot(ax=ax, **kwargs)
 
@@ -266,9 +266,10 @@ def outline(ax: Axes, mask: np.ndarray, colour: str) -> None:
         ax.contour(columns, rows, np.pad(mask, 1), levels=[0.5], colors=colour, linewidths=1.2)
 
 
-def pictures(images: Images) -> list[np.ndarray]:
-    """Return images as matplotlib draws them: (H, W) or (H, W, C), from 0 to 1."""
+def pictures(images: Images) -> Iterator[np.ndarray]:
+    """Yield images as they are drawn: (H, W) or (H, W, C), from 0 to 1."""
     assert images.pixel_range is not None  # set by whoever checked the images
     low, high, _ = images.pixel_range
-    scaled = [np.clip((image - low) / ((high - low) or 1.0), 0, 1) for image in images]
-    return [image[..., 0] if image.shape[2] == 1 else image for image in scaled]
+    for image in images:
+        scaled = np.clip((image - low) / ((high - low) or 1.0), 0, 1)
+        yield scaled[..., 0] if scaled.shape[2] == 1 else scaled

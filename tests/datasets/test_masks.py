@@ -10,7 +10,6 @@ from numpy.testing import assert_array_equal
 from PIL import Image
 from sklearn.model_selection import train_test_split
 
-from skmkd.datasets import _masks
 from skmkd.datasets._files import path_array
 from skmkd.datasets._masks import LazyMasks, read_mask
 from skmkd.metrics import aupro_score, pixel_average_precision_score, pixel_roc_auc_score
@@ -78,7 +77,7 @@ def test_masks_are_a_sequence(masks):
 )  # fmt: skip
 def test_parts_of_them_stay_unread(masks, index, anomalous, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(_masks.Image, "open", None)
+        patched.setattr(Image, "open", None)
         part = masks[index]
     assert isinstance(part, LazyMasks)
     assert [mask.any() for mask in part] == anomalous
@@ -107,3 +106,19 @@ def test_metrics_take_them(masks, metric, exact):
     maps = np.random.default_rng(0).random((4, 4, 6))
     assert metric(masks, maps, exact=exact) == metric(np.stack(masks), maps, exact=exact)
     assert metric(masks[[1, 2]], maps[[1, 2]]) == metric(np.stack(masks)[[1, 2]], maps[[1, 2]])
+
+
+def test_broken_mask_is_named(tmp_path):
+    whole = saved(tmp_path / "mask.png", 255 * TRUTH.astype(np.uint8))
+    whole.write_bytes(whole.read_bytes()[:50])
+    with pytest.raises(ValueError, match="mask.png cannot be read as an image"):
+        read_mask(whole)
+
+
+def test_masks_stand_as_their_images_do(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(255 * TRUTH.astype(np.uint8)).save(tmp_path / "mask.png", exif=exif)
+    assert_array_equal(read_mask(tmp_path / "mask.png"), np.rot90(TRUTH, -1))
+    lazy = LazyMasks(path_array([tmp_path / "mask.png"]), path_array([None]))
+    assert lazy[0].shape == (6, 4)
