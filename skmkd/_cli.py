@@ -18,7 +18,6 @@ from tempfile import TemporaryDirectory
 from typing import Any, TextIO
 
 import numpy as np
-from sklearn.metrics import average_precision_score, roc_auc_score
 from tqdm import tqdm
 
 from skmkd import datasets, metrics
@@ -29,7 +28,7 @@ from skmkd._report import THUMBNAIL, Entry, overlay, write_report
 from skmkd._validation import check_images
 from skmkd._version import __version__
 from skmkd.inspection._localization_display import pictures
-from skmkd.metrics._ranking import f1_max, fpr_at_tpr
+from skmkd.model_selection._scorers import average_precision, best_f1, fpr95, roc_auc
 
 CHUNK = 64  # images between two steps of the progress bar
 FEW = 4  # whole images and maps in memory at once
@@ -240,7 +239,8 @@ def evaluate(given: argparse.Namespace) -> None:
         for chunk in chunks(data.paths.tolist()):
             scores.append(detector.score_samples(chunk))
             if data.masks is not None:
-                maps.extend(single for _, single, _ in localized(detector, chunk))
+                for few in parts(chunk, FEW):
+                    maps.extend(detector.localize(few))
         whole = np.concatenate(scores)
         if np.isnan(whole).any():
             raise ValueError(f"dataset must be readable; got {data.paths[np.isnan(whole)][0]}.")
@@ -296,10 +296,10 @@ def image_figures(y: np.ndarray, scores: np.ndarray, offset: float) -> dict[str,
     anomalous = y == -1
     return {
         "images": len(y),
-        "image AUROC": float(roc_auc_score(anomalous, -scores)),
-        "image average precision": float(average_precision_score(anomalous, -scores)),
-        "image F1 max": f1_max(anomalous, -scores),
-        "image FPR at 95 % TPR": fpr_at_tpr(anomalous, -scores, 0.95),
+        "image AUROC": roc_auc(y, scores),
+        "image average precision": average_precision(y, scores),
+        "image F1 max": best_f1(y, scores),
+        "image FPR at 95 % TPR": fpr95(y, scores),
         "anomalies found": float(np.mean(scores[anomalous] < offset)),
         "false alarms": float(np.mean(scores[~anomalous] < offset)),
     }
@@ -367,8 +367,7 @@ def destinations(given: argparse.Namespace) -> dict[Path, Path]:
 
 def localized(detector: Any, paths: Sequence[Path]) -> Iterator[tuple[Path, np.ndarray, Any]]:
     """Yield each path with its map and the map over its image, a few in memory at a time."""
-    for start in range(0, len(paths), FEW):
-        few = paths[start : start + FEW]
+    for few in parts(paths, FEW):
         images = pictures(check_images(detector, few, reset=False))
         for path, image, single in zip(few, images, detector.localize(few), strict=True):
             yield path, single, overlay(image, single, detector.map_offset_)
@@ -392,11 +391,15 @@ def report(
         write_report(stream, entries, detector.offset_, given.model.name, shown=PICTURED)
 
 
+def parts(paths: Sequence[Path], size: int) -> Iterator[Sequence[Path]]:
+    """Cut a sequence into parts of a size; the last may be smaller."""
+    return (paths[start : start + size] for start in range(0, len(paths), size))
+
+
 def chunks(paths: Sequence[Path]) -> Iterator[Sequence[Path]]:
     """Yield some paths at a time; a terminal shows how far it is."""
     with tqdm(total=len(paths), unit="image", disable=None) as progress:
-        for start in range(0, len(paths), CHUNK):
-            chunk = paths[start : start + CHUNK]
+        for chunk in parts(paths, CHUNK):
             yield chunk
             progress.update(len(chunk))
 

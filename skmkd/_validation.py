@@ -43,7 +43,6 @@ class Images:
         Anything with a length that gives one image, or one flattened row, for an integer.
     shape : tuple (H, W, C)
         Shape of each image; H and W are None where images differ in size.
-
     blank : ndarray of shape (1, 1, C), default=None
         What stands, with a warning, for a file that cannot be read. None raises the error.
     unreadable : iterable of int, default=()
@@ -92,9 +91,7 @@ class Images:
 
     def kind(self, index: int) -> str:
         """Return the kind of number that an image is made of, without reading a file's pixels."""
-        item = self._items[index]
-        plain = item if isinstance(item, ImageFile) else _as_numbers(item, index)
-        return _pixel_kind(plain.dtype, index)
+        return _pixel_kind(_header(self._items[index], index).dtype, index)
 
     def _read(self, index: int) -> np.ndarray:
         try:
@@ -258,6 +255,11 @@ def _pixel_kind(dtype: np.dtype, index: int) -> str:
     return dtype.name if dtype.name in INTEGER_RANGES else "float"
 
 
+def _header(item: Any, index: int) -> ImageFile | np.ndarray:
+    """Return what tells the shape and dtype of an image; of a file, no pixel is read."""
+    return item if isinstance(item, ImageFile) else _as_numbers(item, index)
+
+
 def _named(item: Any, index: int) -> str:
     """Name an image in an error, by its path if it has one."""
     return f"X[{index}] ({item.path})" if isinstance(item, ImageFile) else f"X[{index}]"
@@ -267,8 +269,7 @@ def _list_shape(X: np.ndarray | Sequence[Any]) -> ImageShape:
     """Check that all images of a list have the same channels; their sizes are free."""
     channels = None
     for index, item in enumerate(X):
-        plain = item if isinstance(item, ImageFile) else _as_numbers(item, index)
-        found = _channels(plain.shape, _named(item, index))
+        found = _channels(_header(item, index).shape, _named(item, index))
         if channels not in (None, found):
             raise ValueError(
                 f"The images of X must all have the same channels; {_named(X[0], 0)} has "

@@ -1,4 +1,4 @@
-"""Arrays and maps become weighted pixels: far fewer, and with the same curves.
+"""Masks and maps become weighted pixels: far fewer, and with the same curves.
 
 A rate changes its ratio to another only where a threshold passes an anomalous pixel. So the values
 of anomalous pixels are all the thresholds that a curve needs, and pixels between two of them are

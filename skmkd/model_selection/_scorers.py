@@ -16,19 +16,23 @@ from skmkd.metrics._ranking import f1_max, fpr_at_tpr
 Scorer = Callable[..., float]  # (estimator, X, y) -> float
 
 
-def _roc_auc(y_true: ArrayLike, decision: np.ndarray) -> float:
-    return roc_auc_score(check_labels(y_true) == -1, -decision)
+def roc_auc(y_true: ArrayLike, decision: np.ndarray) -> float:
+    """Return the area under the ROC curve; anomalies, -1, are positive."""
+    return float(roc_auc_score(check_labels(y_true) == -1, -decision))
 
 
-def _average_precision(y_true: ArrayLike, decision: np.ndarray) -> float:
-    return average_precision_score(check_labels(y_true) == -1, -decision)
+def average_precision(y_true: ArrayLike, decision: np.ndarray) -> float:
+    """Return average precision; anomalies, -1, are positive."""
+    return float(average_precision_score(check_labels(y_true) == -1, -decision))
 
 
-def _f1_max(y_true: ArrayLike, decision: np.ndarray) -> float:
+def best_f1(y_true: ArrayLike, decision: np.ndarray) -> float:
+    """Return the F1 score at the threshold that is best for it; anomalies, -1, are positive."""
     return f1_max(check_labels(y_true) == -1, -decision)
 
 
-def _fpr95(y_true: ArrayLike, decision: np.ndarray) -> float:
+def fpr95(y_true: ArrayLike, decision: np.ndarray) -> float:
+    """Return the share of false alarms at the threshold that finds 95 % of anomalies, -1."""
     return fpr_at_tpr(check_labels(y_true) == -1, -decision, 0.95)
 
 
@@ -63,7 +67,7 @@ ValueError
 
 
 anomaly_roc_auc = _scorer(
-    _roc_auc,
+    roc_auc,
     True,
     """Area under the ROC curve, in [0, 1]; 0.5 is chance.
 
@@ -72,7 +76,7 @@ an UndefinedMetricWarning, if y holds one kind only.""",
 )
 
 anomaly_average_precision = _scorer(
-    _average_precision,
+    average_precision,
     True,
     """Average precision with anomalies as the positive class, in [0, 1].
 
@@ -82,7 +86,7 @@ images as positive, which makes it close to 1 where anomalies are rare, whatever
 )
 
 anomaly_f1_max = _scorer(
-    _f1_max,
+    best_f1,
     True,
     """F1 score of anomalies at the threshold that is best for it, in [0, 1].
 
@@ -91,7 +95,7 @@ plays no part. 0, with a warning, if y holds no anomaly.""",
 )
 
 neg_anomaly_fpr95 = _scorer(
-    _fpr95,
+    fpr95,
     False,
     """Negative share of false alarms where 95 % of anomalies are found, in [-1, 0].
 
