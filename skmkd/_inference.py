@@ -271,20 +271,37 @@ class BaseInference(OutlierMixin, BaseEstimator):
     def _score(self, read: Read, n_images: int) -> np.ndarray:
         scores = np.empty(n_images, dtype=np.float64)
         for chosen, batch in fixed_batches(read, range(n_images), self._batch_size):
-            with plain_arithmetic(False, self.device_):
-                scores[chosen] = -self._anomaly(batch)[: len(chosen)].cpu().numpy()
+            scores[chosen] = self._batch_scores(batch, len(chosen))
         return scores
 
     def _maps(
         self, read: Read, images: Images, indices: Sequence[int], method: str
     ) -> Iterator[np.ndarray]:
         for chosen, batch in fixed_batches(read, indices, self._batch_size):
-            with plain_arithmetic(False, self.device_):
-                raw = self._attribution(batch, method)[: len(chosen)].cpu().numpy()
-            finished = localization_maps(raw, self.smoothing_sigma, self.opening_size)
-            for index, single, size in zip(chosen, finished, images.sizes(chosen), strict=True):
-                readable = index not in images.unreadable
-                yield resize_map(single, size) if readable else np.full(size, np.nan, np.float32)
+            yield from self._batch_maps(batch, images, chosen, method)
+
+    def _scores_and_maps(self, images: Images) -> Iterator[tuple[float, np.ndarray]]:
+        """Yield score and localization map of each image, from one look at it."""
+        read, indices = self._reader(images), range(len(images))
+        for chosen, batch in fixed_batches(read, indices, self._batch_size):
+            scores = self._batch_scores(batch, len(chosen))
+            scores[[index in images.unreadable for index in chosen]] = np.nan
+            maps = self._batch_maps(batch, images, chosen, self.localization)
+            yield from zip(scores.tolist(), maps, strict=True)
+
+    def _batch_scores(self, batch: Batch, n: int) -> np.ndarray:  # (n,)
+        with plain_arithmetic(False, self.device_):
+            return -self._anomaly(batch)[:n].cpu().numpy().astype(np.float64)
+
+    def _batch_maps(
+        self, batch: Batch, images: Images, chosen: Sequence[int], method: str
+    ) -> Iterator[np.ndarray]:
+        with plain_arithmetic(False, self.device_):
+            raw = self._attribution(batch, method)[: len(chosen)].cpu().numpy()
+        finished = localization_maps(raw, self.smoothing_sigma, self.opening_size)
+        for index, single, size in zip(chosen, finished, images.sizes(chosen), strict=True):
+            readable = index not in images.unreadable
+            yield resize_map(single, size) if readable else np.full(size, np.nan, np.float32)
 
     def _map_maxima(self, read: Read, images: Images, indices: Sequence[int]) -> list[float]:
         return [float(m.max()) for m in self._maps(read, images, indices, self.localization)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 os.environ["MPLBACKEND"] = "agg"  # no window opens
 os.environ.setdefault("SCIPY_ARRAY_API", "1")  # read when scipy is imported; some checks need it
@@ -12,9 +13,12 @@ import pytest
 import torch
 from hypothesis import settings
 from matplotlib import pyplot
+from PIL import Image
+from skimage.data import lfw_subset
 from torch import nn
 
 from skmkd import MKDDetector
+from skmkd._cli import main
 
 settings.register_profile("same everywhere", deadline=None, derandomize=True, database=None)
 settings.load_profile("same everywhere")
@@ -97,6 +101,32 @@ def images() -> np.ndarray:
 def detector(images: np.ndarray) -> MKDDetector:
     """A detector fitted to those images."""
     return tiny_detector().fit(images)
+
+
+QUICK = "--image-size 32 --batch-size 8 --max-iter 2 --tol None --random-state 0 --device cpu"
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory) -> Path:
+    """A folder of faces to learn from, a data set with masks, and a fitted model."""
+    place = tmp_path_factory.mktemp("cli")
+    images = (255 * lfw_subset()).astype(np.uint8)
+    kinds = {
+        "learn": images[:16], "held_out": images[16:36],
+        "set/good": images[36:42], "set/other": images[100:106],
+    }  # fmt: skip
+    for kind, chosen in kinds.items():
+        (place / kind).mkdir(parents=True)
+        for i, image in enumerate(chosen):
+            Image.fromarray(image).save(place / kind / f"{i}.png")
+    (place / "set/ground_truth/other").mkdir(parents=True)
+    for i in range(6):
+        mask = np.zeros((25, 25), np.uint8)
+        mask[5:15, 5 + i : 15 + i] = 255
+        Image.fromarray(mask).save(place / f"set/ground_truth/other/{i}.png")
+    words = f"fit {place / 'learn'} -o {place / 'model.skmkd'} --calibrate {place / 'held_out'}"
+    assert main([*words.split(), *QUICK.split()]) == 0
+    return place
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import struct
+import subprocess
+import sys
 import tracemalloc
 import zlib
 from pathlib import Path
@@ -143,10 +145,10 @@ def png(pixels, tmp_path) -> bytes:
 
 BAD_FILES = {
     "truncated": (lambda whole: whole[: len(whole) * 2 // 3], "truncated"),
-    "only a header": (lambda whole: whole[:33], ""),
+    "only a header": (lambda whole: whole[:33], "cannot identify image file"),
     "empty": (lambda _: b"", "cannot identify image file"),
     "text": (lambda _: b"not an image", "cannot identify image file"),
-    "broken": (lambda whole: whole[:60] + bytes(20) + whole[80:], ""),
+    "broken": (lambda whole: whole[:60] + bytes(20) + whole[80:], "broken data stream"),
 }
 
 
@@ -182,6 +184,29 @@ def test_small_file_that_claims_20000_by_20000_pixels_is_refused_unread(tmp_path
     assert tracemalloc.get_traced_memory()[1] < 1e6
     tracemalloc.stop()
     assert before == Image.MAX_IMAGE_PIXELS
+
+
+def test_refused_image_takes_no_memory(tmp_path):
+    pytest.importorskip("resource", reason="this system does not tell the peak of memory")
+    for name, side in [("small", 90), ("bomb", 20_000)]:
+        (tmp_path / f"{name}.png").write_bytes(huge_png(side))
+    program = """
+import resource, sys
+import numpy as np
+from skmkd._image_files import ImageFile, UnreadableImageError
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+np.asarray(ImageFile("small.png"))
+before = peak()
+try:
+    np.asarray(ImageFile("bomb.png"))
+except UnreadableImageError:
+    print(peak() - before)
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    unit = 1 if sys.platform == "darwin" else 1024
+    assert int(run.stdout) * unit < 4e6  # its pixels would take 400 MB
 
 
 def test_cap_is_our_own(tmp_path, monkeypatch):

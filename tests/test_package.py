@@ -29,7 +29,7 @@ ORDER = [
     "datasets._layouts", "datasets._loaders", "datasets._defects", "datasets.__init__",
     "inspection._plotting", "inspection._localization_display",
     "inspection._loss_curve_display", "inspection._per_region_overlap_display",
-    "inspection._score_display", "inspection.__init__", "_cli", "__main__", "__init__",
+    "inspection._score_display", "inspection.__init__", "_commands", "_cli", "__main__", "__init__",
 ]  # fmt: skip
 
 

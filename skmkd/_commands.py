@@ -1,0 +1,327 @@
+"""What each command of the command line does; the library does the work."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from io import BytesIO, StringIO
+from operator import attrgetter
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple, TextIO, TypeVar
+
+import numpy as np
+from PIL.Image import Image
+from tqdm import tqdm
+
+from skmkd import datasets, metrics
+from skmkd._archive import check_target, write_whole
+from skmkd._detector import MKDDetector
+from skmkd._loading import load
+from skmkd._report import THUMBNAIL, Entry, overlay, write_report
+from skmkd._validation import check_images
+from skmkd.inspection._localization_display import pictures
+from skmkd.model_selection._scorers import average_precision, best_f1, fpr95, roc_auc
+
+T = TypeVar("T")
+
+BATCHES = 8  # scored between two steps of the progress bar
+PICTURED = 100  # of the worst images, in a report
+COLUMNS = ("path", "score", "decision", "threshold")
+LAYOUTS: dict[str, Callable[..., Any]] = {
+    "mvtec_ad": datasets.load_mvtec_ad,
+    "visa": datasets.load_visa,
+    "mpdd": datasets.load_mpdd,
+    "btad": datasets.load_btad,
+}
+
+
+def fit(given: argparse.Namespace) -> None:
+    """Learn from good images, and write the model to one file."""
+    check_target(given.output)
+    chosen = given.parameters
+    detector = MKDDetector(**{"verbose": int(sys.stderr.isatty())} | chosen)
+    detector.fit(files(given.folder)).set_params(verbose=chosen.get("verbose", 0))
+    if given.calibrate:
+        detector.calibrate(files(given.calibrate), fpr=given.fpr)
+    detector.save(given.output)
+
+
+def score(given: argparse.Namespace) -> None:
+    """Write a line for each image: path, score, decision and threshold.
+
+    The score is higher for normal images; images with a score below the threshold, which are those
+    with a negative decision, are anomalies. A file that cannot be read has no score (nan, or null
+    in JSON) with --on-error skip, and else ends the command.
+    """
+    for target in filter(None, (given.output, given.report)):
+        check_target(target)
+    detector, paths = loaded(given), files(given.images)
+    entries: list[Entry] = []
+    rows_are_seen = given.output is None and sys.stdout.isatty()
+    with written(given.output) as stream:
+        table = csv.writer(stream, lineterminator="\n")
+        if given.format == "csv":
+            table.writerow(COLUMNS)
+        for path, each in scored(detector, paths, silent=rows_are_seen):
+            row = [str(path), each, each - detector.offset_, detector.offset_]
+            if given.format == "csv":
+                table.writerow(row)
+            else:
+                plain = [None if value != value else value for value in row]  # NaN is no JSON
+                stream.write(json.dumps(dict(zip(COLUMNS, plain, strict=True))) + "\n")
+            entries.append(Entry(str(path), each, None))
+    if given.report:
+        shown = worst(entries)
+        answers = localized(detector, [Path(entry.path) for entry in shown])
+        report(given, detector, entries, [thumbnail(answer) for answer in answers])
+
+
+def localize(given: argparse.Namespace) -> None:
+    """Write two files for each image: its map, and the map over the image.
+
+    The map is a float32 array (H, W) in numpy's format (.npy), higher = more anomalous. In the
+    picture (.png) the image is left as it is up to the threshold of maps; above it, yellow turns to
+    red at one and a half times the threshold.
+    """
+    if given.report:
+        check_target(given.report)
+    detector, places = loaded(given), destinations(given)
+    entries: list[Entry] = []
+    shown: list[Entry] = []
+    for answer in localized(detector, list(places)):
+        save_answer(answer, places[answer.path])
+        entries.append(Entry(str(answer.path), answer.score, None))
+        if given.report:
+            shown = worst([*shown, thumbnail(answer)])
+    if given.report:
+        report(given, detector, entries, shown)
+
+
+def evaluate(given: argparse.Namespace) -> None:
+    """Print the metrics of a model on a data set with good and bad images, as JSON.
+
+    Images: area under the ROC curve, average precision and best F1 of anomalies, false-positive
+    rate where 95 % of them are found. Pixels, where there are masks: area under the ROC curve,
+    average precision, best F1, and AUPRO up to a false-positive rate of 0.3.
+    """
+    detector = loaded(given)
+    if given.layout == "folder":
+        data = datasets.load_image_folder(given.dataset)
+    elif given.category is None:
+        raise ValueError(f"--category must be given for --layout {given.layout}.")
+    else:
+        data = LAYOUTS[given.layout](given.dataset, given.category, subset="test")
+    if len(set(data.y.tolist())) < 2:
+        raise ValueError("dataset must hold normal images and anomalies; got one kind only.")
+    with TemporaryDirectory() as folder:
+        maps = StoredMaps(Path(folder))
+        if data.masks is None:
+            scores = np.array([each for _, each in scored(detector, data.paths.tolist())])
+        else:
+            images = check_images(detector, data.paths, reset=False)
+            scores = np.empty(len(images))
+            answers = progressing(detector._scores_and_maps(images), len(images))
+            for i, (each, single) in enumerate(answers):
+                scores[i] = each
+                maps.append(single)
+        if np.isnan(scores).any():
+            raise ValueError(f"dataset must be readable; got {data.paths[np.isnan(scores)][0]}.")
+        figures = image_figures(data.y, scores, detector.offset_)
+        if data.masks is not None:
+            figures |= pixel_figures(data.masks, maps)
+    print(json.dumps(figures, indent=2))
+
+
+def info(given: argparse.Namespace) -> None:
+    """Print what a model is: its class, parameters, thresholds and training, as JSON."""
+    detector = load(given.model, device="cpu")
+    facts = {
+        "class": type(detector).__name__,
+        "offset_": detector.offset_,
+        "map_offset_": detector.map_offset_,
+        "image_shape_": detector.image_shape_,
+        "pixel_range_": detector.pixel_range_,
+        "critical_layers_": detector.critical_layers_,
+        "direction_weight_": detector.direction_weight_,
+        "precision_": detector.precision_,
+        "n_iter_": detector.n_iter_,
+        "final loss": {name: float(curve[-1]) for name, curve in detector.loss_curve_.items()},
+        "parameters": detector.get_params(deep=False),
+    }
+    print(json.dumps(facts, indent=2, default=repr))
+
+
+class StoredMaps(Sequence[np.ndarray]):
+    """Localization maps in files of a folder, each read when it is asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._n = 0
+
+    def append(self, single: np.ndarray) -> None:
+        """Write one more map."""
+        np.save(self._folder / f"{self._n}.npy", single)
+        self._n += 1
+
+    def __len__(self) -> int:
+        return self._n
+
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < self._n:
+            raise IndexError(index)
+        return np.load(self._folder / f"{index}.npy")
+
+
+def image_figures(y: np.ndarray, scores: np.ndarray, offset: float) -> dict[str, float]:
+    """Return the metrics of image scores, anomalies being positive."""
+    anomalous = y == -1
+    return {
+        "images": len(y),
+        "image AUROC": roc_auc(y, scores),
+        "image average precision": average_precision(y, scores),
+        "image F1 max": best_f1(y, scores),
+        "image FPR at 95 % TPR": fpr95(y, scores),
+        "anomalies found": float(np.mean(scores[anomalous] < offset)),
+        "false alarms": float(np.mean(scores[~anomalous] < offset)),
+    }
+
+
+def pixel_figures(masks: Sequence[np.ndarray], maps: Sequence[np.ndarray]) -> dict[str, float]:
+    """Return the metrics of localization maps."""
+    return {
+        "pixel AUROC": metrics.pixel_roc_auc_score(masks, maps, exact=False),
+        "pixel average precision": metrics.pixel_average_precision_score(masks, maps, exact=False),
+        "pixel F1 max": metrics.pixel_f1_max_score(masks, maps, exact=False),
+        "AUPRO": metrics.aupro_score(masks, maps, exact=False),
+    }
+
+
+def loaded(given: argparse.Namespace) -> Any:
+    """Return the model, on the device and with the answer to unreadable files that were given."""
+    detector = load(given.model, device=given.device)
+    return detector if given.on_error is None else detector.set_params(on_error=given.on_error)
+
+
+def files(places: Sequence[Path]) -> list[Path]:
+    """Return files as they are, and the images of folders."""
+    if missing := [place for place in places if not place.exists()]:
+        raise ValueError(f"images must be folders or files; there is nothing at {missing[0]}.")
+    return [
+        path
+        for place in places
+        for path in (datasets.list_images(place) if place.is_dir() else [place])
+    ]
+
+
+def destinations(given: argparse.Namespace) -> dict[Path, Path]:
+    """Return for each image where its results go, without suffix.
+
+    As it lies in its folder; of several folders, each has one of its own. What lies in the folder
+    of results is a result, and no image.
+    """
+    output = Path(os.path.abspath(given.output))
+    found: dict[Path, Path] = {}
+    owners: dict[Path, Path] = {}
+    for place in given.images:
+        whole = Path(os.path.abspath(place))
+        root = whole if place.is_dir() and len(given.images) == 1 else whole.parent
+        for path in files([place]):
+            lies = Path(os.path.abspath(path))
+            if whole in output.parents and output in lies.parents:
+                continue
+            target = output / lies.relative_to(root).with_suffix("")
+            if (other := owners.setdefault(target, path)) != path:
+                raise ValueError(
+                    "images must have names of their own, apart from folder and suffix; got "
+                    f"{other} and {path}."
+                )
+            found[path] = target
+    inputs = {path.resolve() for path in found}
+    for target in found.values():
+        for name in (f"{target.name}.png", f"{target.name}.npy"):
+            if (overwritten := target.with_name(name)).resolve() in inputs:
+                raise ValueError(
+                    f"--output must not be where the images are; {overwritten} would be replaced."
+                )
+    return found
+
+
+class Answer(NamedTuple):
+    """What a detector says of an image."""
+
+    path: Path
+    score: float
+    map: np.ndarray  # (H, W)
+    picture: Image  # of the map over the image
+
+
+def scored(
+    detector: Any, paths: Sequence[Path], silent: bool = False
+) -> Iterator[tuple[Path, float]]:
+    """Yield each path with its score, some batches at a time."""
+    size = BATCHES * detector._batch_size
+    starts = progressing(range(0, len(paths), size), silent=silent)
+    for chunk in (paths[start : start + size] for start in starts):
+        yield from zip(chunk, detector.score_samples(chunk).tolist(), strict=True)
+
+
+def localized(detector: Any, paths: Sequence[Path]) -> Iterator[Answer]:
+    """Yield what the detector says of each image; a batch of them is in memory at a time."""
+    images = check_images(detector, paths, reset=False)
+    answers = zip(paths, detector._scores_and_maps(images), pictures(images), strict=True)
+    for path, (each, single), image in progressing(answers, len(images)):
+        yield Answer(path, each, single, overlay(image, single, detector.map_offset_))
+
+
+def save_answer(answer: Answer, target: Path) -> None:
+    """Write the map of an image, and the picture of it."""
+    array, image = BytesIO(), BytesIO()
+    np.save(array, answer.map)
+    answer.picture.save(image, "PNG")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(target.with_name(f"{target.name}.npy"), array.getvalue())
+    write_whole(target.with_name(f"{target.name}.png"), image.getvalue())
+
+
+def thumbnail(answer: Answer) -> Entry:
+    """Return what a report keeps of an image."""
+    answer.picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    return Entry(str(answer.path), answer.score, answer.picture)
+
+
+def worst(entries: Sequence[Entry]) -> list[Entry]:
+    """Return those of the lowest scores, as many as a report pictures."""
+    known = [entry for entry in entries if np.isfinite(entry.score)]
+    return sorted(known, key=attrgetter("score"))[:PICTURED]
+
+
+def report(
+    given: argparse.Namespace, detector: Any, entries: Sequence[Entry], shown: Sequence[Entry]
+) -> None:
+    """Write a page of all images, some of them with their pictures."""
+    pictured = {entry.path: entry for entry in shown}
+    every = [pictured.get(entry.path, entry) for entry in entries]
+    with written(given.report) as stream:
+        write_report(stream, every, detector.offset_, given.model.name, shown=PICTURED)
+
+
+def progressing(work: Iterable[T], total: int | None = None, silent: bool = False) -> Iterator[T]:
+    """Yield from work; a terminal shows how far it is."""
+    return iter(tqdm(work, total=total, disable=True if silent else None))
+
+
+@contextmanager
+def written(path: Path | None) -> Iterator[TextIO]:
+    """Give standard output, or what becomes a file when all is there."""
+    if path is None:
+        yield sys.stdout
+        return
+    content = StringIO()
+    yield content
+    write_whole(path, content.getvalue().encode(errors="surrogateescape"))
