@@ -3,10 +3,12 @@
 from skmkd import datasets, inspection, metrics, model_selection
 from skmkd._detector import MKDDetector
 from skmkd._loading import load
+from skmkd._memkd import MemKDDetector
 from skmkd._version import __version__
 
 __all__ = [
     "MKDDetector",
+    "MemKDDetector",
     "__version__",
     "datasets",
     "inspection",

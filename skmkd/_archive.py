@@ -24,7 +24,10 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from skmkd._cloners import Block
+from skmkd._critical_layers import Stage
+from skmkd._memory import MemoryPlan
 from skmkd._preprocessing import Preprocessing
+from skmkd._residual import Style
 from skmkd._sources import Origin
 from skmkd._validation import PixelRange
 from skmkd._version import __version__
@@ -105,6 +108,7 @@ def _plain(tensor: Tensor) -> Tensor:
 
 # What JSON has no word for is an object with one key, its kind: {"$tuple": [1, 2]}
 
+RECORDS = (Block, MemoryPlan, Origin, PixelRange, Preprocessing, Stage, Style)
 Kind = tuple[str, Callable[[Any], Any], Callable[[Any], Any]]  # name, to JSON and back
 
 
@@ -133,7 +137,7 @@ KINDS: dict[type, Kind] = {
     ),
     PurePath: ("$path", os.fspath, Path),
     torch.device: ("$device", str, torch.device),
-    **{record: _record(record) for record in (Block, Origin, PixelRange, Preprocessing)},
+    **{record: _record(record) for record in RECORDS},
 }
 DECODERS = {name: decode for name, _, decode in KINDS.values()}
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import copy
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from sklearn.utils import check_random_state
 from torch import nn
+
+Network = TypeVar("Network", bound=nn.Module)
 
 CPU = torch.device("cpu")
 PRECISIONS = ("float32", "bfloat16")
@@ -131,9 +133,19 @@ def plain_arithmetic(gradients: bool, device: torch.device) -> Iterator[None]:
         yield
 
 
-def place(network: nn.Module, device: torch.device) -> nn.Module:
+def place(network: Network, device: torch.device) -> Network:
     """Put a network on a device, in float32 and in the channels-last layout."""
     return network.to(device, torch.float32).to(memory_format=torch.channels_last)
+
+
+def materialize(make: Callable[[], Network]) -> Network:
+    """Build a network on the CPU without drawing its weights, which are still to be set.
+
+    The constructors of layers would draw from the global generator, in the global dtype.
+    """
+    with torch.device("meta"):
+        network = make()
+    return network.to(torch.float32).to_empty(device="cpu")
 
 
 class BFloat16(nn.Module):

@@ -12,6 +12,7 @@ from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
 import numpy as np
+import torch
 from sklearn.base import _fit_context
 from sklearn.utils import Tags
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
@@ -27,6 +28,8 @@ from skmkd._backend import (
     resolve_device,
     resolve_precision,
 )
+from skmkd._critical_layers import LayerRule
+from skmkd._discrepancy import Features
 from skmkd._distillation import Terms, distill, divergence, settle_batch_norm
 from skmkd._feature_cache import byte_budget, feature_cache
 from skmkd._image_files import readable
@@ -48,10 +51,11 @@ MAP_THRESHOLD_IMAGES = 256  # training images, evenly spaced, whose maps set map
 class BaseDistillationDetector(BaseInference):
     """Fit a student to what a frozen source sees in normal images.
 
-    A detector says what its student is (`_build_student`) and what it learns (`_terms`), beside
-    what `BaseInference` asks of it; the rest is here.
+    A detector says what its student is (`_build_student`), what that answers (`_answer`) and
+    learns (`_terms`), beside what `BaseInference` asks of it; the rest is here.
     """
 
+    _layer_rule: ClassVar[LayerRule]
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "source": [str, nn.Module],
         "source_weights": [str, os.PathLike, Mapping, None],
@@ -71,7 +75,6 @@ class BaseDistillationDetector(BaseInference):
         "batch_size": [Interval(Integral, 1, None, closed="left")],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "contamination": [Interval(Real, 0, 0.5, closed="right")],
-        "localization_params": [dict, None],
         "smoothing_sigma": [Interval(Real, 0, None, closed="left")],
         "opening_size": [Interval(Integral, 1, None, closed="left")],
         "cache": [StrOptions({"auto"}), Interval(Integral, 0, None, closed="left"), None],
@@ -86,6 +89,10 @@ class BaseDistillationDetector(BaseInference):
     @abstractmethod
     def _build_student(self, source: Any, first_batch: Batch, seed: int) -> None:
         """Set the student, as ``cloner_``, and what it needs to know of the first batch."""
+
+    @abstractmethod
+    def _answer(self, batch: Batch) -> Features:
+        """Return what the student says to a batch, at the critical layers at least."""
 
     @abstractmethod
     def _terms(self, batch: Batch) -> Terms:
@@ -141,8 +148,8 @@ class BaseDistillationDetector(BaseInference):
         self._seed = draw_seed(self.random_state)
         with plain_arithmetic(True, self.device_), forked_rng(self._seed, self.device_):
             source = build_source(
-                self.source, self.source_weights, self.critical_layers, size, self.device_,
-                self.precision_, self._seed,
+                self.source, self.source_weights, self.critical_layers, self._layer_rule, size,
+                self.device_, self.precision_, self._seed,
             )  # fmt: skip
             self.source_, self._origin = source.network, source.origin
             self._layer_keys = None if self.memory is None else layer_keys(self.source_)
@@ -151,12 +158,12 @@ class BaseDistillationDetector(BaseInference):
             self._prepare = Preprocessing(size, self.pixel_range_, *normalization)
             with self._cached(images, self._training_budget()) as read:
                 epoch = self._epochs(read, len(images))
-                self._build_student(source, next(epoch()), self._seed)
+                self._build_student(source, _checked(next(epoch())), self._seed)
                 self.loss_curve_ = distill(
                     self.cloner_,
+                    self._optimizer(),
                     epoch,
                     self._terms,
-                    learning_rate=self.learning_rate,
                     max_iter=self.max_iter,
                     tol=self.tol,
                     n_iter_no_change=self.n_iter_no_change,
@@ -166,6 +173,9 @@ class BaseDistillationDetector(BaseInference):
                 self.n_iter_ = len(self.loss_curve_["total"])
                 self._settle(read, images)
                 self._set_thresholds(read, images)
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(trainable(self.cloner_), lr=self.learning_rate)
 
     def _training_budget(self) -> int | None:
         """Return the bytes for features of the training images, unless these keep changing."""
@@ -198,7 +208,7 @@ class BaseDistillationDetector(BaseInference):
         """Bring the student's batch norms up to date; training goes on as if nothing was."""
         generator = private_generator(self._seed)
         batches = shuffled_batches(len(images), self.batch_size, generator)
-        settle_batch_norm(self.cloner_, (batch.images for batch in read(batches)))
+        settle_batch_norm(self.cloner_, self._answer, read(batches))
 
     def _show(
         self, callback: Callable[[Self, int], Any], read: Read, images: Images, epoch: int
@@ -268,9 +278,23 @@ class BaseDistillationDetector(BaseInference):
         """Check what the limits of single parameters cannot say."""
         if self.opening_size % 2 == 0:
             raise ValueError(f"opening_size must be odd; got {self.opening_size}.")
-        self._localization_options()
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
         return tags
+
+
+def _checked(batch: Batch) -> Batch:
+    """Check that the source gives numbers."""
+    for layer, activations in batch.target.items():
+        if not activations.isfinite().all():
+            raise ValueError(
+                f"source must give finite activations; at critical layer {layer!r} it does not."
+            )
+    return batch
+
+
+def trainable(student: nn.Module) -> list[nn.Parameter]:
+    """List the parameters that training changes."""
+    return [parameter for parameter in student.parameters() if parameter.requires_grad]

@@ -12,8 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from skmkd._commands import LAYOUTS, evaluate, fit, info, localize, score
-from skmkd._detector import MKDDetector
+from skmkd._commands import LAYOUTS, METHODS, evaluate, fit, info, localize, score
 from skmkd._version import __version__
 
 EPILOG = """exit codes: 0 done, 1 an input or a file is wrong (the message says which), 2 the
@@ -33,7 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     code : int
         0 done, 1 an input or a file is wrong, 130 interrupted. A wrong command line exits with 2.
     """
-    given = build_parser().parse_args(arguments)
+    parser = build_parser()
+    given = parser.parse_args(arguments)
+    for option in foreign_options(given):
+        parser.error(f"{option} is no option of --method {given.method}")
     try:
         given.run(given)
         sys.stdout.flush()
@@ -73,13 +75,16 @@ def build_parser() -> argparse.ArgumentParser:
         "--calibrate", type=Path, nargs="+", help="good images held out, to set thresholds from"
     )
     sub.add_argument("--fpr", type=float, default=0.05, help="false-positive rate to calibrate for")
+    sub.add_argument(
+        "--method", choices=list(METHODS), default="mkd",
+        help="multiresolution distillation, or memory-guided (default: mkd)",
+    )  # fmt: skip
     sub.set_defaults(parameters={})
     group = sub.add_argument_group("parameters of the detector")
-    for name, (default, text) in parameters().items():
-        option = f"--{name.replace('_', '-')}"
+    for name, text in parameters().items():
         group.add_argument(
-            option, dest=name, action=Parameter, type=literal, metavar="VALUE",
-            default=argparse.SUPPRESS, help=f"{text} (default: {default})".replace("%", "%%"),
+            option_of(name), dest=name, action=Parameter, type=literal, metavar="VALUE",
+            default=argparse.SUPPRESS, help=text.replace("%", "%%"),
         )  # fmt: skip
 
     for run in (score, localize):
@@ -124,13 +129,42 @@ def add_model_options(command: argparse.ArgumentParser) -> None:
     )
 
 
-def parameters() -> dict[str, tuple[Any, str]]:
-    """Return default and first sentence of the documentation of every detector parameter."""
-    text = inspect.getdoc(MKDDetector) or ""
+def parameters() -> dict[str, str]:
+    """Say what every parameter of any detector is, and its default with each method."""
+    texts: dict[str, dict[str, str]] = {}
+    defaults: dict[str, dict[str, str]] = {}
+    for method, detector in METHODS.items():
+        sentences = first_sentences(inspect.getdoc(detector) or "")
+        for name, parameter in inspect.signature(detector).parameters.items():
+            texts.setdefault(name, {})[method] = sentences[name]
+            defaults.setdefault(name, {})[method] = f"default: {parameter.default}"
+    return {name: f"{stated(texts[name])} ({stated(defaults[name])})" for name in texts}
+
+
+def first_sentences(text: str) -> dict[str, str]:
+    """Return the first sentence on each parameter in a numpydoc docstring, without full stop."""
     described = re.findall(r"^(\w+) : .*\n((?:    .*\n)+)", text, re.M)
-    sentences = {name: " ".join(lines.split()).split(". ")[0] for name, lines in described}
-    signature = inspect.signature(MKDDetector).parameters
-    return {name: (each.default, sentences[name].rstrip(".")) for name, each in signature.items()}
+    return {name: " ".join(lines.split()).split(". ")[0].rstrip(".") for name, lines in described}
+
+
+def stated(facts: dict[str, str]) -> str:
+    """Tell what holds for all methods, or for each."""
+    if len(facts) == len(METHODS) and len(set(facts.values())) == 1:
+        return next(iter(facts.values()))
+    return "; ".join(f"{method}: {fact}" for method, fact in facts.items())
+
+
+def option_of(name: str) -> str:
+    """Return the option of a parameter."""
+    return f"--{name.replace('_', '-')}"
+
+
+def foreign_options(given: argparse.Namespace) -> list[str]:
+    """List the options that were given for another method."""
+    if "method" not in given:
+        return []
+    known = inspect.signature(METHODS[given.method]).parameters
+    return [option_of(name) for name in given.parameters if name not in known]
 
 
 def literal(text: str) -> Any:

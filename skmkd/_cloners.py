@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from math import log2
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
+from skmkd._backend import materialize
 from skmkd._critical_layers import Stage
 from skmkd._discrepancy import Features
 
@@ -81,15 +83,29 @@ def build_cloner(
     blocks: Sequence[Block], image_size: tuple[int, int], generator: torch.Generator
 ) -> Cloner:
     """Build a cloner and draw its weights, Xavier-uniform, from a private generator."""
-    with torch.device("meta"):
-        cloner = Cloner(blocks, image_size)
-    cloner.to(torch.float32).to_empty(device="cpu")
+    cloner = materialize(partial(Cloner, blocks, image_size))
     for module in cloner.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.xavier_uniform_(module.weight, generator=generator)
         elif isinstance(module, nn.BatchNorm2d):
             module.reset_parameters()
     return cloner
+
+
+def check_answer(answer: Any, target: Features) -> None:
+    """Check that a cloner gives every critical layer in the source's shape."""
+    if not isinstance(answer, Mapping):
+        raise ValueError(
+            "cloner must return a dict of critical layer -> activations; got "
+            f"{type(answer).__name__}."
+        )
+    for layer, activations in target.items():
+        got = tuple(answer[layer].shape[1:]) if layer in answer else None
+        if got != (expected := tuple(activations.shape[1:])):
+            raise ValueError(
+                f"cloner must give activations of shape (C, h, w) = {expected} at critical layer "
+                f"{layer!r}; got {got}."
+            )
 
 
 def _block(channels: int, grid: tuple[int, int], block: Block) -> nn.Sequential:

@@ -23,6 +23,7 @@ from skmkd import datasets, metrics
 from skmkd._archive import check_target, write_whole
 from skmkd._detector import MKDDetector
 from skmkd._loading import load
+from skmkd._memkd import MemKDDetector
 from skmkd._report import THUMBNAIL, Entry, overlay, write_report
 from skmkd._validation import check_images
 from skmkd.inspection._localization_display import pictures
@@ -32,6 +33,11 @@ T = TypeVar("T")
 
 BATCHES = 8  # scored between two steps of the progress bar
 PICTURED = 100  # of the worst images, in a report
+METHODS: dict[str, Callable[..., Any]] = {"mkd": MKDDetector, "memkd": MemKDDetector}
+FACTS = (
+    "offset_", "map_offset_", "image_shape_", "pixel_range_", "critical_layers_",
+    "direction_weight_", "memory_levels_", "precision_", "n_iter_",
+)  # fmt: skip
 COLUMNS = ("path", "score", "decision", "threshold")
 LAYOUTS: dict[str, Callable[..., Any]] = {
     "mvtec_ad": datasets.load_mvtec_ad,
@@ -45,7 +51,7 @@ def fit(given: argparse.Namespace) -> None:
     """Learn from good images, and write the model to one file."""
     check_target(given.output)
     chosen = given.parameters
-    detector = MKDDetector(**{"verbose": int(sys.stderr.isatty())} | chosen)
+    detector = METHODS[given.method](**{"verbose": int(sys.stderr.isatty())} | chosen)
     detector.fit(files(given.folder)).set_params(verbose=chosen.get("verbose", 0))
     if given.calibrate:
         detector.calibrate(files(given.calibrate), fpr=given.fpr)
@@ -143,14 +149,7 @@ def info(given: argparse.Namespace) -> None:
     detector = load(given.model, device="cpu")
     facts = {
         "class": type(detector).__name__,
-        "offset_": detector.offset_,
-        "map_offset_": detector.map_offset_,
-        "image_shape_": detector.image_shape_,
-        "pixel_range_": detector.pixel_range_,
-        "critical_layers_": detector.critical_layers_,
-        "direction_weight_": detector.direction_weight_,
-        "precision_": detector.precision_,
-        "n_iter_": detector.n_iter_,
+        **{name: getattr(detector, name) for name in FACTS if hasattr(detector, name)},
         "final loss": {name: float(curve[-1]) for name, curve in detector.loss_curve_.items()},
         "parameters": detector.get_params(deep=False),
     }

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, fx, nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
-PAPER_DEPTH = 4  # MKD's critical layers: the last four grid reductions (section 3.2)
 QUIETLY = {"suppress_diff_warning": True}  # where layers differ between training and eval mode
 PROBE_SIDE = 256  # pixels; at twice as many, feature maps grow and pooled heads do not
 
@@ -25,6 +24,17 @@ class Stage(NamedTuple):
     channels: int
     grid: tuple[int, int]
     critical: bool
+
+
+class LayerRule(NamedTuple):
+    """Where a method compares networks when its user does not name the layers."""
+
+    places: str  # "reductions" of the grid, or "stage_ends", which are the maps before these
+    n: int  # the last so many, for "auto"
+
+
+REDUCTIONS = LayerRule("reductions", 4)  # MKD's (section 3.2)
+STAGE_ENDS = LayerRule("stage_ends", 3)  # of ResNets the stages 1 to 3, as in RD and MemKD
 
 
 class Survey:
@@ -43,6 +53,7 @@ class Survey:
             for prefix in _prefixes(name):
                 self.spans[prefix] = (self.spans.get(prefix, (i, i))[0], i)
         self.reductions = self._find_reductions(small)
+        self.stage_ends = self._find_stage_ends()
 
     def _find_reductions(self, shapes: Shapes) -> list[str]:
         """List the outermost modules or nodes that halve the grid, in order.
@@ -62,17 +73,31 @@ class Survey:
             i += 1
         return found
 
-    def choose(self, critical_layers: str | int | Sequence[str]) -> tuple[str, ...]:
+    def _find_stage_ends(self) -> list[str]:
+        """List the outermost modules or nodes that end just before a reduction, in order."""
+        found = []
+        for reduction in self.reductions:
+            last = self.spans[reduction][0] - 1
+            if last >= 0:  # else the image itself is reduced
+                found.append(
+                    next(p for p in _prefixes(self.nodes[last]) if self.spans[p][1] == last)
+                )
+        return found
+
+    def choose(
+        self, critical_layers: str | int | Sequence[str], rule: LayerRule
+    ) -> tuple[str, ...]:
         """Return the critical layers by name."""
         if critical_layers == "auto":
-            critical_layers = PAPER_DEPTH
+            critical_layers = rule.n
         if not isinstance(critical_layers, Sequence):
-            if critical_layers > len(self.reductions):
+            places = {"reductions": self.reductions, "stage_ends": self.stage_ends}[rule.places]
+            if critical_layers > len(places):
                 raise ValueError(
                     f"critical_layers must name the layers, since the source halves its grid only "
                     f"at {self.reductions}; got the last {critical_layers}."
                 ) from self._probe.failure
-            return tuple(self.reductions[-critical_layers:])
+            return tuple(places[-critical_layers:])
         return self._check_names([str(layer) for layer in critical_layers])
 
     def _check_names(self, layers: list[str]) -> tuple[str, ...]:

@@ -5,24 +5,33 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import joblib
 import numpy as np
 import torch
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import (
+    Interval,
+    StrOptions,
+    validate_parameter_constraints,
+)
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from skmkd._attribution import feature_discrepancy, gradient, guided_backprop, smooth_grad
 from skmkd._backend import place, private_generator
 from skmkd._base import BaseDistillationDetector
-from skmkd._cloners import build_cloner, cloner_blocks
+from skmkd._cloners import build_cloner, check_answer, cloner_blocks
+from skmkd._critical_layers import REDUCTIONS
 from skmkd._discrepancy import Features, balancing_weight, discrepancies, total_discrepancy
 from skmkd._distillation import Terms
-from skmkd._localization import blur
+from skmkd._inference import Maps
+from skmkd._localization import blurred_maximum
 from skmkd._observation import Batch
 from skmkd._sources import Source
+from skmkd._validation import ImagesLike
 
 
 class MKDDetector(BaseDistillationDetector):
@@ -213,6 +222,12 @@ class MKDDetector(BaseDistillationDetector):
     (120, 25, 25)
     """
 
+    _layer_rule = REDUCTIONS
+    _map_parameters = (
+        "localization",
+        "localization_params",
+        *BaseDistillationDetector._map_parameters,
+    )
     _localization_methods = ("gradient", "smooth_grad", "guided_backprop", "discrepancy")
     _localization_defaults: ClassVar[dict[str, Any]] = {
         "through_source": False,
@@ -235,6 +250,7 @@ class MKDDetector(BaseDistillationDetector):
         "direction": [StrOptions({"vector", "position"})],
         "image_score": [StrOptions({"loss", "map_max"})],
         "localization": [StrOptions(set(_localization_methods))],
+        "localization_params": [dict, None],
     }
 
     def __init__(
@@ -302,11 +318,43 @@ class MKDDetector(BaseDistillationDetector):
         self.random_state = random_state
         self.verbose = verbose
 
+    def localize(self, X: ImagesLike, method: str | None = None) -> Maps:
+        """Map where each image is anomalous.
+
+        Parameters
+        ----------
+        X : array-like, list of array-like, or list of paths
+            Images as in `score_samples`.
+        method : str, default=None
+            One of the methods of the parameter `localization`; None takes that parameter's.
+
+        Returns
+        -------
+        maps : ndarray of shape (n, H, W), or list of n ndarrays of shape (H, W); float32
+            Localization maps of the images' own sizes, higher = more anomalous; a list if X is a
+            list of arrays or paths.
+
+        Raises
+        ------
+        NotFittedError
+            If the detector is not fitted.
+        ValueError
+            If X is not as described or there is no such method.
+        """
+        check_is_fitted(self)
+        method = self.localization if method is None else method
+        if method not in self._localization_methods:
+            raise ValueError(
+                f"method must be one of {', '.join(self._localization_methods)}, or None; got "
+                f"{method!r}."
+            )
+        self._localization_options()
+        return self._localize(X, partial(self._attribute, method=method))
+
     def _build_student(self, source: Source, first_batch: Batch, seed: int) -> None:
         """Build the cloner, check that it answers the source, and balance both terms on it."""
         self.score_layers_ = self._choose_score_layers()
         target = first_batch.target
-        _check_finite(target)
         if isinstance(self.cloner, nn.Module):
             cloner = copy.deepcopy(self.cloner)
         else:
@@ -319,7 +367,7 @@ class MKDDetector(BaseDistillationDetector):
         self.cloner_ = place(cloner, self.device_)
         with torch.no_grad():
             untrained = copy.deepcopy(self.cloner_).train()(first_batch.images)
-            _check_activations(untrained, target)
+            check_answer(untrained, target)
             terms = discrepancies(target, untrained, self.critical_layers_, self.direction)
         self.direction_weight_ = (
             balancing_weight(*terms)
@@ -342,9 +390,12 @@ class MKDDetector(BaseDistillationDetector):
             )
         return scored
 
+    def _answer(self, batch: Batch) -> Features:
+        return self.cloner_(batch.images)
+
     def _terms(self, batch: Batch) -> Terms:
         value, direction = discrepancies(
-            batch.target, self.cloner_(batch.images), self.critical_layers_, self.direction
+            batch.target, self._answer(batch), self.critical_layers_, self.direction
         )
         total = total_discrepancy(value, direction, self.value_weight, self.direction_weight_)
         return {"total": total, "value": value, "direction": direction}
@@ -356,11 +407,13 @@ class MKDDetector(BaseDistillationDetector):
 
     def _anomaly(self, batch: Batch) -> Tensor:
         if self.image_score == "map_max":
-            maps = blur(self._discrepancy_map(batch).cpu().numpy(), self.smoothing_sigma)
-            return torch.from_numpy(maps).amax((1, 2))
-        return self._loss(batch.target, self.cloner_(batch.images))
+            return blurred_maximum(self._discrepancy_map(batch), self.smoothing_sigma)
+        return self._loss(batch.target, self._answer(batch))
 
-    def _attribution(self, batch: Batch, method: str) -> Tensor:
+    def _attribution(self, batch: Batch) -> Tensor:
+        return self._attribute(batch, self.localization)
+
+    def _attribute(self, batch: Batch, method: str) -> Tensor:
         if method == "discrepancy":
             return self._discrepancy_map(batch)
         options = self._localization_options()
@@ -377,35 +430,23 @@ class MKDDetector(BaseDistillationDetector):
         both = self._localization_options()["value"]
         weights = (self.value_weight, self.direction_weight_) if both else (0.0, 1.0)
         return feature_discrepancy(
-            batch.target, self.cloner_(batch.images), self.score_layers_, self._prepare.size,
-            *weights,
+            batch.target, self._answer(batch), self.score_layers_, self._prepare.size, *weights,
         )  # fmt: skip
+
+    def _localization_options(self) -> dict[str, Any]:
+        """Return the checked options of the localization methods, defaults filled in."""
+        given = self.localization_params or {}
+        if unknown := set(given) - set(self._localization_defaults):
+            raise ValueError(
+                f"localization_params must be among {sorted(self._localization_defaults)}; got "
+                f"{sorted(unknown)}."
+            )
+        constraints = self._localization_constraints
+        validate_parameter_constraints(constraints, given, caller_name="localization_params")
+        return self._localization_defaults | given
 
     def _check_options(self) -> None:
         super()._check_options()
+        self._localization_options()
         if self.value_weight == 0 and self.direction_weight == 0:
             raise ValueError("value_weight and direction_weight must not both be 0.")
-
-
-def _check_finite(target: Features) -> None:
-    for layer, activations in target.items():
-        if not activations.isfinite().all():
-            raise ValueError(
-                f"source must give finite activations; at critical layer {layer!r} it does not."
-            )
-
-
-def _check_activations(answer: Any, target: Features) -> None:
-    """Check that a cloner gives every critical layer in the source's shape."""
-    if not isinstance(answer, Mapping):
-        raise ValueError(
-            "cloner must return a dict of critical layer -> activations; got "
-            f"{type(answer).__name__}."
-        )
-    for layer, activations in target.items():
-        got = tuple(answer[layer].shape[1:]) if layer in answer else None
-        if got != (expected := tuple(activations.shape[1:])):
-            raise ValueError(
-                f"cloner must give activations of shape (C, h, w) = {expected} at critical layer "
-                f"{layer!r}; got {got}."
-            )

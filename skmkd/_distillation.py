@@ -18,27 +18,29 @@ Terms = dict[str, Tensor]  # "total", which is minimised, and its parts; each of
 
 def distill(
     student: nn.Module,
+    optimizer: torch.optim.Optimizer,
     batches: Callable[[], Iterable[Batch]],
     terms: Callable[[Batch], Terms],
     *,
-    learning_rate: float,
     max_iter: int,
     tol: float | None,
     n_iter_no_change: int,
     after_epoch: Callable[[int], None] | None,
     verbose: int,
 ) -> dict[str, np.ndarray]:
-    """Train the student with Adam and return the mean of each term at every epoch.
+    """Train the student and return the mean of each term at every epoch.
 
     Parameters
     ----------
     student : nn.Module
         The network to train; left in eval mode.
+    optimizer : torch.optim.Optimizer
+        What steps its parameters.
     batches : callable
         Gives the batches of one epoch.
     terms : callable
         Gives the loss terms of every image in a batch.
-    learning_rate, max_iter, tol, n_iter_no_change, verbose
+    max_iter, tol, n_iter_no_change, verbose
         As in the estimators.
     after_epoch : callable or None
         Called with the number of each finished epoch, the student in eval mode.
@@ -52,15 +54,13 @@ def distill(
     ValueError
         If the loss diverges.
     """
-    trainable = [p for p in student.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(trainable, lr=learning_rate)
     convergence = Convergence(tol, n_iter_no_change)
     curve: list[dict[str, float]] = []
     with tqdm(total=max_iter, desc="Distilling", unit="epoch", disable=verbose < 1) as progress:
         for epoch in range(1, max_iter + 1):
             means = _train_epoch(student, batches(), terms, optimizer)
             if not np.isfinite(means["total"]):
-                raise ValueError(divergence(epoch, learning_rate))
+                raise ValueError(divergence(epoch, optimizer.defaults["lr"]))
             curve.append(means)
             progress.set_postfix(loss=f"{means['total']:.4g}", refresh=False)
             progress.update()
@@ -78,7 +78,9 @@ def distill(
     return {name: np.array([means[name] for means in curve]) for name in curve[0]}
 
 
-def settle_batch_norm(student: nn.Module, batches: Iterable[Tensor]) -> None:
+def settle_batch_norm(
+    student: nn.Module, answer: Callable[[Batch], object], batches: Iterable[Batch]
+) -> None:
     """Take the statistics of every batch norm anew, over all training images.
 
     What training leaves behind is a running average over its last few batches, of a network that
@@ -92,7 +94,7 @@ def settle_batch_norm(student: nn.Module, batches: Iterable[Tensor]) -> None:
         norm.train()
     with torch.no_grad():
         for batch in batches:
-            student(batch)
+            answer(batch)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     student.eval()

@@ -11,7 +11,6 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 from sklearn.base import BaseEstimator, OutlierMixin
-from sklearn.utils._param_validation import validate_parameter_constraints
 from sklearn.utils.validation import check_is_fitted, check_memory
 from torch import Tensor
 
@@ -32,6 +31,7 @@ from skmkd._validation import Images, ImagesLike, check_images
 from skmkd._version import __version__
 
 Maps = np.ndarray | list[np.ndarray]
+Attribute = Callable[[Batch], Tensor]  # (n, H, W)
 
 
 class BaseInference(OutlierMixin, BaseEstimator):
@@ -40,16 +40,14 @@ class BaseInference(OutlierMixin, BaseEstimator):
     A detector says how anomalous an image is (`_anomaly`) and where (`_attribution`).
     """
 
-    _localization_methods: ClassVar[tuple[str, ...]]
-    _localization_defaults: ClassVar[dict[str, Any]]
-    _localization_constraints: ClassVar[dict[str, list[Any]]]
+    _map_parameters: ClassVar[tuple[str, ...]] = ("smoothing_sigma", "opening_size")
 
     @abstractmethod
     def _anomaly(self, batch: Batch) -> Tensor:
         """Return the anomaly score (n,) of every image, higher = more anomalous."""
 
     @abstractmethod
-    def _attribution(self, batch: Batch, method: str) -> Tensor:
+    def _attribution(self, batch: Batch) -> Tensor:
         """Return the raw attribution (n, H, W) of every image, higher = more anomalous."""
 
     def score_samples(self, X: ImagesLike) -> np.ndarray:
@@ -110,15 +108,13 @@ class BaseInference(OutlierMixin, BaseEstimator):
         """
         return np.where(self.decision_function(X) >= 0, 1, -1)  # NaN is no normal image
 
-    def localize(self, X: ImagesLike, method: str | None = None) -> Maps:
+    def localize(self, X: ImagesLike) -> Maps:
         """Map where each image is anomalous.
 
         Parameters
         ----------
         X : array-like, list of array-like, or list of paths
             Images as in `score_samples`.
-        method : str, default=None
-            One of the methods of the parameter `localization`; None takes that parameter's.
 
         Returns
         -------
@@ -131,18 +127,14 @@ class BaseInference(OutlierMixin, BaseEstimator):
         NotFittedError
             If the detector is not fitted.
         ValueError
-            If X is not as described or there is no such method.
+            If X is not as described.
         """
+        return self._localize(X, self._attribution)
+
+    def _localize(self, X: ImagesLike, attribute: Attribute) -> Maps:
         check_is_fitted(self)
-        method = self.localization if method is None else method
-        if method not in self._localization_methods:
-            raise ValueError(
-                f"method must be one of {', '.join(self._localization_methods)}, or None; got "
-                f"{method!r}."
-            )
-        self._localization_options()
         images = check_images(self, X, reset=False)
-        maps = self._maps(self._reader(images), images, range(len(images)), method)
+        maps = self._maps(self._reader(images), images, range(len(images)), attribute)
         if not images.of_one_size:
             return list(maps)
         first = next(maps)
@@ -275,10 +267,10 @@ class BaseInference(OutlierMixin, BaseEstimator):
         return scores
 
     def _maps(
-        self, read: Read, images: Images, indices: Sequence[int], method: str
+        self, read: Read, images: Images, indices: Sequence[int], attribute: Attribute
     ) -> Iterator[np.ndarray]:
         for chosen, batch in fixed_batches(read, indices, self._batch_size):
-            yield from self._batch_maps(batch, images, chosen, method)
+            yield from self._batch_maps(batch, images, chosen, attribute)
 
     def _scores_and_maps(self, images: Images) -> Iterator[tuple[float, np.ndarray]]:
         """Yield score and localization map of each image, from one look at it."""
@@ -286,7 +278,7 @@ class BaseInference(OutlierMixin, BaseEstimator):
         for chosen, batch in fixed_batches(read, indices, self._batch_size):
             scores = self._batch_scores(batch, len(chosen))
             scores[[index in images.unreadable for index in chosen]] = np.nan
-            maps = self._batch_maps(batch, images, chosen, self.localization)
+            maps = self._batch_maps(batch, images, chosen, self._attribution)
             yield from zip(scores.tolist(), maps, strict=True)
 
     def _batch_scores(self, batch: Batch, n: int) -> np.ndarray:  # (n,)
@@ -294,34 +286,21 @@ class BaseInference(OutlierMixin, BaseEstimator):
             return -self._anomaly(batch)[:n].cpu().numpy().astype(np.float64)
 
     def _batch_maps(
-        self, batch: Batch, images: Images, chosen: Sequence[int], method: str
+        self, batch: Batch, images: Images, chosen: Sequence[int], attribute: Attribute
     ) -> Iterator[np.ndarray]:
         with plain_arithmetic(False, self.device_):
-            raw = self._attribution(batch, method)[: len(chosen)].cpu().numpy()
+            raw = attribute(batch)[: len(chosen)].cpu().numpy()
         finished = localization_maps(raw, self.smoothing_sigma, self.opening_size)
         for index, single, size in zip(chosen, finished, images.sizes(chosen), strict=True):
             readable = index not in images.unreadable
             yield resize_map(single, size) if readable else np.full(size, np.nan, np.float32)
 
     def _map_maxima(self, read: Read, images: Images, indices: Sequence[int]) -> list[float]:
-        return [float(m.max()) for m in self._maps(read, images, indices, self.localization)]
-
-    def _localization_options(self) -> dict[str, Any]:
-        """Return the checked options of the localization methods, defaults filled in."""
-        given = self.localization_params or {}
-        if unknown := set(given) - set(self._localization_defaults):
-            raise ValueError(
-                f"localization_params must be among {sorted(self._localization_defaults)}; got "
-                f"{sorted(unknown)}."
-            )
-        constraints = self._localization_constraints
-        validate_parameter_constraints(constraints, given, caller_name="localization_params")
-        return self._localization_defaults | given
+        return [float(m.max()) for m in self._maps(read, images, indices, self._attribution)]
 
     def _map_settings(self) -> dict[str, Any]:
         """Return what a localization map and thus the threshold for its pixels depends on."""
-        names = ("localization", "localization_params", "smoothing_sigma", "opening_size")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in self._map_parameters}
 
     def _map_threshold(self) -> float:
         """Return the threshold of maps, if it holds for those that `localize` makes now."""

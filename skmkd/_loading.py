@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from skmkd._detector import MKDDetector
+from skmkd._memkd import MemKDDetector
 from skmkd._persistence import load_detector
 
-DETECTORS = {"MKDDetector": MKDDetector}
+DETECTORS = {detector.__name__: detector for detector in (MKDDetector, MemKDDetector)}
 
 
 def load(
@@ -19,7 +20,7 @@ def load(
     source: nn.Module | str | os.PathLike[str] | Mapping[str, Tensor] | None = None,
     cloner: nn.Module | None = None,
     device: str | None = None,
-) -> MKDDetector:
+) -> MKDDetector | MemKDDetector:
     """Read a detector that its method `save` has written.
 
     No code in the file is run, whoever made it.
@@ -41,7 +42,7 @@ def load(
 
     Returns
     -------
-    detector : MKDDetector
+    detector : MKDDetector or MemKDDetector
         The fitted detector. On the same machine it gives the same answers.
 
     Raises

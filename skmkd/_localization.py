@@ -6,12 +6,18 @@ import numpy as np
 import torch
 from scipy import ndimage
 from skimage.morphology import disk
+from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
 
 def blur(maps: np.ndarray, sigma: float) -> np.ndarray:  # (n, H, W)
     """Smooth each map with a Gaussian of width sigma, in pixels (MKD, Eq. 6)."""
     return ndimage.gaussian_filter(maps, sigma, axes=(1, 2))
+
+
+def blurred_maximum(maps: Tensor, sigma: float) -> Tensor:  # (n, H, W) -> (n,)
+    """Return how anomalous the most anomalous place of each image is."""
+    return torch.from_numpy(blur(maps.cpu().numpy(), sigma)).amax((1, 2))
 
 
 def grey_opening(maps: np.ndarray, size: int) -> np.ndarray:  # (n, H, W)

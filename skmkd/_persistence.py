@@ -15,10 +15,13 @@ from torch import Tensor, nn
 from skmkd._archive import read_archive, write_archive
 from skmkd._backend import forked_rng, place, plain_arithmetic, resolve_device, restored_device
 from skmkd._cloners import Cloner
+from skmkd._forward import ForwardCloner
+from skmkd._reverse import ReverseCloner
 from skmkd._sources import Origin, fingerprint, rebuild_source, source_state
 
 Weights = str | os.PathLike[str] | Mapping[str, Tensor]
-NETWORKS = {"Cloner": Cloner}  # those whose `architecture`, as plain values, builds them again
+NETWORKS = {network.__name__: network for network in (Cloner, ForwardCloner, ReverseCloner)}
+# those whose `architecture`, as plain values, builds them again
 
 
 def save_detector(

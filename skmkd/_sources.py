@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights, list_models
 
 from skmkd._backend import BFloat16, forked_rng, place
-from skmkd._critical_layers import Stage, Survey, tap
+from skmkd._critical_layers import LayerRule, Stage, Survey, tap
 
 BUNDLED_SOURCE, BUNDLED_FILE = "vgg16", "vgg16_imagenet_fp16.pt"
 BUNDLED_SHA256 = "6b9c253227bf6b67f2b2b63e69b90f5a7a6047ad2d02ed9e6a058a4269b1c048"
@@ -72,6 +72,7 @@ def build_source(
     source: str | nn.Module,
     weights: str | os.PathLike[str] | State | None,
     critical_layers: str | int | Sequence[str],
+    rule: LayerRule,
     image_size: tuple[int, int],
     device: torch.device,
     precision: str,
@@ -89,7 +90,7 @@ def build_source(
     network, state, normalization = _load(source, weights, seed)
     network.eval().requires_grad_(False)
     survey = Survey(network)
-    layers = survey.choose(critical_layers)
+    layers = survey.choose(critical_layers, rule)
     stages = survey.stages(layers, image_size)
     frozen = _freeze(tap(network, layers), state, device, precision)
     return Source(frozen, stages, normalization, _origin(source, weights))

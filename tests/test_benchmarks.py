@@ -34,7 +34,7 @@ def test_plain_loop_scores_and_localizes_as_skmkd_does(monkeypatch):
     prepared = detector._prepare(list(images[..., None])).contiguous()
     assert_allclose(-loop.score(prepared), detector.score_samples(images), rtol=1e-5)
     batch = detector._observer(recall=False).batch(prepared)
-    expected = detector._attribution(batch, "gradient")
+    expected = detector._attribution(batch)
     for parameters in (False, True):
         got = loop.gradients(prepared, parameters)
         assert_allclose(got, expected, rtol=1e-3, atol=1e-6)

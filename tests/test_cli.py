@@ -15,19 +15,24 @@ import pytest
 from conftest import QUICK
 from PIL import Image
 
-from skmkd import MKDDetector, _commands
+from skmkd import MemKDDetector, MKDDetector, _commands
 from skmkd._cli import literal, main, parameters
+
+DETECTORS = (MKDDetector, MemKDDetector)
 
 
 def test_every_parameter_has_its_option_and_help(capsys):
-    assert list(parameters()) == list(inspect.signature(MKDDetector).parameters)
+    expected = [name for detector in DETECTORS for name in inspect.signature(detector).parameters]
+    assert list(parameters()) == list(dict.fromkeys(expected))
     with pytest.raises(SystemExit) as stop:
         main(["fit", "--help"])
     assert stop.value.code == 0
-    text = capsys.readouterr().out
-    for name, (_, sentence) in parameters().items():
-        assert f"--{name.replace('_', '-')} " in text
-        assert len(sentence) > 10
+    text = " ".join(capsys.readouterr().out.split())
+    for name, told in parameters().items():
+        assert f"--{name.replace('_', '-')} VALUE {told[:20]}" in text
+    assert parameters()["batch_size"].endswith("(mkd: default: 64; memkd: default: 16)")
+    assert parameters()["memory_size"].endswith("(memkd: default: 50)")
+    assert parameters()["tol"].endswith("(default: 0.02)")
 
 
 @pytest.mark.parametrize(
@@ -79,7 +84,13 @@ def test_errors_are_told_and_nothing_is_written(place, tmp_path, words, message,
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("words", ["", "fit", "guess", "score model", "fit a -o b --no-such 3"])
+WRONG = [
+    "", "fit", "guess", "score model", "fit a -o b --no-such 3", "fit a -o b --method other",
+    "fit a -o b --memory-size 3", "fit a -o b --method memkd --cloner equal",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", WRONG)
 def test_a_wrong_command_line_exits_with_2(words, capsys):
     with pytest.raises(SystemExit) as stop:
         main(words.split())

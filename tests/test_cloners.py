@@ -7,7 +7,7 @@ from torchvision.models import get_model
 
 from skmkd import _cloners
 from skmkd._cloners import Block, Cloner, build_cloner, cloner_blocks
-from skmkd._critical_layers import Stage, Survey
+from skmkd._critical_layers import REDUCTIONS, Stage, Survey
 
 VGG_POOLS = ["features.9", "features.16", "features.23", "features.30"]
 
@@ -15,7 +15,7 @@ VGG_POOLS = ["features.9", "features.16", "features.23", "features.30"]
 def stages(name, size, layers="auto"):
     with torch.device("meta"):
         survey = Survey(get_model(name).eval())
-    return survey.stages(survey.choose(layers), size)
+    return survey.stages(survey.choose(layers, REDUCTIONS), size)
 
 
 def widths(name, kind, size=(128, 128), layers="auto"):

@@ -15,7 +15,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 
 import skmkd
-from skmkd import MKDDetector, _commands
+from skmkd import MemKDDetector, MKDDetector, _commands
 from skmkd._cli import main
 from skmkd.datasets import list_images
 from skmkd.metrics import aupro_score
@@ -35,6 +35,24 @@ def test_fit_does_what_the_library_does(place, detector):
     assert detector.offset_ == expected.offset_
     assert detector.map_offset_ == expected.map_offset_
     assert detector.get_params() == expected.get_params()
+
+
+def test_fit_takes_the_other_method(place, tmp_path, capsys):
+    settings = "--image-size 16 --max-iter 1 --tol None --random-state 0 --device cpu"
+    words = ["fit", place / "learn", "-o", tmp_path / "model.skmkd", "--method", "memkd",
+             "--memory-size", "3", *settings.split()]  # fmt: skip
+    assert main([str(word) for word in words]) == 0
+    expected = MemKDDetector(
+        memory_size=3, image_size=16, max_iter=1, tol=None, random_state=0, device="cpu"
+    ).fit(list_images(place / "learn"))
+    detector = skmkd.load(tmp_path / "model.skmkd")
+    assert detector.offset_ == expected.offset_
+    assert detector.get_params() == expected.get_params()
+    assert main(["info", str(tmp_path / "model.skmkd")]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["class"] == "MemKDDetector"
+    assert facts["memory_levels_"] == [1, 2, 3]
+    assert set(facts["final loss"]) == {"total", "distillation", "exemplar", "orthogonality"}
 
 
 def test_score_gives_the_library_s_numbers(place, detector, capsys):

@@ -7,12 +7,14 @@ from conftest import TinySource
 from torch import nn
 from torchvision.models import get_model
 
-from skmkd._critical_layers import Survey
+from skmkd._critical_layers import REDUCTIONS, Survey
 from skmkd._sources import build_source
 
 
 def build(source, weights="auto", layers="auto", size=(32, 32)):
-    return build_source(source, weights, layers, size, torch.device("cpu"), "float32", 0)
+    return build_source(
+        source, weights, layers, REDUCTIONS, size, torch.device("cpu"), "float32", 0
+    )
 
 
 def critical(source):
@@ -38,7 +40,7 @@ def test_auto_layers_are_the_last_four_grid_reductions(name, layers):
     with torch.device("meta"):
         survey = Survey(get_model(name, weights=None, init_weights=False).eval()
                                   if name == "googlenet" else get_model(name).eval())  # fmt: skip
-    assert list(survey.choose("auto")) == layers
+    assert list(survey.choose("auto", REDUCTIONS)) == layers
 
 
 def test_pools_called_as_functions_and_inplace_functions():
@@ -120,7 +122,7 @@ def test_networks_without_feature_maps_are_refused(name):
     with torch.device("meta"):
         network = get_model(name).eval()
     with pytest.raises(ValueError, match="critical_layers must name"):
-        Survey(network).choose("auto")
+        Survey(network).choose("auto", REDUCTIONS)
 
 
 def test_image_too_small_for_the_source():

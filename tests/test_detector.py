@@ -15,6 +15,7 @@ from skmkd import MKDDetector
 from skmkd._attribution import feature_discrepancy
 from skmkd._backend import BFloat16, private_generator
 from skmkd._cloners import build_cloner, cloner_blocks
+from skmkd._critical_layers import REDUCTIONS
 from skmkd._discrepancy import discrepancies
 from skmkd._preprocessing import shuffled_batches
 from skmkd._sources import build_source
@@ -277,18 +278,21 @@ def test_vgg16_gradient_maps_of_a_batch_equal_single_ones():
 def test_bfloat16_source_ranks_faces_as_float32_does():
     images = data.lfw_subset()
     test, labels = images[70:], np.repeat([1, -1], [30, 100])
-    exact, rounded = (
-        MKDDetector(
-            image_size=32, batch_size=8, max_iter=8, tol=None, random_state=0, precision=precision
-        ).fit(images[:70])
-        for precision in ("float32", "bfloat16")
-    )
-    scores = [detector.score_samples(test) for detector in (exact, rounded)]
-    assert spearmanr(*scores).statistic >= 0.999
-    aurocs = [roc_auc_score(labels, score) for score in scores]
-    assert abs(aurocs[0] - aurocs[1]) <= 0.002
-    for term, curve in exact.loss_curve_.items():
-        assert_allclose(rounded.loss_curve_[term], curve, rtol=0.01)
+    gaps = []
+    for seed in range(3):  # a training's own AUROC is off by up to seven of 3,000 pairs
+        exact, rounded = (
+            MKDDetector(
+                image_size=32, batch_size=8, max_iter=8, tol=None, random_state=seed,
+                precision=precision,
+            ).fit(images[:70])
+            for precision in ("float32", "bfloat16")
+        )  # fmt: skip
+        scores = [detector.score_samples(test) for detector in (exact, rounded)]
+        assert spearmanr(*scores).statistic >= 0.999
+        gaps.append(abs(np.subtract(*(roc_auc_score(labels, score) for score in scores))))
+        for term, curve in exact.loss_curve_.items():
+            assert_allclose(rounded.loss_curve_[term], curve, rtol=0.01)
+    assert np.mean(gaps) <= 0.002
     exact.source_ = BFloat16(exact.source_)  # the same cloner, so that training has no part in it
     assert spearmanr(exact.score_samples(test), scores[0]).statistic >= 0.9998
 
@@ -297,7 +301,9 @@ def test_bfloat16_source_ranks_faces_as_float32_does():
 def test_training_is_the_naive_loop(images, cache):
     detector = tiny_detector(max_iter=3, batch_size=5, direction_weight=2.0, cache=cache)
     curve = detector.fit(images).loss_curve_
-    source = build_source(TinySource(), "auto", 2, (16, 16), torch.device("cpu"), "float32", 0)
+    source = build_source(
+        TinySource(), "auto", 2, REDUCTIONS, (16, 16), torch.device("cpu"), "float32", 0
+    )
     blocks = cloner_blocks(source.stages, (16, 16), "compact")
     cloner = build_cloner(blocks, (16, 16), private_generator(detector._seed)).train()
     optimizer = torch.optim.Adam(cloner.parameters(), lr=1e-3)

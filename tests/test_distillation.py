@@ -28,9 +28,9 @@ def run(
 
     return distill(
         student,
+        torch.optim.Adam(student.parameters(), lr=learning_rate),
         batches,
         terms,
-        learning_rate=learning_rate,
         max_iter=max_iter,
         tol=tol,
         n_iter_no_change=n_iter_no_change,
@@ -126,7 +126,7 @@ def test_settled_batch_norm_has_the_statistics_of_all_images():
     batches = [torch.randn(8, 3, 4, 4, generator=generator) + i for i in range(5)]
     student = nn.Sequential(nn.BatchNorm2d(3), nn.Dropout(0.5)).eval()
     student(batches[0])
-    settle_batch_norm(student, batches)
+    settle_batch_norm(student, student, batches)
     norm, everything = student[0], torch.cat(batches)
     torch.testing.assert_close(norm.running_mean, everything.mean((0, 2, 3)))
     within = torch.stack([batch.transpose(0, 1).flatten(1).var(1) for batch in batches]).mean(0)

@@ -8,14 +8,15 @@ from conftest import TinySource
 from sklearn.utils.estimator_checks import check_estimator
 from sklearn.utils.fixes import parse_version
 
-from skmkd import MKDDetector
+from skmkd import MemKDDetector, MKDDetector
 
 N_CHECKS = 47 if parse_version(sklearn.__version__) >= parse_version("1.9") else 46  # from 1.6 on
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-def test_every_check_passes_and_none_is_skipped():
-    estimator = MKDDetector(source=TinySource(), critical_layers=2, image_size=16, max_iter=2)
+@pytest.mark.parametrize("detector", [MKDDetector, MemKDDetector])
+def test_every_check_passes_and_none_is_skipped(detector):
+    estimator = detector(source=TinySource(), critical_layers=2, image_size=16, max_iter=2)
     results = check_estimator(estimator)
     assert {result["status"] for result in results} == {"passed"}
     assert len(results) >= N_CHECKS

@@ -185,7 +185,7 @@ def test_scoring_and_maps_stream_over_anything_that_can_be_indexed(detector, mon
     X.most = 0
     images = check_images(detector, X, reset=False)
     reader = detector._reader(images)
-    for _ in detector._maps(reader, images, range(60), "gradient"):
+    for _ in detector._maps(reader, images, range(60), detector._attribution):
         pass
     assert X.most <= 8
 

@@ -14,6 +14,7 @@ from conftest import Counting, TinySource
 from numpy.testing import assert_array_equal
 from torch import nn
 
+from skmkd._critical_layers import REDUCTIONS
 from skmkd._observation import (
     Batch,
     Observer,
@@ -35,7 +36,7 @@ def recalling(source, memory, conditions="x"):
 
 
 def built(source, layers=2, precision="float32"):
-    return build_source(source, "auto", layers, (8, 8), CPU, precision, 0).network
+    return build_source(source, "auto", layers, REDUCTIONS, (8, 8), CPU, precision, 0).network
 
 
 def observer(look, size=4):

@@ -15,14 +15,14 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 import skmkd
-from skmkd import MKDDetector
+from skmkd import MemKDDetector, MKDDetector
 
 ROOT = Path(__file__).parents[1]
 ORDER = [
     "_version", "_backend", "_image_files", "_validation", "_preprocessing", "_discrepancy",
     "_critical_layers", "_sources", "_observation", "_feature_cache", "_cloners", "_distillation",
-    "_attribution", "_localization", "_thresholds", "_archive", "_persistence", "_inference",
-    "_base", "_detector", "_loading", "_report",
+    "_attribution", "_localization", "_thresholds", "_memory", "_residual", "_reverse", "_forward",
+    "_archive", "_persistence", "_inference", "_base", "_detector", "_memkd", "_loading", "_report",
     "metrics._pixels", "metrics._ranking", "metrics._pixelwise", "metrics._per_region_overlap",
     "metrics.__init__", "model_selection._split", "model_selection._scorers",
     "model_selection.__init__", "datasets._files", "datasets._masks", "datasets._descriptions",
@@ -72,11 +72,12 @@ def documented_parameters(function_or_class) -> dict[str, str]:
     return dict(re.findall(r"^([*\w, ]+) : (.*)$", section.group(1), re.M)) if section else {}
 
 
-def test_constraints_docstring_and_signature_agree():
-    signature = inspect.signature(MKDDetector).parameters
-    documented = documented_parameters(MKDDetector)
+@pytest.mark.parametrize("detector", [MKDDetector, MemKDDetector])
+def test_constraints_docstring_and_signature_agree(detector):
+    signature = inspect.signature(detector).parameters
+    documented = documented_parameters(detector)
     assert list(documented) == list(signature)
-    assert set(MKDDetector._parameter_constraints) == set(signature)
+    assert set(detector._parameter_constraints) == set(signature)
     for name, parameter in signature.items():
         assert parameter.kind is parameter.KEYWORD_ONLY
         stated = documented[name].partition("default=")[2]
@@ -130,7 +131,7 @@ def test_public_classes_document_their_parameters(public):
 
 def test_public_names():
     rooms = {"datasets", "inspection", "metrics", "model_selection"}
-    assert set(skmkd.__all__) == {"MKDDetector", "__version__", "load"} | rooms
+    assert set(skmkd.__all__) == {"MKDDetector", "MemKDDetector", "__version__", "load"} | rooms
     for room in rooms:
         names = getattr(skmkd, room).__all__
         assert names == sorted(names, key=lambda name: (name.islower(), name))
@@ -172,9 +173,10 @@ def test_built_wheel_carries_weights_and_types(tmp_path):
     assert (target / "skmkd" / "weights" / "PROVENANCE.md").is_file()
     program = (
         "import torch, skmkd, skmkd._sources as sources\n"
+        "from skmkd._critical_layers import REDUCTIONS\n"
         f"assert skmkd.__file__.startswith({str(target)!r})\n"
         "size, cpu = (32, 32), torch.device('cpu')\n"
-        "sources.build_source('vgg16', 'bundled', 'auto', size, cpu, 'float32', 0)\n"
+        "sources.build_source('vgg16', 'bundled', 'auto', REDUCTIONS, size, cpu, 'float32', 0)\n"
     )
     run = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(target)!r})\n{program}"]
     subprocess.run(run, cwd=tmp_path, check=True)

@@ -14,6 +14,7 @@ from torch import nn
 from torchvision.models import get_model
 
 from skmkd import _sources
+from skmkd._critical_layers import REDUCTIONS
 from skmkd._sources import IMAGENET, build_source, fingerprint, rebuild_source, source_state
 
 CPU = torch.device("cpu")
@@ -21,7 +22,7 @@ VGG_LAYERS = ["features.9", "features.16", "features.23", "features.30"]
 
 
 def build(source, weights="auto", layers="auto", size=(32, 32), seed=0):
-    return build_source(source, weights, layers, size, CPU, "float32", seed)
+    return build_source(source, weights, layers, REDUCTIONS, size, CPU, "float32", seed)
 
 
 def critical(source):
@@ -185,7 +186,7 @@ def test_unknown_source():
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_rebuilt_source_computes_the_same(precision):
-    first = build_source("vgg16", "bundled", 2, (32, 32), CPU, precision, 0)
+    first = build_source("vgg16", "bundled", 2, REDUCTIONS, (32, 32), CPU, precision, 0)
     assert first.origin == ("vgg16", "bundled")
     for given in (source_state(first.network), "bundled"):
         layers = critical(first)
@@ -199,7 +200,7 @@ def test_rebuilt_source_computes_the_same(precision):
 def test_rebuilt_inception_treats_its_input_as_its_weights_ask(monkeypatch):
     torchvision_s = get_model("inception_v3", init_weights=False, transform_input=True).eval()
     monkeypatch.setattr(_sources, "_download", lambda *_: (torchvision_s, None, IMAGENET))
-    first = build_source("inception_v3", "imagenet", 1, (75, 75), CPU, "float32", 0)
+    first = build_source("inception_v3", "imagenet", 1, REDUCTIONS, (75, 75), CPU, "float32", 0)
     assert first.origin == ("inception_v3", "imagenet")
     state, layers = source_state(first.network), critical(first)
     again = rebuild_source(first.origin, state, layers, CPU, "float32")

@@ -1,0 +1,290 @@
+"""MemKDDetector: what is its own; what it shares with MKDDetector is tested with that."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import Counting, TinySource, smooth_and_noisy
+from numpy.testing import assert_allclose, assert_array_equal
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+from skimage.data import lfw_subset
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+
+import skmkd
+from skmkd import MemKDDetector
+from skmkd import _base as base
+from skmkd._backend import private_generator
+from skmkd._preprocessing import shuffled_batches
+from skmkd._sources import build_source
+from skmkd.model_selection import NormalOnlySplit, anomaly_roc_auc
+
+
+def tiny_memkd(**parameters) -> MemKDDetector:
+    """Return a detector that fits in well under a second."""
+    defaults = {
+        "source": TinySource(),
+        "critical_layers": 2,
+        "memory_size": 5,
+        "image_size": 16,
+        "batch_size": 5,
+        "max_iter": 2,
+        "tol": None,
+        "precision": "float32",
+        "random_state": 0,
+    }
+    return MemKDDetector(**(defaults | parameters))
+
+
+PARADIGMS = pytest.mark.parametrize("paradigm", ["reverse", "forward"])
+
+
+@PARADIGMS
+def test_memories_learn(images, paradigm):
+    before = {}
+
+    def keep(detector, epoch):
+        if epoch == 1:
+            before.update({k: v.clone() for k, v in detector.cloner_.state_dict().items()})
+
+    detector = tiny_memkd(paradigm=paradigm, max_iter=4).fit(images, callback=keep)
+    after = detector.cloner_.state_dict()
+    items = [name for name in after if name.startswith("memories.")]
+    assert len(items) == 2 * len(detector.memory_levels_) > 0
+    for name in items:
+        assert (before[name] != after[name]).any(1).all(), name  # every key and value
+
+
+@PARADIGMS
+def test_exemplar_loss_falls(images, paradigm):
+    curve = tiny_memkd(paradigm=paradigm, max_iter=50).fit(images).loss_curve_
+    assert set(curve) == {"total", "distillation", "exemplar", "orthogonality"}
+    assert curve["exemplar"][-1] < 0.7 * curve["exemplar"][0]
+    assert curve["distillation"][-1] < 0.7 * curve["distillation"][0]
+    parts = curve["distillation"] + 0.1 * curve["exemplar"] + 0.1 * curve["orthogonality"]
+    assert_allclose(curve["total"], parts, rtol=1e-5)
+
+
+def test_orthogonality_loss_falls_where_it_weighs(images):
+    few, much = (
+        tiny_memkd(orthogonality_weight=weight, max_iter=15, memory_size=3).fit(images)
+        for weight in (0, 10)
+    )
+    assert much.loss_curve_["orthogonality"][-1] < 0.5 * few.loss_curve_["orthogonality"][-1]
+
+
+@PARADIGMS
+def test_training_is_the_naive_loop(images, paradigm):
+    settings = {"paradigm": paradigm, "exemplar_weight": 0.3, "orthogonality_weight": 0.2}
+    steps = {"learning_rate": 1e-4, "betas": (0.4, 0.9)}  # short: rounding spreads with each
+    detector = tiny_memkd(**settings, **steps, n_exemplars=3, max_iter=3).fit(images)
+    untrained = tiny_memkd(**settings, max_iter=1, learning_rate=1e-30).fit(images)
+    cloner = untrained.cloner_.train()
+    for norm in cloner.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            norm.reset_running_stats()
+    optimizer = torch.optim.Adam(cloner.parameters(), lr=1e-4, betas=(0.4, 0.9))
+    prepared = detector._prepare(list(images)).contiguous()
+    generator = private_generator(detector._seed)
+    shuffled_batches(12, 5, generator)  # the first look, before training
+    for epoch in range(3):
+        sums = np.zeros(4)
+        for indices in shuffled_batches(12, 5, generator):
+            x = prepared[indices]
+            with torch.no_grad():
+                seen = detector.source_(x)
+            fine, coarse = detector.critical_layers_
+            answer = cloner(x, seen)
+            distillation = sum(
+                1 - F.cosine_similarity(seen[i].flatten(1), answer[i].flatten(1)) for i in seen
+            )
+            before = {"1": seen[fine]}  # what lies before each memory, as the source sees it
+            if paradigm == "reverse":
+                before = {"1": seen[coarse], "2": answer["embedding"].detach()}
+            exemplar = orthogonality = 0.0
+            for level, features in before.items():
+                memory = cloner.memories[level]
+                rows = features[:3].permute(0, 2, 3, 1).flatten(0, 2)
+                unit = F.normalize(rows)
+                weights = (unit @ F.normalize(memory.values).T / 0.1).softmax(1)
+                recalled = F.normalize(weights @ memory.values)
+                lit = rows.norm(dim=1) > 0  # where a source is silent there is no direction
+                gaps = (unit - recalled).square().sum(1) / 2
+                exemplar = exemplar + torch.where(lit, gaps, torch.ones(())).mean()
+                for items in (memory.keys, memory.values):
+                    cosines = F.normalize(items) @ F.normalize(items).T
+                    different = ~torch.eye(5, dtype=torch.bool)
+                    orthogonality = orthogonality + cosines[different].square().mean() / 2
+            total = distillation + 0.3 * exemplar + 0.2 * orthogonality
+            optimizer.zero_grad()
+            total.mean().backward()
+            optimizer.step()
+            terms = [total, distillation, exemplar, orthogonality]
+            sums += [float((term.detach() + torch.zeros(len(x))).sum()) for term in terms]
+        names = ("total", "distillation", "exemplar", "orthogonality")
+        curve = [detector.loss_curve_[name][epoch] for name in names]
+        assert_allclose(curve, sums / 12, rtol=1e-3)
+
+
+def test_without_items_it_is_plain_reverse_distillation(images):
+    detector = tiny_memkd(memory_size=0).fit(images)
+    assert detector.memory_levels_ == ()
+    assert set(detector.loss_curve_) == {"total", "distillation"}
+    assert not any("memories" in name for name in detector.cloner_.state_dict())
+    assert detector.recall_entropy(images) == {}
+    assert (detector.score_samples(images) != tiny_memkd().fit(images).score_samples(images)).all()
+
+
+@pytest.mark.parametrize(
+    ("paradigm", "levels", "expected"),
+    [("reverse", "auto", (1, 2)), ("reverse", [2], (2,)), ("reverse", (2, 1), (1, 2)),
+     ("reverse", [], ()), ("forward", "auto", (1,))],
+)  # fmt: skip
+def test_memory_levels(images, paradigm, levels, expected):
+    detector = tiny_memkd(paradigm=paradigm, memory_levels=levels).fit(images)
+    assert detector.memory_levels_ == expected
+    assert set(detector.recall_entropy(images)) == set(expected)
+
+
+@PARADIGMS
+def test_scores_are_maxima_of_blurred_maps_of_directions(images, paradigm):
+    detector = tiny_memkd(paradigm=paradigm, smoothing_sigma=1.5).fit(images)
+    batch = detector._observer(recall=False).batch(detector._prepare(list(images)))
+    with torch.no_grad():
+        answer = detector.cloner_(batch.images, batch.target)
+    maps = np.zeros((12, 16, 16))
+    for layer in detector.critical_layers_:
+        cosine = F.cosine_similarity(batch.target[layer], answer[layer])
+        silent = (batch.target[layer] == 0).all(1) & (answer[layer] == 0).all(1)
+        single = torch.where(silent, 0, 1 - cosine)[:, None]
+        maps += F.interpolate(single, (16, 16), mode="bilinear")[:, 0].numpy()
+    blurred = np.stack([gaussian_filter(single, 1.5) for single in maps])
+    assert_allclose(-detector.score_samples(images), blurred.max((1, 2)), rtol=1e-4)
+    assert detector.localize(images).shape == images.shape[:3]
+    small = tiny_memkd(paradigm=paradigm, image_size=(20, 24), smoothing_sigma=1.5).fit(images)
+    assert_allclose(  # no opening, no resizing
+        small.localize(images).max((1, 2)), -small.score_samples(images), rtol=1e-5
+    )
+
+
+def test_entropy_follows_the_temperature(images):
+    sharp, flat = (
+        tiny_memkd(memory_temperature=temperature).fit(images).recall_entropy(images)
+        for temperature in (1e-4, 1e4)
+    )
+    for level, side in [(1, 8), (2, 4)]:
+        assert sharp[level].shape == (12, side, side)
+        assert sharp[level].dtype == np.float32
+        assert sharp[level].mean() < 0.1
+        assert_allclose(flat[level], np.log(5), rtol=1e-4)
+
+
+def test_entropy_of_unreadable_files_is_not_a_number(images, tmp_path):
+    Image.fromarray(images[0]).save(tmp_path / "good.png")
+    (tmp_path / "bad.png").write_bytes(b"")
+    detector = tiny_memkd(on_error="skip").fit(images)
+    with pytest.warns(UserWarning, match=r"bad.png.*skipped"):
+        found = detector.recall_entropy([tmp_path / "bad.png", tmp_path / "good.png"])
+    assert np.isnan(found[1][0]).all()
+    assert_allclose(found[1][1], detector.recall_entropy(images[:1])[1][0], rtol=1e-6)
+
+
+@PARADIGMS
+def test_saved_loaded_and_pickled_it_answers_to_the_bit(images, paradigm, tmp_path):
+    detector = tiny_memkd(paradigm=paradigm).fit(images)
+    scores, maps = detector.score_samples(images), detector.localize(images)
+    detector.save(tmp_path / "model.skmkd")
+    loaded = skmkd.load(tmp_path / "model.skmkd", source=TinySource())
+    for other in (loaded, pickle.loads(pickle.dumps(detector))):
+        assert type(other) is MemKDDetector
+        assert_array_equal(other.score_samples(images), scores)
+        assert_array_equal(other.localize(images), maps)
+        assert other.memory_levels_ == detector.memory_levels_
+    with pytest.raises(ValueError, match="cloner must be None"):
+        skmkd.load(tmp_path / "model.skmkd", source=TinySource(), cloner=TinySource())
+
+
+def test_grid_search_and_pipeline():
+    X, y = smooth_and_noisy()
+    grid = {"memory_size": [0, 4], "paradigm": ["reverse", "forward"]}
+    search = GridSearchCV(
+        tiny_memkd(max_iter=4), grid, scoring=anomaly_roc_auc, refit=False,
+        cv=NormalOnlySplit(2, random_state=0),
+    ).fit(X, y)  # fmt: skip
+    found = search.cv_results_["mean_test_score"]
+    assert len(found) == 4
+    assert np.isfinite(found).all()
+    halved = make_pipeline(FunctionTransformer(lambda X: X[:, ::2, ::2]), tiny_memkd())
+    expected = tiny_memkd().fit(X[:30, ::2, ::2]).score_samples(X[:, ::2, ::2])
+    assert_array_equal(halved.fit(X[:30]).score_samples(X), expected)
+
+
+@PARADIGMS
+def test_the_source_is_computed_once(images, paradigm, monkeypatch):
+    seen = []
+
+    def counted(*arguments):
+        source = build_source(*arguments)
+        return source._replace(network=Counting(source.network, seen))
+
+    monkeypatch.setattr(base, "build_source", counted)
+    cached = tiny_memkd(paradigm=paradigm, max_iter=5, cache=10**8).fit(images)
+    assert len(seen) == 1  # the twelve images fit into one batch
+    uncached = tiny_memkd(paradigm=paradigm, max_iter=5, cache=None).fit(images)
+    assert len(seen) > 6
+    assert_array_equal(cached.score_samples(images), uncached.score_samples(images))
+
+
+@PARADIGMS
+def test_scores_do_not_depend_on_neighbours(images, paradigm):
+    detector = tiny_memkd(paradigm=paradigm).fit(images)
+    scores = detector.score_samples(images)
+    assert_array_equal(detector.score_samples(images[3:5]), scores[3:5])
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"memory_levels": [3]}, r"memory_levels must be among \[1, 2\].*got \[3\]"),
+        ({"memory_levels": [1, 1]}, r"each once.*got \[1, 1\]"),
+        ({"paradigm": "forward", "memory_levels": [2]}, r"must be among \[1\].*'forward'"),
+        ({"betas": (0.5, 1)}, r"betas must be two numbers.*got \(0.5, 1\)"),
+        ({"betas": (0.5,)}, "betas must be two numbers"),
+        ({"memory_size": -1}, "'memory_size' parameter"),
+        ({"memory_temperature": 0}, "'memory_temperature' parameter"),
+        ({"paradigm": "sideways"}, "'paradigm' parameter"),
+        ({"critical_layers": 3}, "critical_layers must name the layers.*got the last 3"),
+        ({"opening_size": 2}, "opening_size must be odd"),
+        ({"learning_rate": 1e30}, "not finite after epoch"),
+    ],
+)
+def test_bad_parameters_are_named_and_change_nothing(images, parameters, message):
+    detector = tiny_memkd().fit(images)
+    before = {name: value for name, value in vars(detector).items() if name.endswith("_")}
+    with pytest.raises(ValueError, match=message):
+        detector.set_params(**parameters).fit(images)
+    after = {name: value for name, value in vars(detector).items() if name.endswith("_")}
+    assert after == before
+
+
+def test_global_generators_are_left_alone(images):
+    state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
+    tiny_memkd(random_state=None, augmentation="mild").fit(images).predict(images)
+    assert_array_equal(torch.get_rng_state(), state)
+    assert_array_equal(np.random.get_state()[1], numpy_state)
+
+
+@pytest.mark.parametrize("parameters", [{}, {"memory_size": 0}, {"paradigm": "forward"}])
+def test_faces_are_told_from_other_crops_by_the_bundled_source(parameters):
+    images = lfw_subset()
+    detector = MemKDDetector(image_size=32, max_iter=6, tol=None, random_state=0, **parameters)
+    scores = detector.fit(images[:80]).score_samples(images[80:])
+    assert roc_auc_score(np.repeat([1, -1], [20, 100]), scores) > 0.95
+    assert detector.critical_layers_ == ("features.15", "features.22", "features.29")
