@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from sklearn.utils._param_validation import StrOptions
+
 from skmkd._commands import LAYOUTS, METHODS, evaluate, fit, info, localize, score
 from skmkd._version import __version__
 
@@ -71,8 +73,13 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command(fit)
     sub.add_argument("folder", type=Path, help="folder of good images, or files", nargs="+")
     sub.add_argument("-o", "--output", type=Path, required=True, help="file of the model")
-    sub.add_argument(
-        "--calibrate", type=Path, nargs="+", help="good images held out, to set thresholds from"
+    thresholds = sub.add_mutually_exclusive_group()
+    thresholds.add_argument(
+        "--hold-out", type=float, metavar="SHARE", default=0.0,
+        help="share of the good images to set thresholds from, not to learn from (default: 0)",
+    )  # fmt: skip
+    thresholds.add_argument(
+        "--calibrate", type=Path, nargs="+", help="other good images to set thresholds from"
     )
     sub.add_argument("--fpr", type=float, default=0.05, help="false-positive rate to calibrate for")
     sub.add_argument(
@@ -136,9 +143,16 @@ def parameters() -> dict[str, str]:
     for method, detector in METHODS.items():
         sentences = first_sentences(inspect.getdoc(detector) or "")
         for name, parameter in inspect.signature(detector).parameters.items():
-            texts.setdefault(name, {})[method] = sentences[name]
+            texts.setdefault(name, {})[method] = sentences[name] + choices_of(detector, name)
             defaults.setdefault(name, {})[method] = f"default: {parameter.default}"
     return {name: f"{stated(texts[name])} ({stated(defaults[name])})" for name in texts}
+
+
+def choices_of(detector: Any, name: str) -> str:
+    """List the words that a parameter may be."""
+    constraints = detector._parameter_constraints[name]
+    words = [word for c in constraints if isinstance(c, StrOptions) for word in sorted(c.options)]
+    return f" [{', '.join(words)}]" if words else ""
 
 
 def first_sentences(text: str) -> dict[str, str]:

@@ -17,14 +17,17 @@ from typing import Any, NamedTuple, TextIO, TypeVar
 
 import numpy as np
 from PIL.Image import Image
+from sklearn.model_selection import train_test_split
 from tqdm import tqdm
 
 from skmkd import datasets, metrics
 from skmkd._archive import check_target, write_whole
+from skmkd._backend import draw_seed
 from skmkd._detector import MKDDetector
 from skmkd._loading import load
 from skmkd._memkd import MemKDDetector
 from skmkd._report import THUMBNAIL, Entry, overlay, write_report
+from skmkd._thresholds import check_fpr
 from skmkd._validation import check_images
 from skmkd.inspection._localization_display import pictures
 from skmkd.model_selection._scorers import average_precision, best_f1, fpr95, roc_auc
@@ -48,14 +51,35 @@ LAYOUTS: dict[str, Callable[..., Any]] = {
 
 
 def fit(given: argparse.Namespace) -> None:
-    """Learn from good images, and write the model to one file."""
+    """Learn from good images, and write the model to one file.
+
+    Thresholds that are set from the images that were learned from raise too many false alarms on
+    new ones; hold some of them out, or give others.
+    """
     check_target(given.output)
+    learn, held_out = files(given.folder), files(given.calibrate or [])
     chosen = given.parameters
+    if given.hold_out:
+        learn, held_out = divided(learn, given.hold_out, chosen.get("random_state"))
+    if held_out:
+        check_fpr(given.fpr, len(held_out))
     detector = METHODS[given.method](**{"verbose": int(sys.stderr.isatty())} | chosen)
-    detector.fit(files(given.folder)).set_params(verbose=chosen.get("verbose", 0))
-    if given.calibrate:
-        detector.calibrate(files(given.calibrate), fpr=given.fpr)
+    detector.fit(learn).set_params(verbose=chosen.get("verbose", 0))
+    if held_out:
+        detector.calibrate(held_out, fpr=given.fpr)
     detector.save(given.output)
+
+
+def divided(
+    paths: list[Path], share: float, random_state: int | None
+) -> tuple[list[Path], list[Path]]:
+    """Draw which images are to be held out of learning."""
+    if not 0 < share < 1:
+        raise ValueError(f"--hold-out must be a share between 0 and 1; got {share:g}.")
+    if len(paths) < 3:
+        raise ValueError(f"--hold-out must have at least 3 images to divide; got {len(paths)}.")
+    learn, held_out = train_test_split(paths, test_size=share, random_state=draw_seed(random_state))
+    return sorted(learn), sorted(held_out)
 
 
 def score(given: argparse.Namespace) -> None:
@@ -95,7 +119,7 @@ def localize(given: argparse.Namespace) -> None:
     picture (.png) the image is left as it is up to the threshold of maps; above it, yellow turns to
     red at one and a half times the threshold.
     """
-    if given.report:
+    if given.report and not is_within(given.report, given.output):
         check_target(given.report)
     detector, places = loaded(given), destinations(given)
     entries: list[Entry] = []
@@ -218,6 +242,11 @@ def files(places: Sequence[Path]) -> list[Path]:
     ]
 
 
+def is_within(path: Path, folder: Path) -> bool:
+    """Tell whether a path lies in a folder, whether or not they are there."""
+    return Path(os.path.abspath(folder)) in Path(os.path.abspath(path)).parents
+
+
 def destinations(given: argparse.Namespace) -> dict[Path, Path]:
     """Return for each image where its results go, without suffix.
 
@@ -272,6 +301,8 @@ def scored(
 
 def localized(detector: Any, paths: Sequence[Path]) -> Iterator[Answer]:
     """Yield what the detector says of each image; a batch of them is in memory at a time."""
+    if not paths:
+        return
     images = check_images(detector, paths, reset=False)
     answers = zip(paths, detector._scores_and_maps(images), pictures(images), strict=True)
     for path, (each, single), image in progressing(answers, len(images)):
@@ -306,6 +337,7 @@ def report(
     """Write a page of all images, some of them with their pictures."""
     pictured = {entry.path: entry for entry in shown}
     every = [pictured.get(entry.path, entry) for entry in entries]
+    given.report.parent.mkdir(parents=True, exist_ok=True)
     with written(given.report) as stream:
         write_report(stream, every, detector.offset_, given.model.name, shown=PICTURED)
 

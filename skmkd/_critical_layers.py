@@ -29,12 +29,12 @@ class Stage(NamedTuple):
 class LayerRule(NamedTuple):
     """Where a method compares networks when its user does not name the layers."""
 
-    places: str  # "reductions" of the grid, or "stage_ends", which are the maps before these
+    places: str  # "reductions" of the grid, or "stage ends", which are the maps before these
     n: int  # the last so many, for "auto"
 
 
 REDUCTIONS = LayerRule("reductions", 4)  # MKD's (section 3.2)
-STAGE_ENDS = LayerRule("stage_ends", 3)  # of ResNets the stages 1 to 3, as in RD and MemKD
+STAGE_ENDS = LayerRule("stage ends", 3)  # of ResNets the stages 1 to 3, as in RD and MemKD
 
 
 class Survey:
@@ -91,11 +91,11 @@ class Survey:
         if critical_layers == "auto":
             critical_layers = rule.n
         if not isinstance(critical_layers, Sequence):
-            places = {"reductions": self.reductions, "stage_ends": self.stage_ends}[rule.places]
+            places = {"reductions": self.reductions, "stage ends": self.stage_ends}[rule.places]
             if critical_layers > len(places):
                 raise ValueError(
-                    f"critical_layers must name the layers, since the source halves its grid only "
-                    f"at {self.reductions}; got the last {critical_layers}."
+                    f"critical_layers must name the layers, or be at most {len(places)}, since the "
+                    f"{rule.places} of the source's grid are {places}; got {critical_layers}."
                 ) from self._probe.failure
             return tuple(places[-critical_layers:])
         return self._check_names([str(layer) for layer in critical_layers])

@@ -112,8 +112,8 @@ class MKDDetector(BaseDistillationDetector):
         Size of the ellipse of the maps' grey opening, in pixels of the resized image, odd; 1
         switches it off.
     cache : "auto", int or None, default="auto"
-        Bytes of memory that `fit` and `calibrate` may take to keep the prepared images and the
-        source's activations, which are computed once; where they need more, they lie in a
+        Bytes of memory that `fit` may take to keep the prepared images and the source's
+        activations, which are computed once; where they need more, they lie in a
         temporary file instead, which takes at most half of the free space. "auto" is a quarter of
         the memory available to this process. None computes them anew in every epoch, as
         augmentation does. An image of 128 x 128 pixels takes 1.1 MB with VGG-16, and 0.7 MB in
@@ -188,10 +188,6 @@ class MKDDetector(BaseDistillationDetector):
     sums the mean squared difference of activations (Eq. 1 of [1]_) and D one minus their cosine
     (Eq. 3). Images are scored in batches of one size, so that a score does not depend on its
     neighbours.
-
-    Of image files, grey ones become (H, W), of 8 bits uint8, of 16 bits uint16; 1 bit becomes 0 and
-    255. With transparency of any kind they become RGBA, and all other colours (palettes, CMYK) RGB
-    of 8 bits. The orientation that EXIF states is applied. Files give the scores of such arrays.
 
     The paper says nothing on these, which follow its authors' practice: the absolute value of
     the gradient, summed over colours; a batch norm after every convolution of the cloner but the
@@ -409,6 +405,11 @@ class MKDDetector(BaseDistillationDetector):
         if self.image_score == "map_max":
             return blurred_maximum(self._discrepancy_map(batch), self.smoothing_sigma)
         return self._loss(batch.target, self._answer(batch))
+
+    def _score_parameters(self) -> tuple[str, ...]:
+        if self.image_score == "map_max":
+            return "image_score", "value_weight", "smoothing_sigma", "localization_params"
+        return "image_score", "value_weight", "direction"
 
     def _attribution(self, batch: Batch) -> Tensor:
         return self._attribute(batch, self.localization)

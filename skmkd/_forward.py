@@ -39,8 +39,8 @@ class ForwardCloner(Remembering):
             self.encoder.append(made)
             width, grid = plan.widened(level, stage.channels), stage.grid
 
-    def forward(self, images: Tensor, target: Features) -> Features:
-        """Compute the activations of every critical layer from the images alone."""
+    def forward(self, images: Tensor) -> Features:
+        """Compute the activations of every critical layer."""
         answer = {}
         features = self.stem(images)
         for level, stage in enumerate(self.architecture[0], start=1):

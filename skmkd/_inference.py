@@ -37,7 +37,8 @@ Attribute = Callable[[Batch], Tensor]  # (n, H, W)
 class BaseInference(OutlierMixin, BaseEstimator):
     """Score and localize with the networks of a fitted detector.
 
-    A detector says how anomalous an image is (`_anomaly`) and where (`_attribution`).
+    A detector says how anomalous an image is (`_anomaly`) and where (`_attribution`), or both at
+    once (`_judge`), and which of its parameters scores depend on after `fit`.
     """
 
     _map_parameters: ClassVar[tuple[str, ...]] = ("smoothing_sigma", "opening_size")
@@ -49,6 +50,14 @@ class BaseInference(OutlierMixin, BaseEstimator):
     @abstractmethod
     def _attribution(self, batch: Batch) -> Tensor:
         """Return the raw attribution (n, H, W) of every image, higher = more anomalous."""
+
+    def _judge(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return both."""
+        return self._anomaly(batch), self._attribution(batch)
+
+    @abstractmethod
+    def _score_parameters(self) -> tuple[str, ...]:
+        """Name the parameters whose change after `fit` changes scores."""
 
     def score_samples(self, X: ImagesLike) -> np.ndarray:
         """Say how normal each image is.
@@ -90,8 +99,17 @@ class BaseInference(OutlierMixin, BaseEstimator):
         -------
         decision : ndarray of shape (n,), float64
             ``score_samples(X) - offset_``: higher = more normal, negative = anomaly.
+
+        Raises
+        ------
+        NotFittedError
+            If the detector is not fitted.
+        ValueError
+            If X is not as described, or parameters that scores depend on were changed since
+            ``offset_`` was set.
         """
-        return self.score_samples(X) - self.offset_
+        threshold = self._threshold("offset_")
+        return self.score_samples(X) - threshold
 
     def predict(self, X: ImagesLike) -> np.ndarray:
         """Tell normal images from anomalies.
@@ -165,7 +183,7 @@ class BaseInference(OutlierMixin, BaseEstimator):
             If X is not as described, or the parameters that make maps were changed since
             ``map_offset_`` was set.
         """
-        threshold = self._map_threshold()
+        threshold = self._threshold("map_offset_")
         maps = self.localize(X)
         if isinstance(maps, list):
             return [single > threshold for single in maps]
@@ -263,34 +281,35 @@ class BaseInference(OutlierMixin, BaseEstimator):
     def _score(self, read: Read, n_images: int) -> np.ndarray:
         scores = np.empty(n_images, dtype=np.float64)
         for chosen, batch in fixed_batches(read, range(n_images), self._batch_size):
-            scores[chosen] = self._batch_scores(batch, len(chosen))
+            with plain_arithmetic(False, self.device_):
+                scores[chosen] = -self._anomaly(batch)[: len(chosen)].cpu().numpy()
         return scores
 
     def _maps(
         self, read: Read, images: Images, indices: Sequence[int], attribute: Attribute
     ) -> Iterator[np.ndarray]:
         for chosen, batch in fixed_batches(read, indices, self._batch_size):
-            yield from self._batch_maps(batch, images, chosen, attribute)
+            with plain_arithmetic(False, self.device_):
+                raw = attribute(batch)
+            yield from self._finished_maps(raw, images, chosen)
 
     def _scores_and_maps(self, images: Images) -> Iterator[tuple[float, np.ndarray]]:
         """Yield score and localization map of each image, from one look at it."""
         read, indices = self._reader(images), range(len(images))
         for chosen, batch in fixed_batches(read, indices, self._batch_size):
-            scores = self._batch_scores(batch, len(chosen))
+            with plain_arithmetic(False, self.device_):
+                anomaly, raw = self._judge(batch)
+            scores = -anomaly[: len(chosen)].cpu().numpy().astype(np.float64)
             scores[[index in images.unreadable for index in chosen]] = np.nan
-            maps = self._batch_maps(batch, images, chosen, self._attribution)
+            maps = self._finished_maps(raw, images, chosen)
             yield from zip(scores.tolist(), maps, strict=True)
 
-    def _batch_scores(self, batch: Batch, n: int) -> np.ndarray:  # (n,)
-        with plain_arithmetic(False, self.device_):
-            return -self._anomaly(batch)[:n].cpu().numpy().astype(np.float64)
-
-    def _batch_maps(
-        self, batch: Batch, images: Images, chosen: Sequence[int], attribute: Attribute
+    def _finished_maps(
+        self, raw: Tensor, images: Images, chosen: Sequence[int]
     ) -> Iterator[np.ndarray]:
-        with plain_arithmetic(False, self.device_):
-            raw = attribute(batch)[: len(chosen)].cpu().numpy()
-        finished = localization_maps(raw, self.smoothing_sigma, self.opening_size)
+        """Yield the localization maps of a batch, of which the tail may be padding."""
+        plain = raw[: len(chosen)].cpu().numpy()
+        finished = localization_maps(plain, self.smoothing_sigma, self.opening_size)
         for index, single, size in zip(chosen, finished, images.sizes(chosen), strict=True):
             readable = index not in images.unreadable
             yield resize_map(single, size) if readable else np.full(size, np.nan, np.float32)
@@ -298,19 +317,21 @@ class BaseInference(OutlierMixin, BaseEstimator):
     def _map_maxima(self, read: Read, images: Images, indices: Sequence[int]) -> list[float]:
         return [float(m.max()) for m in self._maps(read, images, indices, self._attribution)]
 
-    def _map_settings(self) -> dict[str, Any]:
-        """Return what a localization map and thus the threshold for its pixels depends on."""
-        return {name: getattr(self, name) for name in self._map_parameters}
+    def _threshold_settings(self) -> dict[str, dict[str, Any]]:
+        """Return what each threshold depends on, among the parameters that can change later."""
+        names = {"offset_": self._score_parameters(), "map_offset_": self._map_parameters}
+        return {key: {name: getattr(self, name) for name in each} for key, each in names.items()}
 
-    def _map_threshold(self) -> float:
-        """Return the threshold of maps, if it holds for those that `localize` makes now."""
+    def _threshold(self, name: str) -> float:
+        """Return a threshold, if it holds for the scores or maps that are made now."""
         check_is_fitted(self)
-        if self._map_settings() != self._calibrated_for:
+        now, then = self._threshold_settings()[name], self._thresholds_hold_for[name]
+        if now != then:
             raise ValueError(
-                f"map_offset_ holds for maps made with {self._calibrated_for}; they are now made "
-                f"with {self._map_settings()}. Call calibrate or fit again."
+                f"{name} holds for what is made with {then}; it would now be made with {now}. Call "
+                "calibrate or fit again."
             )
-        return self.map_offset_
+        return getattr(self, name)
 
     def __getstate__(self) -> dict[str, Any]:
         return portable_state(super().__getstate__()) | {"_skmkd_version": __version__}

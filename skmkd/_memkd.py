@@ -25,7 +25,7 @@ from skmkd._forward import ForwardCloner
 from skmkd._localization import blurred_maximum
 from skmkd._memory import MemoryPlan, Remembering, entropy
 from skmkd._observation import Batch, fixed_batches
-from skmkd._residual import OTHER_STYLE, STYLES, build_residual
+from skmkd._residual import build_residual, style_of
 from skmkd._reverse import ReverseCloner
 from skmkd._sources import Source
 from skmkd._validation import ImagesLike, check_images
@@ -52,8 +52,9 @@ class MemKDDetector(BaseDistillationDetector):
         is "bundled" for "vgg16" and the module's own weights for a module; other names need an
         explicit choice.
     paradigm : {"reverse", "forward"}, default="reverse"
-        "reverse": a bottleneck embeds what the source sees, and a decoder gives it back (MemKD).
-        "forward": a residual network beside the source sees the images itself (MemMKD).
+        What the cloner makes of an image: with "reverse" (MemKD), a bottleneck embeds what the
+        source sees, and a decoder gives it back; with "forward" (MemMKD), a residual network
+        beside the source sees the image itself.
     memory_size : int, default=50
         Items of each memory; 0 switches memories off.
     memory_levels : "auto" or list of int, default="auto"
@@ -64,8 +65,8 @@ class MemKDDetector(BaseDistillationDetector):
         What cosines are divided by before the softmax of a recall: small values recall the most
         similar item, large ones the mean of all.
     n_exemplars : int, default=16
-        Normal images at each training step whose features, as the source sees them, the values
-        of the memories learn to represent: the first of the batch, at most all of it.
+        Normal images at each training step whose features the values of the memories learn to
+        represent: the first of the batch, at most all of it.
     exemplar_weight : float, default=0.1
         Weight of what the values miss of the exemplars, not negative.
     orthogonality_weight : float, default=0.1
@@ -106,8 +107,8 @@ class MemKDDetector(BaseDistillationDetector):
         Size of the ellipse of the maps' grey opening, in pixels of the resized image, odd; 1
         switches it off.
     cache : "auto", int or None, default="auto"
-        Bytes of memory that `fit` and `calibrate` may take to keep the prepared images and the
-        source's activations, which are computed once; where they need more, they lie in a
+        Bytes of memory that `fit` may take to keep the prepared images and the source's
+        activations, which are computed once; where they need more, they lie in a
         temporary file instead, which takes at most half of the free space. "auto" is a quarter of
         the memory available to this process. None computes them anew in every epoch, as
         augmentation does.
@@ -179,22 +180,23 @@ class MemKDDetector(BaseDistillationDetector):
     -----
     Scores are float64, higher = more normal; maps are float32, higher = more anomalous. A map
     sums over the critical layers one minus the cosine of both networks' features at each
-    position, brought to the image's size bilinearly, and is blurred; an image is as anomalous as
-    the maximum of its map. Training minimises, summed over the critical layers, one minus the
+    position, brought to `image_size` bilinearly, and is blurred; an image is as anomalous as the
+    maximum of that. Training minimises, summed over the critical layers, one minus the
     cosine of each *whole* layer, plus the weighted losses of the memories, summed over these.
 
     With ``memory_size=0``, "reverse" is plain reverse distillation; ``source="wide_resnet50_2"``,
     ``source_weights="imagenet"``, ``image_size=256``, ``max_iter=200`` and ``tol=None`` make it
-    the published setting [2]_. The cloner's stages follow those of a ResNet source; other sources
-    get stages of three bottleneck blocks. The cloner of "forward" is a ResNet with blocks of
-    normal width.
+    the published setting [2]_. The cloner's stages follow those of a source that is one of
+    torchvision's ResNets; other sources get stages of three bottleneck blocks. The cloner of
+    "forward" is a ResNet with blocks of normal width.
 
     Of MemKD only the supplement has been available here [1]_. These are assumptions where it is
     silent: the number of items; that keys and values are drawn standard normal; that features
     are compared with keys, and exemplars with values, by a softmax over cosines, and its
     temperature; that a memory lies before each stage of the reverse decoder, that of the highest
-    level thus behind the bottleneck, where the exemplars' features are their embeddings, held
-    fixed; that the exemplars are images of the training batch, whose order is random; that the
+    level thus behind the bottleneck, where the exemplars' features are not the source's but their
+    embeddings, through which no gradient runs; that the exemplars are images of the training
+    batch, whose order is random, and no batch of their own; that the
     exemplar loss is half the squared distance of unit vectors at each position, in the mean; that
     the orthogonality loss is the mean squared cosine between different items, of keys and values
     alike; both weights; and that recalled features are laid beside the cloner's as further
@@ -234,7 +236,7 @@ class MemKDDetector(BaseDistillationDetector):
         "paradigm": [StrOptions({"reverse", "forward"})],
         "memory_size": [Interval(Integral, 0, None, closed="left")],
         "memory_levels": [StrOptions({"auto"}), list, tuple],
-        "memory_temperature": [Interval(Real, 0, None, closed="neither")],
+        "memory_temperature": [Interval(Real, 1e-6, None, closed="left")],
         "n_exemplars": [Interval(Integral, 1, None, closed="left")],
         "exemplar_weight": [Interval(Real, 0, None, closed="left")],
         "orthogonality_weight": [Interval(Real, 0, None, closed="left")],
@@ -335,7 +337,8 @@ class MemKDDetector(BaseDistillationDetector):
         for chosen, batch in batches:
             with plain_arithmetic(False, self.device_):
                 for level, (recall, features) in self.cloner_.recalls(self._answer(batch)).items():
-                    spread = entropy(recall.attention(features))[: len(chosen)].cpu().numpy()
+                    weights = recall.attention(features)[: len(chosen)].cpu()
+                    spread = entropy(weights).numpy()
                     spread[[index in images.unreadable for index in chosen]] = np.nan
                     found[level].append(spread)
         return {level: np.concatenate(parts) for level, parts in found.items()}
@@ -344,7 +347,7 @@ class MemKDDetector(BaseDistillationDetector):
         """Build the cloner of the paradigm after the source's critical layers."""
         stages = tuple(stage for stage in source.stages if stage.critical)
         signed = tuple(n for n, activations in first_batch.target.items() if activations.min() < 0)
-        style = STYLES.get(source.origin.name, OTHER_STYLE)
+        style = style_of(source.whole)
         self.memory_levels_ = self._choose_memory_levels(stages)
         plan = MemoryPlan(self.memory_size, self.memory_levels_, float(self.memory_temperature))
         size, generator = self._prepare.size, private_generator(seed)
@@ -376,7 +379,8 @@ class MemKDDetector(BaseDistillationDetector):
         )
 
     def _answer(self, batch: Batch) -> Features:
-        return self.cloner_(batch.images, batch.target)
+        forward = isinstance(self.cloner_, ForwardCloner)
+        return self.cloner_(batch.images if forward else batch.target)
 
     def _terms(self, batch: Batch) -> Terms:
         target, answer = batch.target, self._answer(batch)
@@ -397,7 +401,14 @@ class MemKDDetector(BaseDistillationDetector):
         return {"total": total, **parts}
 
     def _anomaly(self, batch: Batch) -> Tensor:
-        return blurred_maximum(self._attribution(batch), self.smoothing_sigma)
+        return self._judge(batch)[0]
+
+    def _score_parameters(self) -> tuple[str, ...]:
+        return ("smoothing_sigma",)
+
+    def _judge(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        raw = self._attribution(batch)
+        return blurred_maximum(raw, self.smoothing_sigma), raw
 
     def _attribution(self, batch: Batch) -> Tensor:
         return feature_discrepancy(

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models.resnet import Bottleneck, ResNet
 
 from skmkd._backend import Network, materialize
 from skmkd._critical_layers import Stage
@@ -21,7 +22,7 @@ FINEST = 2  # halvings of the grid before a ResNet's first stage
 
 
 class Style(NamedTuple):
-    """How residual stages look: as those of a source, if it is a ResNet."""
+    """How residual stages look."""
 
     bottleneck: bool  # blocks of 1x1, 3x3, 1x1 convolutions instead of two of 3x3
     width: int  # of the 3x3 convolution of a bottleneck, in quarters of the block's channels
@@ -32,16 +33,16 @@ class Style(NamedTuple):
         return self.depths[min(max(halvings - FINEST, 0), len(self.depths) - 1)]
 
 
-STYLES = {
-    "resnet18": Style(False, 1, (2, 2, 2, 2)),
-    "resnet34": Style(False, 1, (3, 4, 6, 3)),
-    "resnet50": Style(True, 1, (3, 4, 6, 3)),
-    "resnet101": Style(True, 1, (3, 4, 23, 3)),
-    "resnet152": Style(True, 1, (3, 8, 36, 3)),
-    "wide_resnet50_2": Style(True, 2, (3, 4, 6, 3)),
-    "wide_resnet101_2": Style(True, 2, (3, 4, 23, 3)),
-}
 OTHER_STYLE = Style(True, 1, (3,))  # for sources that are no ResNet
+
+
+def style_of(network: nn.Module) -> Style:
+    """Return how the stages of a source look, if it is one of torchvision's ResNets."""
+    if not isinstance(network, ResNet):
+        return OTHER_STYLE
+    stages = (network.layer1, network.layer2, network.layer3, network.layer4)
+    width = network.base_width * network.groups // STEM_WIDTH
+    return Style(isinstance(network.layer1[0], Bottleneck), width, tuple(map(len, stages)))
 
 
 def halvings(before: tuple[int, int], after: tuple[int, int]) -> int:
@@ -128,14 +129,19 @@ class Grid(nn.Module):
 
 
 def _unit(inputs: int, outputs: int, size: int, way: str = "same") -> nn.Sequential:
-    """Build a convolution, "same", "down" by a stride of 2 or "up" by a 2x2, and a batch norm."""
-    convolution: nn.Module
+    """Build a convolution, "same", "down" by a stride of 2 or "up" by a 2x2, and a batch norm.
+
+    A 1x1 takes its stride before: its gradient with few channels writes past its memory in oneDNN
+    3 (issue 6035 there), and the numbers are the same.
+    """
+    norm = nn.BatchNorm2d(outputs)
     if way == "up":
-        convolution = nn.ConvTranspose2d(inputs, outputs, 2, stride=2, bias=False)
-    else:
-        stride = 2 if way == "down" else 1
-        convolution = nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(outputs))
+        return nn.Sequential(nn.ConvTranspose2d(inputs, outputs, 2, stride=2, bias=False), norm)
+    if way == "down" and size == 1:
+        return nn.Sequential(nn.MaxPool2d(1, stride=2), *_unit(inputs, outputs, 1))
+    stride = 2 if way == "down" else 1
+    convolution = nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, bias=False)
+    return nn.Sequential(convolution, norm)
 
 
 def build_residual(make: Callable[[], Network], generator: torch.Generator) -> Network:
@@ -148,6 +154,7 @@ def build_residual(make: Callable[[], Network], generator: torch.Generator) -> N
             )
         elif isinstance(module, nn.BatchNorm2d):
             module.reset_parameters()
-        elif isinstance(module, NormalityRecall):
+    for module in network.modules():  # last, so that the rest is the same without them
+        if isinstance(module, NormalityRecall):
             module.draw(generator)
     return network

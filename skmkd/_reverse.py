@@ -12,7 +12,7 @@ from skmkd._discrepancy import Features
 from skmkd._memory import MemoryPlan, Remembering
 from skmkd._residual import Style, halvings, plain_stage, residual_stage
 
-EMBEDDING = "embedding"  # what the bottleneck gives, beside the critical layers
+EMBEDDING = "the embedding"  # beside the critical layers; no layer can have this name
 
 
 class ReverseCloner(Remembering):
@@ -55,7 +55,7 @@ class ReverseCloner(Remembering):
             for level, (before, stage) in enumerate(zip(inputs, stages, strict=True), start=1)
         )
 
-    def forward(self, images: Tensor, target: Features) -> Features:
+    def forward(self, target: Features) -> Features:
         """Compute the activations of every critical layer, and the embedding, from the source's."""
         stages = self.architecture[0]
         features = self.bottleneck(target)

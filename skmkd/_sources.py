@@ -60,12 +60,15 @@ class Source(NamedTuple):
         The input that the weights were trained for.
     origin : Origin
         What `rebuild_source` has to know.
+    whole : nn.Module
+        The network before it was tapped; it may have no weights.
     """
 
     network: nn.Module
     stages: tuple[Stage, ...]
     normalization: Normalization
     origin: Origin
+    whole: nn.Module
 
 
 def build_source(
@@ -93,7 +96,7 @@ def build_source(
     layers = survey.choose(critical_layers, rule)
     stages = survey.stages(layers, image_size)
     frozen = _freeze(tap(network, layers), state, device, precision)
-    return Source(frozen, stages, normalization, _origin(source, weights))
+    return Source(frozen, stages, normalization, _origin(source, weights), network)
 
 
 def rebuild_source(

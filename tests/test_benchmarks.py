@@ -47,6 +47,7 @@ SCRIPTS = {
     "fit": ("--only texture --images 4 --epochs 1", {"ratio"}),
     "grid": ("--images 15 --side 32 --folds 2 --candidates 2", {"ratio"}),
     "localize": ("--runs 1 --images 2 --side 32", {"ratio"}),
+    "memories": ("--runs 1 --images 4 --side 32 --epochs 1", {"ratio"}),
     "memory": ("--only aupro --maps 2", {"peak MB"}),
     "scaling": ("--numbers --sides 32 64", {"fit s"}),
     "score": ("--runs 1 --images 4 --side 32", {"ratio", "source of peak", "whole of peak"}),

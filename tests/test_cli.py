@@ -57,6 +57,9 @@ def test_values_are_read_as_python_writes_them(text, value):
         ("score {place}/model.skmkd {place}/empty", "folder must hold images"),
         ("fit {place}/nothing -o {new}/model.skmkd", "there is nothing at {place}/nothing"),
         ("fit {place}/learn -o {new}/no/model.skmkd", "There is no folder: '{new}/no'"),
+        ("fit {place}/learn -o {new}/m.skmkd --hold-out 2", "--hold-out must be a share"),
+        ("fit {place}/learn -o {new}/m.skmkd --hold-out 0.5", "at least 19 images for fpr=0.05"),
+        ("fit {place}/set/good/0.png -o {new}/m.skmkd --hold-out 0.5", "at least 3 images"),
         ("fit {place}/learn -o {place}/set", "something that is not a file: '{place}/set'"),
         ("score {place}/model.skmkd {place}/learn --report {new}/no/r.html", "There is no folder"),
         ("evaluate {place}/model.skmkd {place}/one_kind", "one kind only"),
@@ -86,7 +89,8 @@ def test_errors_are_told_and_nothing_is_written(place, tmp_path, words, message,
 
 WRONG = [
     "", "fit", "guess", "score model", "fit a -o b --no-such 3", "fit a -o b --method other",
-    "fit a -o b --memory-size 3", "fit a -o b --method memkd --cloner equal",
+    "fit a -o b --hold-out 0.2 --calibrate c", "fit a -o b --memory-size 3",
+    "fit a -o b --method memkd --cloner equal",
 ]  # fmt: skip
 
 

@@ -13,10 +13,12 @@ import pytest
 from conftest import QUICK
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
+from skimage.data import lfw_subset
 
 import skmkd
 from skmkd import MemKDDetector, MKDDetector, _commands
 from skmkd._cli import main
+from skmkd._commands import divided
 from skmkd.datasets import list_images
 from skmkd.metrics import aupro_score
 from skmkd.model_selection import anomaly_average_precision, anomaly_f1_max, anomaly_roc_auc
@@ -35,6 +37,21 @@ def test_fit_does_what_the_library_does(place, detector):
     assert detector.offset_ == expected.offset_
     assert detector.map_offset_ == expected.map_offset_
     assert detector.get_params() == expected.get_params()
+
+
+def test_fit_holds_images_out_to_set_thresholds(place, tmp_path):
+    words = ["fit", place / "learn", place / "held_out", "--hold-out", "0.6", "--fpr", "0.1",
+             "-o", tmp_path / "model.skmkd", *QUICK.split()]  # fmt: skip
+    assert main([str(word) for word in words]) == 0
+    detector = skmkd.load(tmp_path / "model.skmkd")
+    paths = list_images(place / "learn") + list_images(place / "held_out")
+    learn, held_out = divided(paths, 0.6, 0)
+    assert (len(learn), len(held_out)) == (14, 22)
+    assert sorted(learn + held_out) == sorted(paths)
+    expected = MKDDetector(
+        image_size=32, batch_size=8, max_iter=2, tol=None, random_state=0, device="cpu"
+    ).fit(learn)
+    assert detector.offset_ == expected.calibrate(held_out, fpr=0.1).offset_
 
 
 def test_fit_takes_the_other_method(place, tmp_path, capsys):
@@ -149,7 +166,9 @@ def test_commands_of_the_readme_run(place, tmp_path, monkeypatch):
     commands = re.findall(r"^skmkd (.*)$", readme, re.M)
     assert [command.split()[0] for command in commands] == ["fit", "score", "localize"]
     monkeypatch.chdir(tmp_path)
-    Path("good").symlink_to(place / "learn")
+    Path("good").mkdir()
+    for i, face in enumerate((255 * lfw_subset()[:100]).astype(np.uint8)):
+        Image.fromarray(face).save(f"good/{i}.png")
     Path("new").symlink_to(place / "held_out")
     for command in commands:
         settings = QUICK if command.startswith("fit") else ""

@@ -17,6 +17,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
+from torchvision.models import get_model
 
 import skmkd
 from skmkd import MemKDDetector
@@ -54,7 +55,8 @@ def test_memories_learn(images, paradigm):
         if epoch == 1:
             before.update({k: v.clone() for k, v in detector.cloner_.state_dict().items()})
 
-    detector = tiny_memkd(paradigm=paradigm, max_iter=4).fit(images, callback=keep)
+    alone = {"exemplar_weight": 0, "orthogonality_weight": 0}  # by what they are recalled for
+    detector = tiny_memkd(paradigm=paradigm, max_iter=4, **alone).fit(images, callback=keep)
     after = detector.cloner_.state_dict()
     items = [name for name in after if name.startswith("memories.")]
     assert len(items) == 2 * len(detector.memory_levels_) > 0
@@ -86,6 +88,7 @@ def test_training_is_the_naive_loop(images, paradigm):
     steps = {"learning_rate": 1e-4, "betas": (0.4, 0.9)}  # short: rounding spreads with each
     detector = tiny_memkd(**settings, **steps, n_exemplars=3, max_iter=3).fit(images)
     untrained = tiny_memkd(**settings, max_iter=1, learning_rate=1e-30).fit(images)
+    assert detector._optimizer().defaults["betas"] == (0.4, 0.9)
     cloner = untrained.cloner_.train()
     for norm in cloner.modules():
         if isinstance(norm, torch.nn.BatchNorm2d):
@@ -101,13 +104,13 @@ def test_training_is_the_naive_loop(images, paradigm):
             with torch.no_grad():
                 seen = detector.source_(x)
             fine, coarse = detector.critical_layers_
-            answer = cloner(x, seen)
+            answer = cloner(seen if paradigm == "reverse" else x)
             distillation = sum(
                 1 - F.cosine_similarity(seen[i].flatten(1), answer[i].flatten(1)) for i in seen
             )
             before = {"1": seen[fine]}  # what lies before each memory, as the source sees it
             if paradigm == "reverse":
-                before = {"1": seen[coarse], "2": answer["embedding"].detach()}
+                before = {"1": seen[coarse], "2": answer["the embedding"].detach()}
             exemplar = orthogonality = 0.0
             for level, features in before.items():
                 memory = cloner.memories[level]
@@ -158,7 +161,7 @@ def test_scores_are_maxima_of_blurred_maps_of_directions(images, paradigm):
     detector = tiny_memkd(paradigm=paradigm, smoothing_sigma=1.5).fit(images)
     batch = detector._observer(recall=False).batch(detector._prepare(list(images)))
     with torch.no_grad():
-        answer = detector.cloner_(batch.images, batch.target)
+        answer = detector._answer(batch)
     maps = np.zeros((12, 16, 16))
     for layer in detector.critical_layers_:
         cosine = F.cosine_similarity(batch.target[layer], answer[layer])
@@ -242,6 +245,27 @@ def test_the_source_is_computed_once(images, paradigm, monkeypatch):
     assert_array_equal(cached.score_samples(images), uncached.score_samples(images))
 
 
+def test_a_resnet_has_a_cloner_of_its_style_by_name_or_as_a_module():
+    X = np.random.default_rng(0).integers(0, 256, (4, 32, 32), dtype=np.uint8)
+    network = get_model("resnet18", weights=None)
+    settings = {"critical_layers": "auto", "image_size": 32, "max_iter": 1}
+    by_name, module = (
+        tiny_memkd(source=source, source_weights=weights, **settings).fit(X)
+        for source, weights in (("resnet18", network.state_dict()), (network, "auto"))
+    )
+    assert by_name.cloner_.architecture == module.cloner_.architecture
+    assert_array_equal(by_name.score_samples(X), module.score_samples(X))
+
+
+def test_a_threshold_is_only_for_the_scores_it_was_set_for(images):
+    detector = tiny_memkd().fit(images).set_params(smoothing_sigma=1.0)
+    assert detector.score_samples(images).shape == (12,)
+    for method in (detector.predict, detector.decision_function, detector.predict_mask):
+        with pytest.raises(ValueError, match="offset_ holds for .*4.0.* calibrate or fit again"):
+            method(images)
+    assert detector.calibrate(images, fpr=0.1).predict(images).shape == (12,)
+
+
 @PARADIGMS
 def test_scores_do_not_depend_on_neighbours(images, paradigm):
     detector = tiny_memkd(paradigm=paradigm).fit(images)
@@ -260,7 +284,10 @@ def test_scores_do_not_depend_on_neighbours(images, paradigm):
         ({"memory_size": -1}, "'memory_size' parameter"),
         ({"memory_temperature": 0}, "'memory_temperature' parameter"),
         ({"paradigm": "sideways"}, "'paradigm' parameter"),
-        ({"critical_layers": 3}, "critical_layers must name the layers.*got the last 3"),
+        (
+            {"critical_layers": 3},
+            "critical_layers must name the layers, or be at most 2.*stage ends.*got 3",
+        ),
         ({"opening_size": 2}, "opening_size must be odd"),
         ({"learning_rate": 1e30}, "not finite after epoch"),
     ],

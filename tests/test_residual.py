@@ -11,7 +11,6 @@ from torchvision.models import get_model
 from skmkd._critical_layers import Stage
 from skmkd._residual import (
     OTHER_STYLE,
-    STYLES,
     Grid,
     ResidualBlock,
     Style,
@@ -20,6 +19,7 @@ from skmkd._residual import (
     plain_stage,
     residual_stage,
     stem,
+    style_of,
 )
 
 BASIC = Style(False, 1, (2,))
@@ -69,11 +69,12 @@ def test_block_adds_both_ways():
 def test_styles_are_those_of_torchvision(name, stages):
     with torch.device("meta"):
         theirs = get_model(name)
+        style = style_of(theirs)
         width, grid = 64, (64, 64)
         made = nn.ModuleList()
         for i, channels in enumerate(stages):
             to = Stage(f"layer{i + 1}", channels, (64 >> i, 64 >> i), True)
-            made.append(residual_stage(width, grid, to, STYLES[name].depths[i], STYLES[name]))
+            made.append(residual_stage(width, grid, to, style.depths[i], style))
             width, grid = channels, to.grid
         beginning = stem((256, 256), (64, 64))
     for i, stage in enumerate(made):
@@ -88,7 +89,7 @@ def count(module):
 
 
 def test_depth_goes_by_the_grid():
-    style = STYLES["resnet50"]
+    style = Style(True, 1, (3, 4, 6, 3))
     assert [style.depth(n) for n in (0, 2, 3, 4, 5, 9)] == [3, 3, 4, 6, 3, 3]
     assert OTHER_STYLE.depth(4) == 3
 
@@ -120,3 +121,20 @@ def test_built_from_a_private_generator():
         assert tensor.isfinite().all()
         assert_array_equal(tensor, second.state_dict()[name])
     assert (first(images(2, 3, 4, 4)) != other(images(2, 3, 4, 4))).any()
+
+
+def test_striding_before_a_1x1_convolution_is_striding_in_it():
+    block = ResidualBlock(4, 6, "down", BASIC).eval()
+    pool, convolution, norm = block.shortcut
+    x = images(2, 4, 7, 6)
+    strided = norm(nn.functional.conv2d(x, convolution.weight, stride=2))
+    torch.testing.assert_close(norm(convolution(pool(x))), strided)
+
+
+def test_few_channels_at_large_grids_are_learned():
+    # a strided 1x1 convolution would write past its memory here (oneDNN's issue 6035)
+    stage = residual_stage(4, (64, 64), Stage("x", 8, (32, 32), True), 2, BASIC)
+    stage.to(memory_format=torch.channels_last)
+    x = images(16, 4, 64, 64).to(memory_format=torch.channels_last)
+    stage(x).sum().backward()
+    assert all(p.grad.isfinite().all() for p in stage.parameters())

@@ -113,7 +113,7 @@ class LocalizationDisplay:
         """
         check_matplotlib_support(f"{cls.__name__}.from_estimator")
         check_detector(detector)
-        threshold = detector._map_threshold()
+        threshold = detector._threshold("map_offset_")
         maps = detector.localize(X)
         images = list(pictures(check_images(detector, X, reset=False)))
         display = cls(images=images, maps=maps, masks=masks, threshold=threshold)

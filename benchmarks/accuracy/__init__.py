@@ -1,0 +1,1 @@
+"""How accurate is it? Protocols as small files, one command each, every figure from its JSON."""

@@ -1,0 +1,36 @@
+"""Run protocols and print their tables: ``python -m benchmarks.accuracy textures digits``.
+
+What is in the results already is not run again: an interrupted protocol goes on where it was. The
+results of the project are in ``benchmarks/accuracy/results``; ``--results`` names another folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from benchmarks.accuracy.render import table
+from benchmarks.accuracy.runner import PROTOCOLS, RESULTS, run
+
+
+def main() -> None:
+    """Run the protocols that are named, one after the other."""
+    known = sorted(path.stem for path in PROTOCOLS.glob("*.toml"))
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=__doc__)
+    add = parser.add_argument
+    add("protocols", nargs="+", choices=known, metavar="NAME", help=", ".join(known))
+    add("--data", type=Path, help="folder of a data set that no package brings")
+    add("--results", type=Path, default=RESULTS, help="folder of the results")
+    add("--quick", action="store_true", help="a little of each, to see that it works")
+    add("--tables", action="store_true", help="print tables of results, run nothing")
+    given = parser.parse_args()
+    if given.quick and given.results == RESULTS:
+        parser.error("--quick must be given --results, since its figures mean nothing")
+    for name in given.protocols:
+        if not given.tables:
+            run(name, given.data, given.results, given.quick)
+        print(table(given.results / f"{name}.json"))
+
+
+if __name__ == "__main__":
+    main()

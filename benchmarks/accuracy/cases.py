@@ -1,0 +1,224 @@
+"""What is learned from and what is judged: the cases of every data set, read from where they are.
+
+A case is one normal class, texture or category. Offline are the images that come with
+scikit-image, scikit-learn and Debian's package dataset-fashion-mnist; the others lie in a folder
+that the user names, in their published layouts.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import skimage
+from sklearn.datasets import load_digits
+from torchvision.datasets import CIFAR10
+
+from skmkd import datasets
+from skmkd.datasets import list_images, make_defects
+
+
+class Case(NamedTuple):
+    """One question to a detector.
+
+    Parameters
+    ----------
+    learn : sequence of images
+        Normal images.
+    test : sequence of n images
+        Normal images and anomalies.
+    y : ndarray of shape (n,)
+        +1 for normal images, -1 for anomalies.
+    masks : sequence of n ndarrays of shape (H, W), or None
+        True = anomalous.
+    """
+
+    learn: Any
+    test: Any
+    y: np.ndarray
+    masks: Any = None
+
+
+class DataSet(NamedTuple):
+    """Names of cases, and what reads one: by its name, the folder of the data, and a seed."""
+
+    names: Callable[[Path | None], list[str]]
+    read: Callable[[str, Path | None, int], Case]
+
+
+def labels(n_normal: int, n_anomalous: int) -> np.ndarray:
+    """Return +1 for normal images, then -1 for anomalies."""
+    return np.repeat([1, -1], [n_normal, n_anomalous])
+
+
+# Offline
+
+TEXTURES = {  # side of a crop and step between crops, in pixels of the photograph
+    "brick": (128, 32),
+    "grass": (128, 32),
+    "gravel": (128, 32),
+    "immunohistochemistry": (128, 32),
+    "hubble_deep_field": (128, 64),
+    "moon": (128, 32),
+    "coins": (64, 24),
+}
+
+
+def texture(name: str, _: Path | None, seed: int) -> Case:
+    """Learn crops of a photograph's left part; test those of its right part, whole and spoiled."""
+    side, step = TEXTURES[name]
+    photograph = getattr(skimage.data, name)()
+    half = photograph.shape[1] // 2
+    learn, good = (crops(part, side, step) for part in (photograph[:, :half], photograph[:, half:]))
+    bad, masks = make_defects(good, random_state=seed)
+    truth = np.concatenate([np.zeros_like(masks), masks])
+    return Case(learn, np.concatenate([good, bad]), labels(len(good), len(bad)), truth)
+
+
+def crops(photograph: np.ndarray, side: int, step: int) -> np.ndarray:
+    """Cut square crops, one every step: (n, side, side) or (n, side, side, C)."""
+    tops, lefts = (range(0, length - side + 1, step) for length in photograph.shape[:2])
+    return np.stack([photograph[y : y + side, x : x + side] for y in tops for x in lefts])
+
+
+def digits(name: str, _: Path | None, seed: int) -> Case:
+    """Learn a half of one digit; test its other half and all other digits."""
+    images, digit = load_digits(return_X_y=True)
+    images = images.reshape(-1, 8, 8) / 16
+    inside = np.random.default_rng(seed).permutation(images[digit == int(name)])
+    half = len(inside) // 2
+    outside = images[digit != int(name)]
+    test = np.concatenate([inside[half:], outside])
+    return Case(inside[:half], test, labels(len(inside) - half, len(outside)))
+
+
+def faces(_: str, __: Path | None, seed: int) -> Case:
+    """Learn 70 faces of LFW; test 30 others and 100 crops of no face."""
+    images = skimage.data.lfw_subset()
+    faces = np.random.default_rng(seed).permutation(images[:100])
+    return Case(faces[:70], np.concatenate([faces[70:], images[100:]]), labels(30, 100))
+
+
+FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # Debian's
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """Read a gzipped IDX file of bytes: two zeros, type 8, the dimensions, the values."""
+    with gzip.open(path) as file:
+        content = file.read()
+    sides = np.frombuffer(content, ">u4", count=content[3], offset=4)
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * len(sides)).reshape(sides)
+
+
+def read_part(data: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
+    """Read images (n, 28, 28) and labels (n,) of the part "train" or "t10k" of MNIST's format."""
+    images, classes = f"{part}-images-idx3-ubyte.gz", f"{part}-labels-idx1-ubyte.gz"
+    return read_idx(data / images), read_idx(data / classes)
+
+
+def mnist(name: str, data: Path | None, _: int) -> Case:
+    """Learn one class of (Fashion-)MNIST; test the whole test set."""
+    folder = FASHION_MNIST if data is None else data
+    return one_class(int(name), *read_part(folder, "train"), *read_part(folder, "t10k"))
+
+
+def one_class(
+    normal: int, images: np.ndarray, classes: np.ndarray, test: np.ndarray, truth: np.ndarray
+) -> Case:
+    """Learn one class of the training images; test all test images."""
+    return Case(images[classes == normal], test, np.where(truth == normal, 1, -1))
+
+
+# Where the data is
+
+
+def cifar10(name: str, data: Path | None, _: int) -> Case:
+    """Learn one class of CIFAR-10; test the whole test set."""
+    parts = [CIFAR10(folder_of(data), train=train) for train in (True, False)]
+    arrays = [(part.data, np.array(part.targets)) for part in parts]
+    return one_class(int(name), *arrays[0], *arrays[1])
+
+
+def folder_of(data: Path | None) -> Path:
+    """Return the folder of a data set that does not come with any package."""
+    if data is None:
+        raise ValueError("--data must name the folder of this data set, which nothing downloads.")
+    return data
+
+
+def industrial(load: Callable[..., Any]) -> DataSet:
+    """Take every category of a data set with masks, as its loader reads it."""
+
+    def names(data: Path | None) -> list[str]:
+        return sorted(path.name for path in folder_of(data).iterdir() if path.is_dir())
+
+    def read(name: str, data: Path | None, _: int) -> Case:
+        learn = load(data, name, subset="train")
+        test = load(data, name, subset="test")
+        return Case(learn.paths, test.paths, test.y, test.masks)
+
+    return DataSet(names, read)
+
+
+def held_out(normal: list[Path], anomalous: list[Path], seed: int) -> Case:
+    """Learn all normal images but ten at random; test these and all anomalies."""
+    order = np.random.default_rng(seed).permutation(len(normal))
+    test, learn = ([normal[i] for i in part] for part in (order[:10], order[10:]))
+    return Case(learn, [*test, *anomalous], labels(10, len(anomalous)))
+
+
+def brain_mri(_: str, data: Path | None, seed: int) -> Case:
+    """Read the folders "no" and "yes" (tumour)."""
+    folder = folder_of(data)
+    return held_out(list_images(folder / "no"), list_images(folder / "yes"), seed)
+
+
+def head_ct(_: str, data: Path | None, seed: int) -> Case:
+    """Read the folder "head_ct", and "labels.csv" with 1 for a haemorrhage."""
+    folder = folder_of(data)
+    with (folder / "labels.csv").open() as file:
+        rows = [[cell.strip() for cell in row] for row in csv.reader(file)][1:]
+    parts: dict[str, list[Path]] = {"0": [], "1": []}
+    for number, label in rows:
+        parts[label].append(folder / "head_ct" / f"{int(number):03}.png")
+    return held_out(parts["0"], parts["1"], seed)
+
+
+def retinal_oct(_: str, data: Path | None, __: int) -> Case:
+    """Read "train/NORMAL", and the folders of "test": NORMAL, CNV, DME and DRUSEN."""
+    folder = folder_of(data)
+    normal = list_images(folder / "test" / "NORMAL")
+    bad = [p for kind in ("CNV", "DME", "DRUSEN") for p in list_images(folder / "test" / kind)]
+    learn = list_images(folder / "train" / "NORMAL")
+    return Case(learn, [*normal, *bad], labels(len(normal), len(bad)))
+
+
+def one(name: str) -> Callable[[Path | None], list[str]]:
+    """Name the only case of a data set."""
+    return lambda _: [name]
+
+
+def ten(_: Path | None) -> list[str]:
+    """Name ten classes."""
+    return [str(i) for i in range(10)]
+
+
+DATA_SETS = {
+    "textures": DataSet(lambda _: list(TEXTURES), texture),
+    "digits": DataSet(ten, digits),
+    "faces": DataSet(one("faces"), faces),
+    "fashion_mnist": DataSet(ten, mnist),
+    "mnist": DataSet(ten, lambda name, data, seed: mnist(name, folder_of(data), seed)),
+    "cifar10": DataSet(ten, cifar10),
+    "mvtec_ad": industrial(datasets.load_mvtec_ad),
+    "visa": industrial(datasets.load_visa),
+    "mpdd": industrial(datasets.load_mpdd),
+    "btad": industrial(datasets.load_btad),
+    "brain_mri": DataSet(one("brain_mri"), brain_mri),
+    "head_ct": DataSet(one("head_ct"), head_ct),
+    "retinal_oct": DataSet(one("retinal_oct"), retinal_oct),
+}

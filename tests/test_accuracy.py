@@ -1,0 +1,303 @@
+"""Accuracy protocols: cases are what they should be, runs are resumed and not repeated."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import pickle
+import sys
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+
+from benchmarks.accuracy import __main__ as command
+from benchmarks.accuracy import baselines, cases, render, runner
+from benchmarks.accuracy.cases import DATA_SETS, Case
+from skmkd import MKDDetector
+
+RNG = np.random.default_rng(0)
+GREY = RNG.integers(0, 256, (9, 9), dtype=np.uint8)
+
+
+# Cases
+
+
+@pytest.mark.parametrize("name", cases.TEXTURES)
+def test_textures_are_learned_on_one_side_and_tested_on_the_other(name):
+    case = DATA_SETS["textures"].read(name, None, 0)
+    n = len(case.test) // 2
+    side = cases.TEXTURES[name][0]
+    assert len(case.learn) >= 30
+    assert case.learn.shape[1:3] == case.test.shape[1:3] == case.masks.shape[1:] == (side, side)
+    assert_array_equal(case.y, np.repeat([1, -1], n))
+    assert not case.masks[:n].any()
+    assert case.masks[n:].any((1, 2)).all()
+    changed = np.not_equal(case.test[:n], case.test[n:])
+    changed = changed.any(-1) if changed.ndim == 4 else changed
+    assert_array_equal(changed, case.masks[n:])
+    inside = {image.tobytes() for image in case.learn}
+    assert not any(image.tobytes() in inside for image in case.test)
+
+
+@pytest.mark.parametrize(("data", "n_learn", "n_test"), [("digits", 89, 1708), ("faces", 70, 130)])
+def test_small_sets(data, n_learn, n_test):
+    data_set = DATA_SETS[data]
+    name = data_set.names(None)[0]
+    case = data_set.read(name, None, 0)
+    assert (len(case.learn), len(case.test), len(case.y)) == (n_learn, n_test, n_test)
+    again, other = (data_set.read(name, None, seed).learn for seed in (0, 1))
+    assert_array_equal(case.learn, again)
+    assert (case.learn != other).any()
+
+
+def idx(array):
+    head = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
+    return gzip.compress(head + array.tobytes())
+
+
+def mnist(folder):
+    for part, n in (("train", 20), ("t10k", 10)):
+        images = RNG.integers(0, 256, (n, 28, 28), dtype=np.uint8)
+        labels = (np.arange(n) % 10).astype(np.uint8)
+        (folder / f"{part}-images-idx3-ubyte.gz").write_bytes(idx(images))
+        (folder / f"{part}-labels-idx1-ubyte.gz").write_bytes(idx(labels))
+
+
+def cifar10(folder):
+    base = folder / "cifar-10-batches-py"
+    base.mkdir()
+    names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
+    for name in names:
+        content = {
+            "data": RNG.integers(0, 256, (10, 3072), dtype=np.uint8), "labels": list(range(10)),
+        }  # fmt: skip
+        (base / name).write_bytes(pickle.dumps(content))
+    meta = {"label_names": [f"class {i}" for i in range(10)]}
+    (base / "batches.meta").write_bytes(pickle.dumps(meta))
+
+
+def pictures(folder, names):
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(GREY).save(path)
+
+
+def brain_mri(folder):
+    pictures(folder, [f"no/{i}.png" for i in range(13)] + [f"yes/{i}.png" for i in range(4)])
+
+
+def head_ct(folder):
+    pictures(folder, [f"head_ct/{i:03}.png" for i in range(17)])
+    rows = ["id, hemorrhage", *(f"{i}, {int(i < 4)}" for i in range(17))]
+    (folder / "labels.csv").write_text("\n".join(rows))
+
+
+def retinal_oct(folder):
+    pictures(folder, [f"train/NORMAL/{i}.jpeg" for i in range(3)])
+    kinds = ("NORMAL", "CNV", "DME", "DRUSEN")
+    pictures(folder, [f"test/{kind}/{i}.jpeg" for kind in kinds for i in range(2)])
+
+
+def mvtec_ad(folder):
+    pictures(folder, [f"thing/{p}.png" for p in ("train/good/0", "train/good/1", "test/good/0")])
+    pictures(folder, ["thing/test/hole/0.png", "thing/ground_truth/hole/0_mask.png"])
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "n_cases", "n_learn", "n_normal", "n_anomalous"),
+    [
+        (mnist, "3", 10, 2, 1, 9),
+        (cifar10, "3", 10, 5, 1, 9),
+        (brain_mri, "brain_mri", 1, 3, 10, 4),
+        (head_ct, "head_ct", 1, 3, 10, 4),
+        (retinal_oct, "retinal_oct", 1, 3, 2, 6),
+        (mvtec_ad, "thing", 1, 2, 1, 1),
+    ],
+)
+def test_data_sets_in_their_published_layouts(
+    make, name, n_cases, n_learn, n_normal, n_anomalous, tmp_path
+):
+    make(tmp_path)
+    data_set = DATA_SETS[make.__name__]
+    names = data_set.names(tmp_path)
+    assert name in names
+    assert len(names) == n_cases
+    case = data_set.read(name, tmp_path, 0)
+    assert len(case.learn) == n_learn
+    assert len(case.test) == len(case.y) == n_normal + n_anomalous
+    assert ((case.y == 1).sum(), (case.y == -1).sum()) == (n_normal, n_anomalous)
+    assert (case.masks is not None) == (make is mvtec_ad)
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar10", "mvtec_ad", "brain_mri", "retinal_oct"])
+def test_data_that_nothing_brings_is_asked_for(name):
+    with pytest.raises(ValueError, match="--data must name the folder"):
+        DATA_SETS[name].read("0", None, 0)
+
+
+def test_thinned_cases_keep_both_kinds_and_their_masks():
+    case = DATA_SETS["textures"].read("coins", None, 0)
+    few = runner.thinned(case, 3)
+    assert (len(few.learn), len(few.test), len(few.masks)) == (3, 6, 6)
+    assert_array_equal(few.y, np.repeat([1, -1], 3))
+    assert [mask.any() for mask in few.masks] == [False] * 3 + [True] * 3
+    assert runner.thinned(case, None) is case
+
+
+# Baselines
+
+
+def spotted(n, seed):
+    """Synthetic smooth images (n, 32, 32), each with a bright spot; and the same without."""
+    rng = np.random.default_rng(seed)
+    plain = np.linspace(60, 120, 32)[None, :, None] + rng.normal(0, 3, (n, 32, 32))
+    bad = plain.copy()
+    bad[:, 12:20, 4:12] += 110
+    return plain.clip(0, 255).astype(np.uint8), bad.clip(0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("name", ["PatchNeighbours", "PositionGaussians", "PooledForest",
+                                  "PooledSVM"])  # fmt: skip
+def test_baselines_find_what_is_plain_to_see(name):
+    learn, (good, bad) = spotted(24, 0)[0], spotted(6, 1)
+    model = getattr(baselines, name)(image_size=32, smoothing_sigma=1.0, precision="float32")
+    scores = model.fit(learn).score_samples(np.concatenate([good, bad]))
+    assert roc_auc_score(np.repeat([1, -1], 6), scores) > 0.95
+    if hasattr(model, "localize"):
+        maps = model.localize(np.concatenate([good, bad]))
+        assert {single.shape for single in maps} == {(32, 32)}
+        inside = np.zeros((32, 32), bool)
+        inside[12:20, 4:12] = True
+        assert all(single[inside].mean() > 1.5 * single[~inside].mean() for single in maps[6:])
+
+
+def test_neighbours_of_what_was_learned_are_itself():
+    learn = spotted(4, 0)[0]
+    model = baselines.PatchNeighbours(image_size=32, precision="float32").fit(learn)
+    assert_allclose(model.score_samples(learn), 0, atol=0.05)
+
+
+# Runs
+
+
+PROTOCOL = """
+title = "Toy"
+data = "toy"
+seeds = [0, 1]
+epochs = [1, 2]
+[settings]
+image_size = 32
+precision = "float32"
+[methods.MKD]
+localization = "discrepancy"
+views = { loss = {}, "last layer" = { score_layers = 1 } }
+[methods.forest]
+estimator = "PooledForest"
+[quick]
+seeds = [0]
+"""
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    learn, (good, bad) = spotted(6, 0)[0], spotted(3, 1)
+    masks = np.zeros((6, 32, 32), bool)
+    masks[3:, 12:20, 4:12] = True
+    case = Case(learn, np.concatenate([good, bad]), np.repeat([1, -1], 3), masks)
+    monkeypatch.setitem(DATA_SETS, "toy", cases.DataSet(lambda _: ["a"], lambda *_: case))
+    monkeypatch.setattr(runner, "PROTOCOLS", tmp_path)
+    (tmp_path / "toy.toml").write_text(PROTOCOL)
+    return case
+
+
+def test_runs_are_recorded_and_not_repeated(toy, tmp_path, monkeypatch):
+    file = runner.run("toy", None, tmp_path / "results", quick=False)
+    runs = json.loads(file.read_text())["runs"]
+    assert [(one["method"], one["seed"]) for one in runs] == [
+        ("MKD", 0), ("forest", 0), ("MKD", 1), ("forest", 1),
+    ]  # fmt: skip
+    first = runs[0]["records"]
+    assert [(record["view"], record["epoch"]) for record in first] == [
+        ("loss", 1), ("last layer", 1), ("loss", 2), ("last layer", 2),
+    ]  # fmt: skip
+    detector = MKDDetector(
+        image_size=32, precision="float32", localization="discrepancy", max_iter=2, tol=None,
+        random_state=0,
+    ).fit(toy.learn)  # fmt: skip
+    auroc = 100 * roc_auc_score(toy.y, detector.score_samples(toy.test))
+    assert first[2]["image AUROC"] == pytest.approx(auroc)
+    assert {"pixel AUROC", "AUPRO", "fit s", "score s"} < set(first[2])
+    assert [record["epoch"] for record in runs[1]["records"]] == [0]
+
+    def fail(*_):
+        raise AssertionError("run again")
+
+    monkeypatch.setattr(runner, "follow", fail)
+    assert runner.run("toy", None, tmp_path / "results", quick=False) == file
+    assert json.loads(file.read_text())["runs"] == runs
+
+
+def test_an_interrupted_protocol_goes_on_and_changed_settings_run_again(toy, tmp_path, monkeypatch):
+    follow, calls = runner.follow, []
+
+    def interrupted(one, *rest):
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        calls.append(one["method"])
+        yield from follow(one, *rest)
+
+    monkeypatch.setattr(runner, "follow", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        runner.run("toy", None, tmp_path, quick=False)
+    assert calls == ["MKD", "forest"]
+    calls = []
+    runner.run("toy", None, tmp_path, quick=True)  # the seed that is done
+    assert calls == []
+    changed = PROTOCOL.replace('"PooledForest"', '"PooledSVM"')
+    (tmp_path / "toy.toml").write_text(changed)
+    file = runner.run("toy", None, tmp_path, quick=True)
+    assert calls == ["forest"]
+    runs = json.loads(file.read_text())["runs"]
+    assert [one["settings"]["estimator"] for one in runs] == ["MKDDetector", "PooledSVM"]
+
+
+def test_tables_hold_means_of_what_was_run(toy, tmp_path, monkeypatch, capsys):
+    file = runner.run("toy", None, tmp_path, quick=False)
+    rows = render.rows_of(file)
+    chosen = [r for r in rows if r["method"] == "MKD, loss" and r["epoch"] == 2]
+    assert len(chosen) == 2
+    mean = np.mean([row["image AUROC"] for row in chosen])
+    monkeypatch.setattr(command, "PROTOCOLS", tmp_path)
+    arguments = ["accuracy", "toy", "--tables", "--results", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    command.main()
+    printed = capsys.readouterr().out
+    assert "Means over 1 case(s) and 2 seed(s)" in printed
+    assert f"| MKD, loss | 2 | {mean:.2f} |" in printed
+    assert "| forest | until converged |" in printed
+
+
+def test_quick_figures_do_not_mix_with_real_ones(toy, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "PROTOCOLS", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["accuracy", "toy", "--quick"])
+    with pytest.raises(SystemExit):
+        command.main()
+    assert "--quick must be given --results" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in runner.PROTOCOLS.glob("*.toml")))
+def test_protocols_name_what_there_is(name):
+    for quick in (False, True):
+        protocol = runner.read_protocol(name, quick)
+        assert protocol["data"] in DATA_SETS
+        assert len(protocol["title"]) > 5
+        for method in protocol["methods"]:
+            settings = runner.settings_of(protocol, method)
+            estimator = runner.ESTIMATORS[settings["estimator"]]
+            estimator(random_state=0, **settings["parameters"])
+            for view in settings["views"].values():
+                estimator(**settings["parameters"]).set_params(**view)
