@@ -44,7 +44,7 @@ def test_fit_holds_images_out_to_set_thresholds(place, tmp_path):
              "-o", tmp_path / "model.skmkd", *QUICK.split()]  # fmt: skip
     assert main([str(word) for word in words]) == 0
     detector = skmkd.load(tmp_path / "model.skmkd")
-    paths = list_images(place / "learn") + list_images(place / "held_out")
+    paths = [*list_images(place / "learn"), *list_images(place / "held_out")]
     learn, held_out = divided(paths, 0.6, 0)
     assert (len(learn), len(held_out)) == (14, 22)
     assert sorted(learn + held_out) == sorted(paths)

@@ -94,7 +94,7 @@ BAD_LAYERS = {
     "order": (["features.16", "features.9"], "in the order in which the source computes them"),
     "twice": (["features.9", "features.9"], "each once"),
     "none": ([], "one or more layers"),
-    "too many": (6, "halves its grid only at .*'features.30'.*; got the last 6"),
+    "too many": (6, "be at most 5, since the reductions of .*'features.30'.*; got 6"),
 }
 
 
