@@ -157,8 +157,7 @@ def industrial(load: Callable[..., Any]) -> DataSet:
         return sorted(path.name for path in folder_of(data).iterdir() if path.is_dir())
 
     def read(name: str, data: Path | None, _: int) -> Case:
-        learn = load(data, name, subset="train")
-        test = load(data, name, subset="test")
+        learn, test = (load(folder_of(data), name, subset=s) for s in ("train", "test"))
         return Case(learn.paths, test.paths, test.y, test.masks)
 
     return DataSet(names, read)
