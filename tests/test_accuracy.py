@@ -278,9 +278,32 @@ def test_tables_hold_means_of_what_was_run(toy, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", arguments)
     command.main()
     printed = capsys.readouterr().out
-    assert "Means over 1 case(s) and 2 seed(s)" in printed
-    assert f"| MKD, loss | 2 | {mean:.2f} |" in printed
-    assert "| forest | until converged |" in printed
+    assert "Means over 1 case:" in printed
+    assert f"| MKD, loss | 2 | 2 | {mean:.2f} |" in printed
+    assert "| forest | until converged | 2 |" in printed
+
+
+def test_a_method_of_fewer_cases_has_no_mean(toy, tmp_path):
+    file = runner.run("toy", None, tmp_path, quick=True)
+    content = json.loads(file.read_text())
+    content["runs"].append({**content["runs"][1], "case": "b"})
+    file.write_text(json.dumps(content))
+    means, single = render.table(file).split("Image AUROC of each case")
+    assert "Means over 2 cases:" in means
+    assert "| forest |" in means
+    assert "| MKD, loss |" not in means
+    assert "| MKD, loss |" in single
+
+
+def test_the_page_says_what_the_results_say():
+    assert render.PAGE.read_text() == render.page(render.RESULTS)
+
+
+def test_pictures_are_drawn(toy, tmp_path):
+    file = runner.run("toy", None, tmp_path, quick=True)
+    render.draw(file, tmp_path / "toy.png")
+    with Image.open(tmp_path / "toy.png") as picture:
+        assert picture.width > 500
 
 
 def test_quick_figures_do_not_mix_with_real_ones(toy, tmp_path, monkeypatch, capsys):

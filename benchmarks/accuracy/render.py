@@ -1,4 +1,7 @@
-"""Make tables of the results; nothing in them is typed by hand."""
+"""Make the page of results from their JSON: ``python -m benchmarks.accuracy.render``.
+
+Nothing on it is typed by hand but the words around the figures. The pictures are drawn anew, too.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,22 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.accuracy.runner import FOLDER, PROTOCOLS, RESULTS
+
+PAGE = FOLDER.parents[1] / "docs" / "results.md"
 FIGURES = ("image AUROC", "image AP", "pixel AUROC", "pixel AP", "AUPRO")
 SHOWN = ("image AUROC", "pixel AUROC", "AUPRO", "fit s", "score s")
+TITLE = """# Results
+
+Every figure here comes from a file in `benchmarks/accuracy/results`, which says with which
+settings, seeds and versions, on which processor and when each run was made. The command above a
+table makes its results anew; it goes on where it was interrupted.
+`python -m benchmarks.accuracy.render` writes this page.
+
+Areas are in percent; AUPRO goes to a false-positive rate of 0.3. Seconds are those of one run on
+two processor cores, of a whole fit and of scoring the whole test set; those of maps are not in
+them. Defects are synthetic where the title says so.
+"""
 
 
 def rows_of(file: Path) -> list[dict[str, Any]]:
@@ -29,7 +46,7 @@ def rows_of(file: Path) -> list[dict[str, Any]]:
 
 
 def averaged(rows: list[dict[str, Any]], *keys: str) -> dict[tuple, dict[str, float]]:
-    """Return the mean of every figure over the rows that share these keys, and their number."""
+    """Return the mean of every figure over the rows that share these keys."""
     groups: dict[tuple, list[dict]] = defaultdict(list)
     for row in rows:
         groups[tuple(row[key] for key in keys)].append(row)
@@ -39,39 +56,99 @@ def averaged(rows: list[dict[str, Any]], *keys: str) -> dict[tuple, dict[str, fl
             for name in (*FIGURES, "fit s", "score s")
             if all(name in row for row in members)
         }
+        | {"seeds": len({row["seed"] for row in members})}
         for group, members in groups.items()
     }
 
 
 def table(file: Path) -> str:
-    """Return two tables in Markdown: the means of each method, and its image AUROC in each case."""
+    """Return two tables in Markdown: the means of each method, and its image AUROC in each case.
+
+    Methods of fewer cases than others are left out of the means, which they would distort.
+    """
     content, rows = json.loads(file.read_text()), rows_of(file)
     cases = list(dict.fromkeys(row["case"] for row in rows))
-    seeds = sorted({row["seed"] for row in rows})
+    single = averaged(rows, "method", "epoch", "case")
     means = averaged(rows, "method", "epoch")
-    shown = [name for name in SHOWN if any(name in found for found in means.values())]
-    lines = [f"### {content['title']}", ""]
-    lines += [f"Means over {len(cases)} case(s) and {len(seeds)} seed(s); areas in percent.", ""]
-    lines += header(["method", "epochs", *shown])
-    for (method, epoch), found in means.items():
+    whole = [key for key in means if all((*key, case) in single for case in cases)]
+    shown = [name for name in SHOWN if any(name in means[key] for key in whole)]
+    lines = [f"## {content['title']}", "", f"    python -m benchmarks.accuracy {file.stem}", ""]
+    lines += [f"Means over {counted(len(cases), 'case')}:", ""]
+    lines += header(["method", "epochs", "seeds", *shown])
+    for method, epoch in whole:
+        found = means[method, epoch]
         cells = [text(found.get(name)) for name in shown]
-        lines.append("| " + " | ".join([method, str(epoch or "until converged"), *cells]) + " |")
+        length = str(epoch or "until converged")
+        lines.append(row_of([method, length, str(found["seeds"]), *cells]))
     if len(cases) > 1:
         lines += ["", "Image AUROC of each case, after the last epoch:", ""]
         lines += header(["method", *cases])
-        single = averaged(rows, "method", "epoch", "case")
         for method in dict.fromkeys(row["method"] for row in rows):
             last = max(epoch for name, epoch in means if name == method)
             found = [single.get((method, last, case), {}).get("image AUROC") for case in cases]
-            lines.append("| " + " | ".join([method, *map(text, found)]) + " |")
+            lines.append(row_of([method, *map(text, found)]))
     return "\n".join(lines) + "\n"
 
 
 def header(columns: list[str]) -> list[str]:
     """Return the first two lines of a table."""
-    return ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    return [row_of(columns), "|" + "---|" * len(columns)]
+
+
+def row_of(cells: list[str]) -> str:
+    """Return a line of a table."""
+    return "| " + " | ".join(cells) + " |"
+
+
+def counted(n: int, what: str) -> str:
+    """Return a number and what it counts."""
+    return f"{n} {what}{'' if n == 1 else 's'}"
 
 
 def text(value: float | None) -> str:
     """Write a figure, if there is one."""
     return "" if value is None else f"{value:.2f}" if value < 1000 else f"{value:.0f}"
+
+
+def page(results: Path) -> str:
+    """Return the page: a section for each protocol that has results."""
+    sections = []
+    for name in sorted(path.stem for path in PROTOCOLS.glob("*.toml")):
+        file = results / f"{name}.json"
+        if file.exists():
+            picture = f"![Areas under the ROC curve, a dot a case](images/results_{name}.png)\n"
+            sections.append(f"{table(file)}\n{picture}")
+    return "\n".join([TITLE, *sections])
+
+
+def draw(file: Path, target: Path) -> None:
+    """Draw the image AUROC of every method, a dot a case and a bar for the mean."""
+    from matplotlib.figure import Figure
+
+    rows = rows_of(file)
+    last: dict[str, int] = {}
+    for row in rows:
+        last[row["method"]] = max(row["epoch"], last.get(row["method"], 0))
+    methods = list(last)[::-1]
+    found = averaged(rows, "method", "epoch", "case")
+    figure = Figure(figsize=(7, 0.9 + 0.42 * len(methods)), layout="constrained")
+    ax = figure.subplots()
+    for place, method in enumerate(methods):
+        values = [v["image AUROC"] for k, v in found.items() if k[:2] == (method, last[method])]
+        ax.plot(values, [place] * len(values), "o", alpha=0.5, color="tab:blue")
+        ax.plot([np.mean(values)], [place], "|", markersize=18, markeredgewidth=3, color="black")
+    ax.set_yticks(range(len(methods)), methods)
+    ax.set(xlabel="image AUROC in percent, after the last epoch", ylim=(-0.6, len(methods) - 0.4))
+    ax.grid(axis="x", alpha=0.4)
+    figure.savefig(target, dpi=110)
+
+
+def main() -> None:
+    """Write the page and its pictures."""
+    PAGE.write_text(page(RESULTS))
+    for file in sorted(RESULTS.glob("*.json")):
+        draw(file, PAGE.parent / "images" / f"results_{file.stem}.png")
+
+
+if __name__ == "__main__":
+    main()

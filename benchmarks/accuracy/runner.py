@@ -21,7 +21,10 @@ from skmkd.metrics import aupro_score, pixel_average_precision_score, pixel_roc_
 
 FOLDER = Path(__file__).parent
 PROTOCOLS, RESULTS = FOLDER / "protocols", FOLDER / "results"
-ESTIMATORS = {"MKDDetector": MKDDetector, "MemKDDetector": MemKDDetector}
+ESTIMATORS: dict[str, Any] = {
+    "MKDDetector": MKDDetector,
+    "MemKDDetector": MemKDDetector,
+}
 FOLLOWED = tuple(ESTIMATORS)  # from epoch to epoch
 ESTIMATORS |= {
     name: getattr(baselines, name)
