@@ -155,7 +155,7 @@ class MKDDetector(BaseDistillationDetector):
         training images.
     n_iter_ : int
         Epochs run.
-    loss_curve_ : dict of str to ndarray of shape (n_iter_,), float64
+    loss_curve_ : dict of str to ndarray of shape (n_epochs,), float64
         Mean "total", "value" and "direction" discrepancy of each epoch; the latter two unweighted.
     image_shape_ : tuple (H, W, C)
         Shape of the training images; H and W are None if they came as a list.
@@ -170,7 +170,7 @@ class MKDDetector(BaseDistillationDetector):
         their meaning; bfloat16 is slow on hardware without it.
     n_features_in_ : int
         H * W * C; only if X was an array.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Only if X was a data frame with string columns.
 
     See Also

@@ -150,7 +150,7 @@ class MemKDDetector(BaseDistillationDetector):
         Threshold of `predict_mask`, in the unit of the maps; from at most 256 training images.
     n_iter_ : int
         Epochs run.
-    loss_curve_ : dict of str to ndarray of shape (n_iter_,), float64
+    loss_curve_ : dict of str to ndarray of shape (n_epochs,), float64
         Mean "total" loss of each epoch and its unweighted parts: "distillation", and, with
         memories, "exemplar" and "orthogonality".
     image_shape_ : tuple (H, W, C)
@@ -166,7 +166,7 @@ class MemKDDetector(BaseDistillationDetector):
         their meaning; bfloat16 is slow on hardware without it.
     n_features_in_ : int
         H * W * C; only if X was an array.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Only if X was a data frame with string columns.
 
     See Also

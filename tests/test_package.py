@@ -138,6 +138,15 @@ def test_public_names():
         assert all(hasattr(getattr(skmkd, room), name) for name in names)
 
 
+def test_the_api_page_names_what_is_public():
+    page = (ROOT / "docs" / "api.rst").read_text()
+    named = re.findall(r"^   (\w+)$|^\.\. autodata:: (\w+)$", page, re.M)
+    listed = ["".join(names) for names in named]
+    expected = [name for room in ROOMS for name in room.__all__
+                if name != "__version__" and not inspect.ismodule(getattr(room, name))]  # fmt: skip
+    assert sorted(listed) == sorted(expected)
+
+
 def test_readme_s_links_lead_somewhere():
     readme = (ROOT / "README.md").read_text()
     local = [link for link in re.findall(r"\]\(([^)]+)\)", readme) if "://" not in link]

@@ -8,7 +8,6 @@ that the user names, in their published layouts.
 from __future__ import annotations
 
 import csv
-import gzip
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ import skimage
 from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10
 
+from benchmarks import fashion_mnist
 from skmkd import datasets
 from skmkd.datasets import list_images, make_defects
 
@@ -103,27 +103,11 @@ def faces(_: str, __: Path | None, seed: int) -> Case:
     return Case(faces[:70], np.concatenate([faces[70:], images[100:]]), labels(30, 100))
 
 
-FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # Debian's
-
-
-def read_idx(path: Path) -> np.ndarray:
-    """Read a gzipped IDX file of bytes: two zeros, type 8, the dimensions, the values."""
-    with gzip.open(path) as file:
-        content = file.read()
-    sides = np.frombuffer(content, ">u4", count=content[3], offset=4)
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * len(sides)).reshape(sides)
-
-
-def read_part(data: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
-    """Read images (n, 28, 28) and labels (n,) of the part "train" or "t10k" of MNIST's format."""
-    images, classes = f"{part}-images-idx3-ubyte.gz", f"{part}-labels-idx1-ubyte.gz"
-    return read_idx(data / images), read_idx(data / classes)
-
-
 def mnist(name: str, data: Path | None, _: int) -> Case:
     """Learn one class of (Fashion-)MNIST; test the whole test set."""
-    folder = FASHION_MNIST if data is None else data
-    return one_class(int(name), *read_part(folder, "train"), *read_part(folder, "t10k"))
+    folder = fashion_mnist.DEBIAN if data is None else data
+    parts = (fashion_mnist.load(folder, part) for part in ("train", "t10k"))
+    return one_class(int(name), *next(parts), *next(parts))
 
 
 def one_class(

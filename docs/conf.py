@@ -1,0 +1,59 @@
+"""How the documentation is built: ``sphinx-build -W docs docs/_build``, without a network."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ["MPLBACKEND"] = "agg"
+
+import skmkd
+
+project = "skmkd"
+author = "the skmkd developers"
+copyright = f"2026, {author}"
+version = release = skmkd.__version__
+
+extensions = [
+    "myst_parser",
+    "numpydoc",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx_copybutton",
+    "sphinx_gallery.gen_gallery",
+    "sphinxcontrib.bibtex",
+]
+templates_path = ["_templates"]
+exclude_patterns = ["_build", "images/README.md"]
+myst_enable_extensions = ["colon_fence", "dollarmath", "deflist"]
+myst_heading_anchors = 3
+bibtex_bibfiles = ["references.bib"]
+numpydoc_class_members_toctree = False
+numpydoc_show_class_members = False
+autodoc_typehints = "none"  # the docstrings tell types, shapes and ranges
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+
+sphinx_gallery_conf = {
+    "examples_dirs": str(Path(__file__).parents[1] / "examples"),
+    "gallery_dirs": "gallery",
+    "doc_module": ("skmkd",),
+    "backreferences_dir": "_build/backreferences",
+    "reference_url": {"skmkd": None},
+    "show_memory": False,
+    "min_reported_time": 0,
+    "abort_on_example_error": True,
+}
+
+html_theme = "pydata_sphinx_theme"
+html_title = "skmkd"
+html_theme_options = {
+    "navbar_align": "left",
+    "show_prev_next": True,
+    "header_links_before_dropdown": 7,
+    "footer_start": ["copyright"],
+    "footer_end": ["sphinx-version"],
+    "pygments_light_style": "default",
+    "pygments_dark_style": "github-dark",
+}
+html_sidebars = {"index": [], "results": [], "changelog": []}
