@@ -50,3 +50,7 @@ for augmentation, curve in curves.items():
 ax.set(xlabel="epoch", ylabel="image AUROC")
 ax.legend()
 plt.show()
+
+# %%
+# Whether it helps depends on what varies in your images: turned ones must be as normal as upright
+# ones. Measure it, as here.
