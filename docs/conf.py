@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from latex2mathml.converter import convert
 
 os.environ["MPLBACKEND"] = "agg"
 
@@ -23,6 +27,7 @@ extensions = [
     "sphinx_gallery.gen_gallery",
     "sphinxcontrib.bibtex",
 ]
+smartquotes = False  # "auto" is typed as it stands
 templates_path = ["_templates"]
 exclude_patterns = ["_build", "images/README.md"]
 myst_enable_extensions = ["colon_fence", "dollarmath", "deflist"]
@@ -45,6 +50,8 @@ sphinx_gallery_conf = {
     "abort_on_example_error": True,
 }
 
+html_math_renderer = "mathml"  # which browsers draw by themselves, without a network
+myst_update_mathjax = False
 html_theme = "pydata_sphinx_theme"
 html_title = "skmkd"
 html_theme_options = {
@@ -57,3 +64,21 @@ html_theme_options = {
     "pygments_dark_style": "github-dark",
 }
 html_sidebars = {"index": [], "results": [], "changelog": []}
+
+
+def inline_math(writer: Any, node: nodes.math) -> None:
+    """Write a formula within a line."""
+    writer.body.append(convert(node.astext()))
+    raise nodes.SkipNode
+
+
+def block_math(writer: Any, node: nodes.math_block) -> None:
+    """Write a formula of its own."""
+    formula = convert(node.astext(), display="block")
+    writer.body.append(f'<div style="margin: 1em 0">{formula}</div>')
+    raise nodes.SkipNode
+
+
+def setup(app: Any) -> None:
+    """Tell Sphinx how formulas are written."""
+    app.add_html_math_renderer("mathml", (inline_math, None), (block_math, None))
