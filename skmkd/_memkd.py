@@ -219,7 +219,7 @@ class MemKDDetector(BaseDistillationDetector):
     >>> from sklearn.metrics import roc_auc_score
     >>> from skmkd import MemKDDetector
     >>> images = lfw_subset()  # 100 faces, then 100 others, of 25 x 25 pixels
-    >>> detector = MemKDDetector(image_size=32, max_iter=8, tol=None, random_state=0)
+    >>> detector = MemKDDetector(image_size=32, max_iter=3, tol=None, random_state=0)
     >>> scores = detector.fit(images[:80]).score_samples(images[80:])
     >>> bool(roc_auc_score([1] * 20 + [-1] * 100, scores) > 0.9)
     True
