@@ -137,8 +137,9 @@ def test_localize_looks_once_at_each_image(place, tmp_path, monkeypatch):
 
     monkeypatch.setattr(_commands, "load", watched)
     words = ["localize", place / "model.skmkd", place / "learn/0.png", "-o", tmp_path / "maps"]
-    assert main([str(word) for word in [*words, "--report", tmp_path / "report.html"]]) == 0
+    assert main([str(word) for word in [*words, "--report", tmp_path / "maps/a/report.html"]]) == 0
     assert len(passes) == 1
+    assert (tmp_path / "maps/a/report.html").is_file()  # a folder that is not there yet
 
 
 def test_report_of_maps_pictures_the_worst(place, detector, tmp_path, monkeypatch):
@@ -249,3 +250,12 @@ def test_unreadable_files_are_skipped_if_wanted(place, tmp_path, capsys):
     assert first["score"] is None
     assert second["score"] < 0
     assert (tmp_path / "report.html").read_text().count("<img ") == 1
+
+
+def test_a_report_may_have_nothing_to_show(place, tmp_path, capsys):
+    (tmp_path / "bad.png").write_bytes(b"")
+    words = ["score", place / "model.skmkd", tmp_path / "bad.png", "--on-error", "skip",
+             "--report", tmp_path / "report.html"]  # fmt: skip
+    with pytest.warns(UserWarning, match="It is skipped"):
+        assert main([str(word) for word in words]) == 0
+    assert (tmp_path / "report.html").read_text().count("<img ") == 0
