@@ -104,14 +104,9 @@ def processor() -> str:
         return platform.processor()
 
 
-def report(script: str, rows: list[dict[str, Any]], output: Path | None) -> None:
-    """Print rows as a table and write them, with what they were measured on, as JSON."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [[_text(row.get(name, "")) for name in columns] for row in rows]
-    widths = [max(len(c) for c in column) for column in zip(columns, *cells, strict=True)]
-    for line in [columns, *cells]:
-        print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
-    machine = {
+def machine() -> dict[str, Any]:
+    """Say on what, and with which versions, something is measured."""
+    return {
         "processor": processor(),
         "threads": torch.get_num_threads(),
         "native precision": resolve_precision("auto", torch.device("cpu")),
@@ -120,8 +115,17 @@ def report(script: str, rows: list[dict[str, Any]], output: Path | None) -> None
         "scikit-image": skimage.__version__,
         "skmkd": __version__,
     }
+
+
+def report(script: str, rows: list[dict[str, Any]], output: Path | None) -> None:
+    """Print rows as a table and write them, with what they were measured on, as JSON."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [[_text(row.get(name, "")) for name in columns] for row in rows]
+    widths = [max(len(c) for c in column) for column in zip(columns, *cells, strict=True)]
+    for line in [columns, *cells]:
+        print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
     output = output or Path(script).with_suffix(".json").name
-    Path(output).write_text(json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n")
+    Path(output).write_text(json.dumps({"machine": machine(), "rows": rows}, indent=2) + "\n")
 
 
 def _text(value: Any) -> str:

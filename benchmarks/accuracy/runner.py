@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 from tqdm import tqdm
 
 from benchmarks.accuracy import baselines
 from benchmarks.accuracy.cases import DATA_SETS, Case
-from skmkd import MemKDDetector, MKDDetector, __version__
+from benchmarks.timing import machine
+from skmkd import MemKDDetector, MKDDetector
 from skmkd.metrics import aupro_score, pixel_average_precision_score, pixel_roc_auc_score
 
 FOLDER = Path(__file__).parent
@@ -59,7 +59,8 @@ def run(name: str, data: Path | None, results: Path, quick: bool) -> Path:
         if read[0] != (one["case"], one["seed"]):
             read = (one["case"], one["seed"]), data_set.read(one["case"], data, one["seed"])
         records = list(follow(one, thinned(read[1], protocol.get("limit"))))
-        runs.append({**one, "machine": machine(), "records": records})
+        made = {"machine": machine(), "day": time.strftime("%Y-%m-%d")}
+        runs.append({**one, **made, "records": records})
         write(file, {"protocol": name, "title": protocol["title"], "runs": runs})
     return file
 
@@ -156,25 +157,6 @@ def judge(fitted: Any, case: Case) -> dict[str, float]:
         figures["pixel AP"] = pixel_average_precision_score(case.masks, maps)
         figures["AUPRO"] = aupro_score(case.masks, maps)
     return found | {name: 100 * float(value) for name, value in figures.items()}
-
-
-def machine() -> dict[str, Any]:
-    """Say on what and with which versions a run was made."""
-    names = [line for line in cpu_lines() if line.startswith("model name")]
-    return {
-        "processor": names[0].partition(": ")[2] if names else "",
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "skmkd": __version__,
-        "day": time.strftime("%Y-%m-%d"),
-    }
-
-
-def cpu_lines() -> list[str]:
-    """Return what Linux tells of the processor."""
-    file = Path("/proc/cpuinfo")
-    return file.read_text().splitlines() if file.exists() else []
 
 
 def write(file: Path, content: dict[str, Any]) -> None:
