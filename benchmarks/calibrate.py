@@ -2,9 +2,9 @@
 
 Run as ``python benchmarks/calibrate.py``. Normal images only, split anew at random each time: to
 learn from, to calibrate with, and to count false alarms on. Settings are the default ones, but for
-images of 32 px and maps of the feature discrepancy. The interval is the one in which 99 % of such
-counts would lie if each test image alone were a false alarm with the probability asked for; it
-leaves out that all test images of a split share a threshold.
+images of 32 px. The interval is the one in which 99 % of such counts would lie if each test image
+alone were a false alarm with the probability asked for; it leaves out that all test images of a
+split share a threshold.
 """
 
 from __future__ import annotations
@@ -48,7 +48,6 @@ def false_alarms(
         device="cpu",
         image_size=SIDE,
         contamination=FPR,
-        localization="discrepancy",
         random_state=seed,
     ).fit(images[learn])
     scores = detector.score_samples(images[test])

@@ -27,9 +27,11 @@ def compare(name: str, images: np.ndarray, side: int, epochs: int, runs: int) ->
     loop = PlainLoop()
     prepared = loop.prepare(torch.from_numpy(images), side)
     loop.epoch(prepared[:128])
-    MKDDetector(device="cpu", image_size=side, max_iter=1, tol=None).fit(images[:8])
+    MKDDetector.paper(device="cpu", image_size=side, max_iter=1, tol=None).fit(images[:8])
     before = [seconds(lambda: loop.epoch(prepared)) for _ in range(PLAIN_EPOCHS[0])]
-    detector = MKDDetector(device="cpu", image_size=side, max_iter=epochs, tol=None, random_state=0)
+    detector = MKDDetector.paper(
+        device="cpu", image_size=side, max_iter=epochs, tol=None, random_state=0
+    )
     fit = median(seconds(lambda: detector.fit(images)) for _ in range(runs))
     after = [seconds(lambda: loop.epoch(prepared)) for _ in range(PLAIN_EPOCHS[1])]
     plain = median(before + after)

@@ -30,7 +30,7 @@ def search(
     """Search the grid; learn from the normal images of each fold."""
     grid = [{name: [value] for name, value in each.items()} for each in ParameterGrid(GRID)]
     GridSearchCV(
-        MKDDetector(
+        MKDDetector.paper(
             device="cpu",
             image_size=images.shape[1],
             max_iter=max_iter,

@@ -22,7 +22,7 @@ def main() -> None:
     images = textures(given.images, given.side)
     loop = PlainLoop()
     prepared = loop.prepare(torch.from_numpy(images), given.side)
-    detector = MKDDetector(
+    detector = MKDDetector.paper(
         device="cpu", image_size=given.side, max_iter=1, tol=None, random_state=0
     )
     detector.fit(images[:8])

@@ -9,46 +9,17 @@ first pool, past which activations only get smaller; ``--layers auto`` takes the
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
-import threading
-from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from timing import parser, report, synthetic_maps, textures
+from timing import parser, report, synthetic_maps, textures, watched
 
 SIDE = 128
-
-
-def anonymous() -> float:
-    """Return the anonymous memory of this process, in MB."""
-    status = Path("/proc/self/status").read_text()
-    return int(re.search(r"RssAnon:\s+(\d+)", status).group(1)) / 1e3
-
-
-@contextmanager
-def watched(result: dict):
-    """Note the peak of the anonymous memory while the context lasts, and what it was before."""
-    result["before MB"] = result["peak MB"] = anonymous()
-    done = threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.005):
-            result["peak MB"] = max(result["peak MB"], anonymous())
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-        result["added MB"] = result["peak MB"] - result["before MB"]
 
 
 def detector_of(crops: np.ndarray, layers: str) -> Any:
@@ -56,7 +27,7 @@ def detector_of(crops: np.ndarray, layers: str) -> Any:
     from skmkd import MKDDetector
 
     chosen = "auto" if layers == "auto" else [layers]
-    detector = MKDDetector(
+    detector = MKDDetector.paper(
         device="cpu", critical_layers=chosen, max_iter=1, tol=None, random_state=0
     )
     return detector.fit(crops[:8, ..., None].repeat(3, axis=3))
@@ -97,7 +68,7 @@ def fit(n: int, budget: int) -> dict:
     from skmkd import MKDDetector
 
     images = textures(n, SIDE)
-    detector = MKDDetector(device="cpu", cache=budget, max_iter=2, tol=None, random_state=0)
+    detector = MKDDetector.paper(device="cpu", cache=budget, max_iter=2, tol=None, random_state=0)
     result = {"work": "fit", "images": n, "cache MB": budget / 1e6}
     with watched(result):
         detector.fit(images)

@@ -30,7 +30,7 @@ def main() -> None:
         clothes, _ = load(given.data, "train")
         cases += [("number", clothes[:n], 32) for n in given.numbers]
     works = {
-        (kind, len(images), side): lambda images=images, side=side: MKDDetector(
+        (kind, len(images), side): lambda images=images, side=side: MKDDetector.paper(
             device="cpu", image_size=side, max_iter=EPOCHS, tol=None, random_state=0
         ).fit(images)
         for kind, images, side in cases

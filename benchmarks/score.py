@@ -25,7 +25,7 @@ def main() -> None:
     prepared = loop.prepare(torch.from_numpy(images), given.side)
     rows = []
     for precision in given.precision:
-        detector = MKDDetector(
+        detector = MKDDetector.paper(
             device="cpu",
             image_size=given.side,
             max_iter=1,

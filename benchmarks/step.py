@@ -27,7 +27,7 @@ def main() -> None:
     rows = []
     for side in given.sides:
         images = textures(2 * BATCH, side)
-        detector = MKDDetector(
+        detector = MKDDetector.paper(
             device="cpu", image_size=side, max_iter=1, tol=None, precision="float32"
         ).fit(images[:8])
         cloner, observer = detector.cloner_.train(), detector._observer(recall=False)

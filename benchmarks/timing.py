@@ -1,12 +1,15 @@
-"""What the benchmarks share: medians of interleaved runs, the machine's peak, tables and JSON."""
+"""What the benchmarks share: medians of interleaved runs, peaks, tables and JSON."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import platform
+import re
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -51,6 +54,33 @@ def medians(
         for name, work in works.items():
             times[name].append(seconds(work))
     return {name: median(each) for name, each in times.items()}
+
+
+def anonymous() -> float:
+    """Return the anonymous memory of this process, in MB."""
+    found = re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found.group(1)) / 1e3
+
+
+@contextmanager
+def watched(result: dict[str, Any]) -> Iterator[None]:
+    """Note the peak of the anonymous memory while the context lasts, and what it was before."""
+    result["before MB"] = result["peak MB"] = anonymous()
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.005):
+            result["peak MB"] = max(result["peak MB"], anonymous())
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        result["added MB"] = result["peak MB"] - result["before MB"]
 
 
 def product(dtype: torch.dtype) -> Callable[[], Any]:

@@ -32,7 +32,7 @@ detector = MKDDetector(
 # %%
 # ``method`` overrides the parameter ``localization`` for one call.
 
-methods = ["gradient", "smooth_grad", "guided_backprop", "discrepancy"]
+methods = ["discrepancy", "gradient", "smooth_grad", "guided_backprop"]
 maps = {method: detector.localize(bad, method=method) for method in methods}
 for method in methods:
     auroc, aupro = pixel_roc_auc_score(masks, maps[method]), aupro_score(masks, maps[method])

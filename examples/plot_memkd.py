@@ -30,7 +30,7 @@ X_test, y_test = np.concatenate([good, bad]), np.repeat([1, -1], len(good))
 
 common = {"image_size": SIDE, "max_iter": 12, "tol": None, "smoothing_sigma": 2, "random_state": 0}
 detectors = {
-    "MKD": MKDDetector(batch_size=16, localization="discrepancy", **common),
+    "MKD": MKDDetector(batch_size=16, **common),
     "RD (no memory)": MemKDDetector(memory_size=0, **common),
     "MemKD": MemKDDetector(**common),
 }

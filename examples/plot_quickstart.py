@@ -71,8 +71,7 @@ for i, (image, mask) in enumerate(zip(X_bad, masks, strict=True)):
 # threshold is then set with good images that it has not seen.
 
 detector = MKDDetector(
-    image_size=SIDE, batch_size=16, max_iter=10, tol=None,
-    localization="discrepancy", smoothing_sigma=2, random_state=0,
+    image_size=SIDE, batch_size=16, max_iter=10, tol=None, smoothing_sigma=2, random_state=0
 )  # fmt: skip
 detector.fit(X_train).calibrate(X_calibration, fpr=0.05)
 

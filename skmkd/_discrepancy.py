@@ -21,9 +21,21 @@ def _precise(activations: Tensor) -> Tensor:
     return activations.to(torch.promote_types(activations.dtype, torch.float32))
 
 
+def _positions(activations: Tensor) -> Tensor:  # (n, C, h, w) -> (n, h, w, C)
+    """Put channels last, as they lie in channels-last memory, which costs no copy."""
+    return _precise(activations).movedim(1, -1)
+
+
 def _neurons(activations: Tensor) -> Tensor:  # (n, C, h, w) -> (n, h * w * C)
-    """Lay out each image's neurons as channels-last memory holds them, which costs no copy."""
-    return _precise(activations).movedim(1, -1).flatten(1)
+    """Lay out each image's neurons."""
+    return _positions(activations).flatten(1)
+
+
+def _cosine_distance(taught: Tensor, learned: Tensor) -> Tensor:  # (..., d) x2 -> (...)
+    """One minus the cosine along the last axis; 0 where both are silent."""
+    a, b = (torch.linalg.vector_norm(each, dim=-1) for each in (taught, learned))
+    cosine = (taught * learned).sum(-1) / (a.clamp_min(SILENCE) * b.clamp_min(SILENCE))
+    return (1 - cosine).masked_fill((a == 0) & (b == 0), 0)
 
 
 def value_map(source: Tensor, cloner: Tensor) -> Tensor:  # (n, C, h, w) x2 -> (n, h, w)
@@ -32,10 +44,8 @@ def value_map(source: Tensor, cloner: Tensor) -> Tensor:  # (n, C, h, w) x2 -> (
 
 
 def direction_map(source: Tensor, cloner: Tensor) -> Tensor:  # (n, C, h, w) x2 -> (n, h, w)
-    """One minus the cosine along channels at each position; 0 where both are silent."""
-    silent = ~(source.any(1) | cloner.any(1))
-    cosine = F.cosine_similarity(_precise(source), _precise(cloner), dim=1)
-    return (1 - cosine).masked_fill(silent, 0)
+    """One minus the cosine along channels at each position."""
+    return _cosine_distance(_positions(source), _positions(cloner))
 
 
 def value_discrepancy(source: Tensor, cloner: Tensor) -> Tensor:  # (n, C, h, w) x2 -> (n,)
@@ -50,9 +60,7 @@ def direction_discrepancy(
     """One minus the cosine of the whole layer (MKD, Eq. 3), or its mean over positions."""
     if direction == "position":
         return direction_map(source, cloner).flatten(1).mean(1)
-    taught, learned = _neurons(source), _neurons(cloner)
-    norms = [torch.linalg.vector_norm(a, dim=1).clamp_min(SILENCE) for a in (taught, learned)]
-    return 1 - (taught * learned).sum(1) / (norms[0] * norms[1])
+    return _cosine_distance(_neurons(source), _neurons(cloner))
 
 
 def discrepancies(

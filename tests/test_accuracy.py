@@ -15,12 +15,15 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from benchmarks.accuracy import __main__ as command
-from benchmarks.accuracy import baselines, cases, render, runner
+from benchmarks.accuracy import baselines, cases, cost, render, runner
 from benchmarks.accuracy.cases import DATA_SETS, Case
 from skmkd import MKDDetector
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (9, 9), dtype=np.uint8)
+
+
+DECIDED = {"value_weight", "direction_weight", "direction", "image_score", "localization"}
 
 
 # Cases
@@ -280,7 +283,7 @@ def test_tables_hold_means_of_what_was_run(toy, tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "Means over 1 case:" in printed
     assert f"| MKD, loss | 2 | 2 | {mean:.2f} |" in printed
-    assert "| forest | until converged | 2 |" in printed
+    assert "| forest |  | 2 |" in printed
 
 
 def test_a_method_of_fewer_cases_has_no_mean(toy, tmp_path):
@@ -293,6 +296,20 @@ def test_a_method_of_fewer_cases_has_no_mean(toy, tmp_path):
     assert "| forest |" in means
     assert "| MKD, loss |" not in means
     assert "| MKD, loss |" in single
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in runner.PROTOCOLS.glob("*.toml")))
+def test_named_settings_are_what_they_are_called(name):
+    protocol = runner.read_protocol(name, quick=False)
+    default, paper = MKDDetector().get_params(), MKDDetector.paper().get_params()
+    for method in protocol["methods"]:
+        stated = runner.settings_of(protocol, method)["parameters"]
+        own = {k: v for k, v in stated.items() if k not in ("device", "image_size", "augmentation")}
+        if method.startswith(("the default", "MKD, the default")):
+            assert own == {k: default[k] for k in own}
+            assert set(own) >= DECIDED
+        elif method == "the paper's setting":
+            assert own == {k: paper[k] for k in own}
 
 
 def test_the_page_says_what_the_results_say():
@@ -326,3 +343,20 @@ def test_protocols_name_what_there_is(name):
             estimator(random_state=0, **settings["parameters"])
             for view in settings["views"].values():
                 estimator(**settings["parameters"]).set_params(**view)
+
+
+# What scoring costs
+
+
+def test_cost_is_measured_in_time_and_in_a_process_of_its_own(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cost, "METHODS", {"default": MKDDetector})
+    file = tmp_path / "cost.json"
+    arguments = ["cost", "--runs", "1", "--images", "4", "--side", "32", "--output", str(file)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    monkeypatch.chdir(runner.FOLDER.parents[1])
+    cost.main()
+    (row,) = json.loads(file.read_text())["rows"]
+    assert (row["scores"], row["images"], row["ratio"]) == ("default", 4, 1.0)
+    assert row["ms an image"] > 0
+    assert 1 < row["memory MB"] < 2000
+    assert "memory MB" in capsys.readouterr().out

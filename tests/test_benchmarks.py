@@ -23,9 +23,9 @@ def test_plain_loop_scores_and_localizes_as_skmkd_does(monkeypatch):
     from plain_loop import PlainLoop
 
     images = (255 * lfw_subset()[:10]).astype(np.uint8)
-    detector = MKDDetector(
+    detector = MKDDetector.paper(
         image_size=32, batch_size=8, max_iter=2, tol=None, direction_weight=1.0, random_state=0,
-        precision="float32", localization_params={"through_source": True},
+        precision="float32", localization_params={"through_source": True}, normalization="source",
     ).fit(images)  # fmt: skip
     loop = PlainLoop()
     fitted = detector.cloner_.state_dict().values()

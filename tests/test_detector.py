@@ -281,9 +281,9 @@ def test_bfloat16_source_ranks_faces_as_float32_does():
     gaps = []
     for seed in range(3):  # a training's own AUROC is off by up to seven of 3,000 pairs
         exact, rounded = (
-            MKDDetector(
+            MKDDetector.paper(
                 image_size=32, batch_size=8, max_iter=8, tol=None, random_state=seed,
-                precision=precision,
+                precision=precision, normalization="source",
             ).fit(images[:70])
             for precision in ("float32", "bfloat16")
         )  # fmt: skip
@@ -294,8 +294,33 @@ def test_bfloat16_source_ranks_faces_as_float32_does():
             for term, curve in exact.loss_curve_.items():
                 assert_allclose(rounded.loss_curve_[term], curve, rtol=0.01)
     assert np.mean(gaps) <= 0.002
-    exact.source_ = BFloat16(exact.source_)  # the same cloner, so that training has no part in it
-    assert spearmanr(exact.score_samples(test), scores[0]).statistic >= 0.9998
+
+
+@pytest.mark.parametrize("build", [MKDDetector, MKDDetector.paper])
+def test_bfloat16_source_ranks_faces_as_float32_does_for_the_same_cloner(build):
+    images = data.lfw_subset()
+    detector = build(
+        image_size=32, batch_size=8, max_iter=4, tol=None, precision="float32", random_state=0
+    ).fit(images[:70])
+    scores = detector.score_samples(images[70:])
+    detector.source_ = BFloat16(detector.source_)
+    assert spearmanr(detector.score_samples(images[70:]), scores).statistic >= 0.9998
+
+
+def test_the_paper_s_setting_is_one_call():
+    paper = MKDDetector.paper(image_size=32, direction_weight=3.0)
+    changed = {
+        name: value
+        for name, value in paper.get_params().items()
+        if value != MKDDetector().get_params()[name]
+    }
+    assert changed == {
+        "value_weight": 1.0, "direction_weight": 3.0, "direction": "vector", "image_score": "loss",
+        "localization": "gradient", "normalization": None, "image_size": 32,
+    }  # fmt: skip
+    assert MKDDetector.paper().direction_weight == "auto"
+    with pytest.raises(TypeError, match="unexpected keyword argument 'lambda_'"):
+        MKDDetector.paper(lambda_=1.0)
 
 
 @pytest.mark.parametrize("cache", ["auto", 0, None])

@@ -108,7 +108,7 @@ def test_masks_are_maps_above_their_threshold(detector, images):
 
 
 def test_unknown_method(detector, images):
-    with pytest.raises(ValueError, match="method must be one of gradient, .*got 'gradcam'"):
+    with pytest.raises(ValueError, match="method must be one of discrepancy, .*got 'gradcam'"):
         detector.localize(images, method="gradcam")
 
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.accuracy.runner import FOLDER, PROTOCOLS, RESULTS
+from benchmarks.accuracy.runner import FOLDER, FOLLOWED, PROTOCOLS, RESULTS
 
 PAGE = FOLDER.parents[1] / "docs" / "results.md"
 FIGURES = ("image AUROC", "image AP", "pixel AUROC", "pixel AP", "AUPRO")
-SHOWN = ("image AUROC", "pixel AUROC", "AUPRO", "fit s", "score s")
+SHOWN = ("image AUROC", "pixel AUROC", "AUPRO")
 TITLE = """# Results
 
 Every figure here comes from a file in `benchmarks/accuracy/results`, which says with which
@@ -24,9 +24,8 @@ settings, seeds and versions, on which processor and when each run was made. The
 table makes its results anew; it goes on where it was interrupted.
 `python -m benchmarks.accuracy.render` writes this page.
 
-Areas are in percent; AUPRO goes to a false-positive rate of 0.3. Seconds are those of one run on
-two processor cores, of a whole fit and of scoring the whole test set; those of maps are not in
-them. Defects are synthetic where the title says so.
+Areas are in percent; AUPRO goes to a false-positive rate of 0.3. Defects are synthetic where the
+title says so. What the methods cost is measured by [benchmarks](benchmarks.md), in ratios.
 """
 
 
@@ -38,6 +37,7 @@ def rows_of(file: Path) -> list[dict[str, Any]]:
             **record,
             "case": run["case"],
             "seed": run["seed"],
+            "trained": run["settings"]["estimator"] in FOLLOWED,
             "method": ", ".join(filter(None, (run["method"], record["view"]))),
         }
         for run in runs
@@ -53,7 +53,7 @@ def averaged(rows: list[dict[str, Any]], *keys: str) -> dict[tuple, dict[str, fl
     return {
         group: {
             name: float(np.mean([row[name] for row in members]))
-            for name in (*FIGURES, "fit s", "score s")
+            for name in FIGURES
             if all(name in row for row in members)
         }
         | {"seeds": len({row["seed"] for row in members})}
@@ -68,6 +68,7 @@ def table(file: Path) -> str:
     """
     content, rows = json.loads(file.read_text()), rows_of(file)
     cases = list(dict.fromkeys(row["case"] for row in rows))
+    trained = {row["method"] for row in rows if row["trained"]}
     single = averaged(rows, "method", "epoch", "case")
     means = averaged(rows, "method", "epoch")
     whole = [key for key in means if all((*key, case) in single for case in cases)]
@@ -78,7 +79,7 @@ def table(file: Path) -> str:
     for method, epoch in whole:
         found = means[method, epoch]
         cells = [text(found.get(name)) for name in shown]
-        length = str(epoch or "until converged")
+        length = str(epoch or ("until converged" if method in trained else ""))
         lines.append(row_of([method, length, str(found["seeds"]), *cells]))
     if len(cases) > 1:
         lines += ["", "Image AUROC of each case, after the last epoch:", ""]

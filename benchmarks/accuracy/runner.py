@@ -47,8 +47,8 @@ def run(name: str, data: Path | None, results: Path, quick: bool) -> Path:
     runs = json.loads(file.read_text())["runs"] if file.exists() else []
     plan = [
         {"case": case, "method": method, "seed": seed, "settings": settings_of(protocol, method)}
+        for seed in protocol["seeds"]  # outermost: an interrupted protocol has whole seeds
         for case in protocol.get("cases") or data_set.names(data)
-        for seed in protocol["seeds"]
         for method in protocol["methods"]
     ]
     done = [{key: one[key] for key in plan[0]} for one in runs]

@@ -134,16 +134,16 @@ def mean_normal_score(estimator: Any, X: Any, y: ArrayLike | None = None) -> flo
     -----
     **It may not compare candidates whose scores have another scale**: `direction_weight`,
     `value_weight`, `direction`, `critical_layers`, `score_layers`, `image_score`, `source`, its
-    weights, `normalization`, `image_size`, `smoothing_sigma` (with ``image_score="map_max"``). A
-    smaller λ or one layer fewer makes any loss smaller,
-    and any detector look better. Nor may it compare cloners: one that follows the source
-    everywhere, on anomalies too, has the smallest loss and detects nothing. For these use
+    weights, `normalization`, `image_size`, `smoothing_sigma` (with ``image_score="map_max"``). More
+    blur or one layer fewer makes any anomaly score smaller, and any detector look better. Nor may it
+    compare cloners: one that follows the source everywhere, on anomalies too, disagrees least and
+    detects nothing. For these use
     `anomaly_roc_auc` with a few anomalies, real ones or normal images that were spoiled by hand,
     or else keep the defaults.
 
     What it may compare is how well one and the same cloner was trained: `learning_rate`,
-    `max_iter`, `tol`, `augmentation`. Give `direction_weight` as a number then, since "auto"
-    depends on the first batch of images.
+    `max_iter`, `tol`, `augmentation`; but not with ``direction_weight="auto"``, which depends on
+    the first batch of images.
 
     Examples
     --------
@@ -153,7 +153,7 @@ def mean_normal_score(estimator: Any, X: Any, y: ArrayLike | None = None) -> flo
     >>> from skmkd.model_selection import NormalOnlySplit, mean_normal_score
     >>> X = lfw_subset()[:40]  # faces, all normal
     >>> detector = MKDDetector(
-    ...     image_size=32, batch_size=8, max_iter=2, tol=None, direction_weight=1.0, random_state=0
+    ...     image_size=32, batch_size=8, max_iter=2, tol=None, random_state=0
     ... )
     >>> search = GridSearchCV(
     ...     detector,

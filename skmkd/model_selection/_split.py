@@ -63,7 +63,7 @@ class NormalOnlySplit(BaseCrossValidator):
     ... )
     >>> search = GridSearchCV(
     ...     detector,
-    ...     {"direction_weight": [0.1, 1.0]},
+    ...     {"value_weight": [0.0, 1.0]},
     ...     scoring=anomaly_roc_auc,
     ...     cv=NormalOnlySplit(2, random_state=0),
     ...     refit=False,
