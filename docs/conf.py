@@ -8,6 +8,7 @@ from typing import Any
 
 from docutils import nodes
 from latex2mathml.converter import convert
+from sphinx_gallery.sorting import ExplicitOrder
 
 os.environ["MPLBACKEND"] = "agg"
 
@@ -27,6 +28,13 @@ extensions = [
     "sphinx_gallery.gen_gallery",
     "sphinxcontrib.bibtex",
 ]
+if "SKMKD_DOCS_ONLINE" in os.environ:  # links into the pages of others need their inventories
+    extensions.append("sphinx.ext.intersphinx")
+    intersphinx_mapping = {
+        "numpy": ("https://numpy.org/doc/stable", None),
+        "sklearn": ("https://scikit-learn.org/stable", None),
+        "torch": ("https://docs.pytorch.org/docs/stable", None),
+    }
 smartquotes = False  # "auto" is typed as it stands
 templates_path = ["_templates"]
 exclude_patterns = ["_build", "images/README.md"]
@@ -39,8 +47,13 @@ autodoc_typehints = "none"  # the docstrings tell types, shapes and ranges
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
+FIRST_TO_LAST = (
+    "quickstart", "folder", "threshold", "localization", "layers", "digits", "augmentation",
+    "pipeline", "grid_search", "out_of_core", "own_source", "memkd",
+)  # fmt: skip
 sphinx_gallery_conf = {
     "examples_dirs": str(Path(__file__).parents[1] / "examples"),
+    "within_subsection_order": ExplicitOrder([f"plot_{name}.py" for name in FIRST_TO_LAST]),
     "gallery_dirs": "gallery",
     "doc_module": ("skmkd",),
     "backreferences_dir": "_build/backreferences",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import operator
 import re
 import shutil
 import subprocess
@@ -12,10 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpydoc.validate import validate
+from PIL import Image
+from skimage.data import lfw_subset
+from sklearn.base import clone
 from sklearn.metrics import roc_auc_score
 
 import skmkd
 from skmkd import MemKDDetector, MKDDetector
+from skmkd.datasets import list_images
 
 ROOT = Path(__file__).parents[1]
 ORDER = [
@@ -101,10 +107,11 @@ FUNCTIONS = [public for public in PUBLIC if inspect.isfunction(public)] + [
     for name, method in inspect.getmembers(public, inspect.isroutine)
     if not name.startswith("_") and method.__module__.startswith("skmkd")
 ]  # fmt: skip
+NAMED = operator.attrgetter("__qualname__")
 SCORERS = [public for public in PUBLIC if not inspect.isclass(public) and public not in FUNCTIONS]
 
 
-@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.__qualname__)
+@pytest.mark.parametrize("function", FUNCTIONS, ids=NAMED)
 def test_public_functions_document_their_parameters(function):
     signature = [
         ("**" if parameter.kind is parameter.VAR_KEYWORD else "") + name
@@ -127,6 +134,35 @@ def test_scorers_are_documented():
 def test_public_classes_document_their_parameters(public):
     assert list(documented_parameters(public)) == list(inspect.signature(public).parameters)
     assert "\nExamples\n---" in inspect.getdoc(public)
+
+
+TASTE = {  # of numpydoc's checks, those that scikit-learn's docstrings do not heed either
+    "ES01",  # an extended summary
+    "SA01",  # a section See Also
+    "RT02",  # no name for what is returned
+}
+FULL_NAMES = [
+    f"{public.__module__}.{public.__qualname__}" for public in (*FUNCTIONS, *PUBLIC)
+    if public not in SCORERS
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(set(FULL_NAMES)))
+def test_docstrings_are_numpydoc(name):
+    errors = validate(name)["errors"]
+    is_method = name.split(".")[-2][0].isupper()  # the example of its class serves it
+    is_loader = name.rpartition(".")[2] in ("load_visa", "load_mpdd", "load_btad")  # as MVTec AD's
+    passed = TASTE | ({"EX01"} if is_method or is_loader else set())
+    assert [error for error in errors if error[0] not in passed] == []
+
+
+@pytest.mark.parametrize(
+    "public", [*(p for p in PUBLIC if p not in SCORERS), *FUNCTIONS], ids=NAMED
+)
+def test_arrays_are_documented_with_their_shapes(public):
+    entry = re.compile(r"^([*\w, ]+) : (.*\bndarrays?\b.*)$", re.M)
+    for name, kind in entry.findall(inspect.getdoc(public)):
+        assert "shape" in kind, f"{name} : {kind}"
 
 
 def test_public_names():
@@ -166,6 +202,41 @@ def test_code_of_the_readme_runs():
     assert roc_auc_score(np.repeat([1, -1], 10), scores) > 0.9
     assert np.isfinite(names["search"].cv_results_["mean_test_score"]).all()
     assert names["best"].score_samples(names["X"]).shape == (40,)
+
+
+GUIDE = [
+    "index.md",
+    "getting_started.md",
+    *(f"guide/{p.name}" for p in (ROOT / "docs/guide").glob("*.md")),
+]
+
+
+@pytest.mark.parametrize("page", GUIDE)
+def test_code_of_the_guide_runs(page, tmp_path, monkeypatch, capsys):
+    """Run a page's code in a folder of small images; detectors are as stated, but train briefly."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.S)
+    faces = (255 * lfw_subset()).astype(np.uint8)
+    for folder, images in (("good", faces[:72]), ("new", faces[72:76])):
+        (tmp_path / folder).mkdir()
+        for i, image in enumerate(images):
+            Image.fromarray(image).save(tmp_path / folder / f"{i:02}.png")
+    monkeypatch.chdir(tmp_path)
+    for detector in (MKDDetector, MemKDDetector):
+
+        def briefly(detector=detector, **parameters):
+            return detector(**parameters | {"image_size": 32, "max_iter": 1, "tol": None})
+
+        monkeypatch.setattr(skmkd, detector.__name__, briefly)
+    X, y = faces[[*range(12), *range(190, 196)]], np.repeat([1, -1], [12, 6])
+    names = {
+        "skmkd": skmkd, "MKDDetector": skmkd.MKDDetector, "MemKDDetector": skmkd.MemKDDetector,
+        "good": list_images("good"), "X": X, "y": y, "X_validation": X, "clone": clone,
+        "roc_auc_score": roc_auc_score, "detector": skmkd.MKDDetector(),
+    }  # fmt: skip
+    if page == "guide/saving.md":
+        names["detector"].fit(names["good"])
+    for block in blocks:
+        exec(compile(block, page, "exec"), names)
 
 
 def test_built_wheel_carries_weights_and_types(tmp_path):

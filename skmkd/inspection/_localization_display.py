@@ -176,7 +176,7 @@ class LocalizationDisplay:
 
         Parameters
         ----------
-        ax : ndarray of n_rows * n matplotlib Axes, default=None
+        ax : ndarray of shape (n_rows, n) of matplotlib Axes, default=None
             Where to draw; None makes a figure.
         cmap : str or matplotlib Colormap, default="autumn_r"
             Colours of the maps, from the threshold on.
