@@ -62,7 +62,7 @@ def averaged(rows: list[dict[str, Any]], *keys: str) -> dict[tuple, dict[str, fl
 
 
 def table(file: Path) -> str:
-    """Return two tables in Markdown: the means of each method, and its image AUROC in each case.
+    """Return tables in Markdown: the means of each method, and each figure in each case.
 
     Methods of fewer cases than others are left out of the means, which they would distort.
     """
@@ -81,13 +81,14 @@ def table(file: Path) -> str:
         cells = [text(found.get(name)) for name in shown]
         length = str(epoch or ("until converged" if method in trained else ""))
         lines.append(row_of([method, length, str(found["seeds"]), *cells]))
-    if len(cases) > 1:
-        lines += ["", "Image AUROC of each case, after the last epoch:", ""]
+    for name in shown if len(cases) > 1 else ():
+        lines += ["", f"{name[0].upper()}{name[1:]} of each case, after the last epoch:", ""]
         lines += header(["method", *cases])
         for method in dict.fromkeys(row["method"] for row in rows):
-            last = max(epoch for name, epoch in means if name == method)
-            found = [single.get((method, last, case), {}).get("image AUROC") for case in cases]
-            lines.append(row_of([method, *map(text, found)]))
+            last = max(epoch for found, epoch in means if found == method)
+            cells = [single.get((method, last, case), {}).get(name) for case in cases]
+            if any(cell is not None for cell in cells):
+                lines.append(row_of([method, *map(text, cells)]))
     return "\n".join(lines) + "\n"
 
 
