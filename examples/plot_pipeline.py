@@ -36,7 +36,8 @@ def scan(crops):
 
 
 X_train = scan(windows[:, :7].reshape(-1, SIDE, SIDE))
-good = windows[:, 9:].reshape(-1, SIDE, SIDE)
+X_calibration = scan(windows[:7, 9:].reshape(-1, SIDE, SIDE))
+good = windows[9:, 9:].reshape(-1, SIDE, SIDE)
 bad, _ = make_defects(good, random_state=0)
 X_test = np.concatenate([scan(good), scan(bad)])
 y_test = np.repeat([1, -1], len(good))  # +1 = normal, -1 = anomaly
@@ -52,13 +53,17 @@ def middle(scans):
 
 pipeline = make_pipeline(
     FunctionTransformer(middle),
-    MKDDetector(image_size=SIDE, batch_size=16, max_iter=8, tol=None, random_state=0),
+    MKDDetector(
+        image_size=SIDE, batch_size=16, max_iter=8, tol=None, smoothing_sigma=2, random_state=0
+    ),
 )
 pipeline.fit(X_train)
-print("called anomalies:", np.sum(pipeline.predict(X_test) == -1), "of", len(X_test))
 
 # %%
-# Displays want the last step, and the images as that gets them.
+# A pipeline has no method to calibrate; its last step has, and wants the images as that step gets
+# them. So do displays.
 
+pipeline[-1].calibrate(middle(X_calibration), fpr=0.05)
+print("called anomalies:", np.sum(pipeline.predict(X_test) == -1), "of", len(X_test))
 ScoreDisplay.from_estimator(pipeline[-1], middle(X_test), y_test)
 plt.show()
