@@ -17,6 +17,7 @@ from sklearn.metrics import roc_auc_score
 from benchmarks.accuracy import __main__ as command
 from benchmarks.accuracy import baselines, cases, cost, render, runner
 from benchmarks.accuracy.cases import DATA_SETS, Case
+from benchmarks.accuracy.variants import MapScores
 from skmkd import MKDDetector
 
 RNG = np.random.default_rng(0)
@@ -44,6 +45,13 @@ def test_textures_are_learned_on_one_side_and_tested_on_the_other(name):
     assert_array_equal(changed, case.masks[n:])
     inside = {image.tobytes() for image in case.learn}
     assert not any(image.tobytes() in inside for image in case.test)
+
+
+def test_few_textures_are_some_of_all():
+    few, case = (DATA_SETS[name].read("coins", None, 0) for name in ("few_textures", "textures"))
+    inside = {image.tobytes() for image in case.learn}
+    assert len({image.tobytes() for image in few.learn} & inside) == len(few.learn) == 12
+    assert_array_equal(few.test, case.test)
 
 
 @pytest.mark.parametrize(("data", "n_learn", "n_test"), [("digits", 89, 1708), ("faces", 70, 130)])
@@ -184,6 +192,26 @@ def test_neighbours_of_what_was_learned_are_itself():
     learn = spotted(4, 0)[0]
     model = baselines.PatchNeighbours(image_size=32, precision="float32").fit(learn)
     assert_allclose(model.score_samples(learn), 0, atol=0.05)
+
+
+# Variants
+
+
+def test_map_scores_sum_up_what_the_default_finds():
+    learn, (good, bad) = spotted(8, 0)[0], spotted(4, 1)
+    test = np.concatenate([good, bad])
+    settings = {"image_size": 32, "random_state": 0, "precision": "float32"}
+    default = MKDDetector(**settings, max_iter=2, tol=None).fit(learn)
+    plain = MapScores(share=0.0, standardise="nothing", epochs=2, **settings).fit(learn)
+    expected = default.score_samples(test)
+    assert_allclose(plain.score_samples(test), expected, rtol=1e-5)
+    whole = MapScores(share=1.0, standardise="nothing", epochs=2, **settings).fit(learn)
+    maps = default.set_params(opening_size=1).localize(test)
+    assert_allclose(whole.score_samples(test), -maps.mean((1, 2)), rtol=1e-4)
+    for how in ("layer", "position"):
+        usual = MapScores(share=1.0, standardise=how, epochs=2, **settings).fit(learn)
+        assert abs(usual.score_samples(learn).mean()) < 1e-3  # training images are usual
+        assert usual.score_samples(bad).mean() < usual.score_samples(good).mean()
 
 
 # Runs

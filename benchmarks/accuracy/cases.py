@@ -79,6 +79,12 @@ def texture(name: str, _: Path | None, seed: int) -> Case:
     return Case(learn, np.concatenate([good, bad]), labels(len(good), len(bad)), truth)
 
 
+def few_crops(name: str, data: Path | None, seed: int) -> Case:
+    """Learn twelve of a texture's crops, evenly spaced."""
+    case = texture(name, data, seed)
+    return case._replace(learn=case.learn[np.linspace(0, len(case.learn) - 1, 12).astype(int)])
+
+
 def crops(photograph: np.ndarray, side: int, step: int) -> np.ndarray:
     """Cut square crops, one every step: (n, side, side) or (n, side, side, C)."""
     tops, lefts = (range(0, length - side + 1, step) for length in photograph.shape[:2])
@@ -192,6 +198,7 @@ def ten(_: Path | None) -> list[str]:
 
 DATA_SETS = {
     "textures": DataSet(lambda _: list(TEXTURES), texture),
+    "few_textures": DataSet(lambda _: list(TEXTURES), few_crops),
     "digits": DataSet(ten, digits),
     "faces": DataSet(one("faces"), faces),
     "fashion_mnist": DataSet(ten, mnist),

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from benchmarks.accuracy import baselines
 from benchmarks.accuracy.cases import DATA_SETS, Case
+from benchmarks.accuracy.variants import MapScores
 from benchmarks.timing import machine
 from skmkd import MemKDDetector, MKDDetector
 from skmkd.metrics import aupro_score, pixel_average_precision_score, pixel_roc_auc_score
@@ -30,6 +31,7 @@ ESTIMATORS |= {
     name: getattr(baselines, name)
     for name in ("PatchNeighbours", "PositionGaussians", "PooledForest", "PooledSVM")
 }
+ESTIMATORS["MapScores"] = MapScores
 
 
 def read_protocol(name: str, quick: bool) -> dict[str, Any]:
@@ -70,13 +72,10 @@ def settings_of(protocol: dict[str, Any], method: str) -> dict[str, Any]:
 
     TOML has no word for None; "none" stands for it.
     """
-    given = dict(protocol["methods"][method])
+    given = protocol["settings"] | protocol["methods"][method]
     estimator = given.pop("estimator", "MKDDetector")
     views = given.pop("views", {})
-    parameters = {
-        name: None if value == "none" else value
-        for name, value in (protocol["settings"] | given).items()
-    }
+    parameters = {name: None if value == "none" else value for name, value in given.items()}
     return {
         "estimator": estimator,
         "parameters": parameters,

@@ -1,0 +1,74 @@
+"""Scores that did not become options: the default detector's maps, summed up in other ways."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from skmkd import MKDDetector
+from skmkd._discrepancy import direction_map
+from skmkd._localization import blur
+from skmkd._observation import fixed_batches
+from skmkd._validation import check_images
+
+STEADY = 0.1  # of a layer's deviation, added to those of its positions, which are of few images
+
+
+class MapScores:
+    """MKDDetector, with the mean of the top share of a map for a score.
+
+    Parameters
+    ----------
+    share : float
+        Share of a map's pixels, the highest ones; 0 is the maximum.
+    standardise : {"nothing", "layer", "position"}
+        Over what the mean and deviation of the training images' maps, which are taken off each
+        layer's map before these are summed, are computed.
+    """
+
+    def __init__(
+        self, *, share: float, standardise: str, epochs: int, random_state: int = 0, **settings: Any
+    ):
+        self.share, self.standardise = share, standardise
+        self._detector = MKDDetector(
+            **settings, max_iter=epochs, tol=None, random_state=random_state
+        )
+
+    def fit(self, X: Any) -> MapScores:
+        """Train, and note what is usual at each layer."""
+        self._detector.fit(X)
+        axes = {"nothing": None, "layer": (0, 1, 2), "position": (0,)}[self.standardise]
+        self._usual = [
+            (0.0, 1.0)
+            if axes is None
+            else (maps.mean(axes, keepdim=True), maps.std(axes, keepdim=True) + STEADY * maps.std())
+            for maps in self._layer_maps(X)
+        ]
+        return self
+
+    def _layer_maps(self, X: Any) -> list[Tensor]:
+        """Return a map of directions (n, h, w) for each critical layer."""
+        detector = self._detector
+        images, found = check_images(detector, X, reset=False), []
+        read, size = detector._reader(images), detector._batch_size
+        with torch.no_grad():
+            for chosen, batch in fixed_batches(read, range(len(images)), size):
+                answer = detector._answer(batch)
+                maps = [direction_map(batch.target[i], answer[i]) for i in detector.score_layers_]
+                found.append([each[: len(chosen)] for each in maps])
+        return [torch.cat(parts) for parts in zip(*found, strict=True)]
+
+    def score_samples(self, X: Any) -> np.ndarray:
+        """Score images, higher = more normal."""
+        size = self._detector._prepare.size
+        whole = [
+            F.interpolate(((maps - mean) / deviation)[:, None], size, mode="bilinear")[:, 0]
+            for maps, (mean, deviation) in zip(self._layer_maps(X), self._usual, strict=True)
+        ]
+        blurred = blur(sum(whole).numpy(), self._detector.smoothing_sigma)
+        highest = -np.sort(-blurred.reshape(len(blurred), -1), axis=1)
+        return -highest[:, : max(1, int(self.share * highest.shape[1]))].mean(1)
