@@ -4,7 +4,8 @@ Which localization method shows the place best?
 ==================================================
 
 One fitted detector, four ways to ask it where an image is anomalous, and what pixel metrics say of
-each. The defects are synthetic.
+each. It has the paper's setting, for which the three ways by gradients were made; the defects are
+synthetic.
 """
 
 # %%
@@ -24,7 +25,7 @@ X_train = windows[:, :7].reshape(-1, SIDE, SIDE)
 good = windows[::2, 9::2].reshape(-1, SIDE, SIDE)
 bad, masks = make_defects(good, random_state=0)
 
-detector = MKDDetector(
+detector = MKDDetector.paper(
     image_size=SIDE, batch_size=16, max_iter=10, tol=None, smoothing_sigma=2, random_state=0,
     localization_params={"n_samples": 8},
 ).fit(X_train)  # fmt: skip

@@ -109,7 +109,7 @@ class MKDDetector(BaseDistillationDetector):
             default="discrepancy"
         What maps are made of: the discrepancy of the features at each position, the gradient of
         the total discrepancy by the pixels, as in the paper, its mean over noisy copies, or the
-        same with negative gradients cut at each ReLU.
+        same with negative gradients cut at each ReLU. Gradients suit the paper's setting.
     localization_params : dict or None, default=None
         Options of the methods: ``through_source`` (False), whether gradients also run back
         through the source; ``n_samples`` (16) and ``noise`` (0.1, as a share of the image's
