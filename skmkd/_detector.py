@@ -71,7 +71,8 @@ class MKDDetector(BaseDistillationDetector):
     score_layers : int, list of str or None, default=None
         The critical layers that scores and maps use: the last k, some by name, or all.
     value_weight : float, default=0.0
-        Weight of the value discrepancy, not negative.
+        Weight of the value discrepancy in the loss, not negative. Maps of discrepancies, and scores
+        from them, count it only with ``localization_params={"value": True}``.
     direction_weight : "auto" or float, default=1.0
         Weight λ of the direction discrepancy, not negative. "auto" gives both discrepancies the
         same mean on the untrained cloner, as the paper does.
@@ -113,10 +114,11 @@ class MKDDetector(BaseDistillationDetector):
     localization_params : dict or None, default=None
         Options of the methods: ``through_source`` (False), whether gradients also run back
         through the source; ``n_samples`` (16) and ``noise`` (0.1, as a share of the image's
-        range) of "smooth_grad"; ``value`` (False), whether "discrepancy" adds the weighted value
-        discrepancy to the direction's.
+        range) of "smooth_grad"; ``value`` (False), whether "discrepancy" and the
+        score "map_max" add the weighted value discrepancy to the direction's.
     smoothing_sigma : float, default=4.0
-        Width of the Gaussian blur of maps, in pixels of the resized image; 0 switches it off.
+        Width of the Gaussian blur of maps, also of the one that "map_max" takes the maximum of, in
+        pixels of the resized image; 0 switches it off.
     opening_size : int, default=3
         Size of the ellipse of the maps' grey opening, in pixels of the resized image, odd; 1
         switches it off.
@@ -166,6 +168,7 @@ class MKDDetector(BaseDistillationDetector):
         Epochs run.
     loss_curve_ : dict of str to ndarray of shape (n_epochs,), float64
         Mean "total", "value" and "direction" discrepancy of each epoch; the latter two unweighted.
+        By default the total is the direction, and the value is only watched.
     image_shape_ : tuple (H, W, C)
         Shape of the training images; H and W are None if they came as a list.
     pixel_range_ : tuple (low, high, kind)
@@ -205,7 +208,8 @@ class MKDDetector(BaseDistillationDetector):
     The paper says nothing on these, which follow its authors' practice: the absolute value of
     the gradient, summed over colours; a batch norm after every convolution of the cloner but the
     last of each block. Of our own is that the statistics of batch norms are taken anew over all
-    training images when training ends, which makes scores steadier from epoch to epoch.
+    training images when training ends, which makes scores steadier from epoch to epoch;
+    and that gradients run back through the cloner only, unless ``through_source`` says otherwise.
 
     References
     ----------
@@ -235,6 +239,8 @@ class MKDDetector(BaseDistillationDetector):
     _map_parameters = (
         "localization",
         "localization_params",
+        "value_weight",
+        "direction",
         *BaseDistillationDetector._map_parameters,
     )
     _localization_methods = ("discrepancy", "gradient", "smooth_grad", "guided_backprop")
@@ -329,12 +335,11 @@ class MKDDetector(BaseDistillationDetector):
 
     @classmethod
     def paper(cls, **parameters: Any) -> Self:
-        """Build a detector with the paper's setting, where that is not the default.
+        """Build a detector with the paper's setting; all else is as by default.
 
         That is ``value_weight=1.0``, ``direction_weight="auto"``, ``direction="vector"``,
-        ``image_score="loss"``, ``localization="gradient"`` and ``normalization=None``. For colour
-        images of its one-class benchmark (CIFAR-10) the paper normalises, with
-        ``normalization="source"``.
+        ``image_score="loss"``, ``localization="gradient"`` and ``normalization=None``. The paper
+        normalises for CIFAR-10 alone: add ``normalization="source"`` there.
 
         Parameters
         ----------
@@ -456,6 +461,15 @@ class MKDDetector(BaseDistillationDetector):
         if self.image_score == "map_max":
             return blurred_maximum(self._discrepancy_map(batch), self.smoothing_sigma)
         return self._loss(batch.target, self._answer(batch))
+
+    def _judge(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        raw = self._attribution(batch)
+        if (self.image_score, self.localization) == (
+            "map_max",
+            "discrepancy",
+        ):  # one look is enough
+            return blurred_maximum(raw, self.smoothing_sigma), raw
+        return self._anomaly(batch), raw
 
     def _score_parameters(self) -> tuple[str, ...]:
         if self.image_score == "map_max":

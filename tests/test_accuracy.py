@@ -314,6 +314,19 @@ def test_tables_hold_means_of_what_was_run(toy, tmp_path, monkeypatch, capsys):
     assert "| forest |  | 2 |" in printed
 
 
+def test_each_case_counts_once_however_many_its_seeds(toy, tmp_path):
+    file = runner.run("toy", None, tmp_path, quick=True)
+    content = json.loads(file.read_text())
+    forest = content["runs"][1]
+    for case, seed, auroc in (("a", 0, 40.0), ("a", 1, 60.0), ("b", 0, 90.0)):
+        records = [forest["records"][0] | {"image AUROC": auroc}]
+        content["runs"].append(
+            {**forest, "method": "m", "case": case, "seed": seed, "records": records}
+        )
+    file.write_text(json.dumps(content))
+    assert "| m |  | 1 | 70.00 |" in render.table(file)
+
+
 def test_a_method_of_fewer_cases_has_no_mean(toy, tmp_path):
     file = runner.run("toy", None, tmp_path, quick=True)
     content = json.loads(file.read_text())
@@ -338,6 +351,7 @@ def test_named_settings_are_what_they_are_called(name):
             assert set(own) >= DECIDED
         elif method == "the paper's setting":
             assert own == {k: paper[k] for k in own}
+            assert set(own) >= {*DECIDED, "normalization"}
 
 
 def test_the_page_says_what_the_results_say():

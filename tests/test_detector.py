@@ -19,6 +19,7 @@ from skmkd._critical_layers import REDUCTIONS
 from skmkd._discrepancy import discrepancies
 from skmkd._preprocessing import shuffled_batches
 from skmkd._sources import build_source
+from skmkd._validation import check_images
 
 POOLS = ["features.2", "features.5"]
 
@@ -224,18 +225,29 @@ def test_image_score_from_the_map(value):
         image_score="map_max", localization="discrepancy", localization_params={"value": value},
         opening_size=1,
     ).fit(images)  # fmt: skip
-    assert_allclose(
-        detector.score_samples(images), -detector.localize(images).max((1, 2)), rtol=1e-5
-    )
+    scores = detector.score_samples(images)
+    assert_allclose(scores, -detector.localize(images).max((1, 2)), rtol=1e-5)
+    detector.set_params(localization="gradient", opening_size=5)  # change maps, not scores
+    assert_array_equal(detector.score_samples(images), scores)
+    pairs = [*detector._scores_and_maps(check_images(detector, images, reset=False))]
+    assert_allclose([score for score, _ in pairs], scores, rtol=1e-6)
 
 
-def test_options_of_localization_change_its_maps(images):
+@pytest.mark.parametrize(
+    ("option", "methods"),
+    [
+        ({"through_source": True}, {"gradient", "smooth_grad", "guided_backprop"}),
+        ({"n_samples": 3}, {"smooth_grad"}),
+        ({"noise": 0.5}, {"smooth_grad"}),
+        ({"value": True}, {"discrepancy"}),
+    ],
+)
+def test_options_of_localization_change_the_maps_of_their_methods(images, option, methods):
     detector = tiny_detector().fit(images)
     plain = {m: detector.localize(images, m) for m in detector._localization_methods}
-    options = {"through_source": True, "n_samples": 3, "noise": 0.5, "value": True}
-    detector.set_params(localization_params=options)
-    for method, maps in plain.items():
-        assert not np.allclose(detector.localize(images, method), maps, rtol=1e-3)
+    detector.set_params(localization_params=option)
+    changed = {m for m in plain if not np.allclose(detector.localize(images, m), plain[m], 1e-3)}
+    assert changed == methods
 
 
 # The bundled VGG-16 on real images
@@ -269,9 +281,9 @@ def test_vgg16_finds_stains_on_bricks():
 def test_vgg16_gradient_maps_of_a_batch_equal_single_ones():
     images = data.lfw_subset()[:8]
     detector = MKDDetector(image_size=32, max_iter=2, tol=None, random_state=0).fit(images)
-    together = detector.localize(images)
+    together = detector.localize(images, "gradient")
     for image, single in zip(images, together, strict=True):
-        alone = detector.localize(image[None])[0]
+        alone = detector.localize(image[None], "gradient")[0]
         assert_allclose(alone, single, rtol=1e-3, atol=1e-5 * single.max())
 
 

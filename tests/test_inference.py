@@ -120,6 +120,17 @@ def test_masks_ask_for_a_threshold_of_the_maps_at_hand(detector, images):
     assert detector.predict_mask(images).shape == images.shape[:3]
 
 
+@pytest.mark.parametrize(
+    "change", [{"value_weight": 0.5}, {"direction": "position"}, {"smoothing_sigma": 1.0}], ids=str
+)
+def test_what_changes_maps_makes_their_threshold_stale(detector, images, change):
+    before = detector.localize(images)
+    detector.set_params(**change)
+    assert not np.allclose(detector.localize(images), before, rtol=1e-3)
+    with pytest.raises(ValueError, match="map_offset_ holds for"):
+        detector.predict_mask(images)
+
+
 def test_answers_do_not_depend_on_the_caller_s_mode(detector, images):
     scores, maps = detector.score_samples(images), detector.localize(images)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):

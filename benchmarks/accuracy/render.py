@@ -1,6 +1,7 @@
 """Make the page of results from their JSON: ``python -m benchmarks.accuracy.render``.
 
-Nothing on it is typed by hand but the words around the figures. The pictures are drawn anew, too.
+Nothing on it is typed by hand but the words around the figures; a protocol's are its `note`. The
+pictures are drawn anew, too.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.accuracy.runner import FOLDER, FOLLOWED, PROTOCOLS, RESULTS
+from benchmarks.accuracy.runner import FOLDER, FOLLOWED, PROTOCOLS, RESULTS, read_protocol
 
 PAGE = FOLDER.parents[1] / "docs" / "results.md"
 FIGURES = ("image AUROC", "image AP", "pixel AUROC", "pixel AP", "AUPRO")
@@ -45,18 +46,19 @@ def rows_of(file: Path) -> list[dict[str, Any]]:
     ]
 
 
-def averaged(rows: list[dict[str, Any]], *keys: str) -> dict[tuple, dict[str, float]]:
-    """Return the mean of every figure over the rows that share these keys."""
+def averaged(rows: list[dict[str, Any]], *keys: str) -> dict[tuple, dict[str, Any]]:
+    """Return the mean of every figure over the rows that share these keys, and their number."""
     groups: dict[tuple, list[dict]] = defaultdict(list)
     for row in rows:
         groups[tuple(row[key] for key in keys)].append(row)
     return {
-        group: {
+        group: dict(zip(keys, group, strict=True))
+        | {
             name: float(np.mean([row[name] for row in members]))
             for name in FIGURES
             if all(name in row for row in members)
         }
-        | {"seeds": len({row["seed"] for row in members})}
+        | {"n": len(members)}
         for group, members in groups.items()
     }
 
@@ -70,7 +72,7 @@ def table(file: Path) -> str:
     cases = list(dict.fromkeys(row["case"] for row in rows))
     trained = {row["method"] for row in rows if row["trained"]}
     single = averaged(rows, "method", "epoch", "case")
-    means = averaged(rows, "method", "epoch")
+    means = averaged(list(single.values()), "method", "epoch")  # each case counts once
     whole = [key for key in means if all((*key, case) in single for case in cases)]
     shown = [name for name in SHOWN if any(name in means[key] for key in whole)]
     lines = [f"## {content['title']}", "", f"    python -m benchmarks.accuracy {file.stem}", ""]
@@ -80,7 +82,8 @@ def table(file: Path) -> str:
         found = means[method, epoch]
         cells = [text(found.get(name)) for name in shown]
         length = str(epoch or ("until converged" if method in trained else ""))
-        lines.append(row_of([method, length, str(found["seeds"]), *cells]))
+        seeds = min(single[method, epoch, case]["n"] for case in cases)
+        lines.append(row_of([method, length, str(seeds), *cells]))
     for name in shown if len(cases) > 1 else ():
         lines += ["", f"{name[0].upper()}{name[1:]} of each case, after the last epoch:", ""]
         lines += header(["method", *cases])
@@ -113,13 +116,15 @@ def text(value: float | None) -> str:
 
 
 def page(results: Path) -> str:
-    """Return the page: a section for each protocol that has results."""
+    """Return the page: a section for each protocol that has results, ablations last."""
     sections = []
-    for name in sorted(path.stem for path in PROTOCOLS.glob("*.toml")):
+    names = (path.stem for path in PROTOCOLS.glob("*.toml"))
+    for name in sorted(names, key=lambda name: (name.startswith("ablation"), name)):
         file = results / f"{name}.json"
         if file.exists():
             picture = f"![Areas under the ROC curve, a dot a case](images/results_{name}.png)\n"
-            sections.append(f"{table(file)}\n{picture}")
+            note = read_protocol(name, quick=False).get("note", "")
+            sections.append("\n".join(filter(None, (table(file), note, picture))))
     return "\n".join([TITLE, *sections])
 
 

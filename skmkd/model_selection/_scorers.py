@@ -108,7 +108,8 @@ with an UndefinedMetricWarning, if y holds one kind only.""",
 def mean_normal_score(estimator: Any, X: Any, y: ArrayLike | None = None) -> float:
     """Mean score of held-out normal images: for when there are no anomalies to test on.
 
-    For a distillation detector it is the negative loss on normal images that it has not seen.
+    For a distillation detector it says how closely the student follows the source on normal images
+    that it has not seen: the negative mean of their anomaly scores.
 
     Parameters
     ----------
@@ -134,7 +135,8 @@ def mean_normal_score(estimator: Any, X: Any, y: ArrayLike | None = None) -> flo
     -----
     **It may not compare candidates whose scores have another scale**: `direction_weight`,
     `value_weight`, `direction`, `critical_layers`, `score_layers`, `image_score`, `source`, its
-    weights, `normalization`, `image_size`, `smoothing_sigma` (with ``image_score="map_max"``).
+    weights, `normalization`, `image_size`, and with ``image_score="map_max"`` `smoothing_sigma` and
+    `localization_params`.
     More blur or one layer fewer makes any anomaly score smaller, and any detector look better. Nor
     may it compare cloners: one that follows the source everywhere, on anomalies too, disagrees
     least and detects nothing. For these use `anomaly_roc_auc` with a few anomalies, real ones or
