@@ -513,6 +513,11 @@ class MKDDetector(BaseDistillationDetector):
 
     def _check_options(self) -> None:
         super()._check_options()
-        self._localization_options()
+        with_value = self._localization_options()["value"] or self.image_score == "loss"
         if self.value_weight == 0 and self.direction_weight == 0:
             raise ValueError("value_weight and direction_weight must not both be 0.")
+        if self.direction_weight == 0 and not with_value:
+            raise ValueError(
+                "direction_weight must not be 0 where scores are of directions alone; got 0 with "
+                "image_score='map_max' and without localization_params={'value': True}."
+            )

@@ -107,6 +107,11 @@ def test_weight_of_zero_leaves_a_term_out(images):
     assert_allclose(direction.loss_curve_["total"], direction.loss_curve_["direction"])
     with pytest.raises(ValueError, match="must not both be 0"):
         tiny_detector(value_weight=0, direction_weight=0).fit(images)
+    alone = tiny_detector(direction_weight=0, image_score="map_max")
+    with pytest.raises(ValueError, match="scores are of directions alone; got 0"):
+        alone.fit(images)
+    assert not hasattr(alone, "cloner_")
+    alone.set_params(localization_params={"value": True}).fit(images)
 
 
 def test_training_equals_a_naive_loop(images):
