@@ -41,6 +41,10 @@ FACTS = (
     "offset_", "map_offset_", "image_shape_", "pixel_range_", "critical_layers_",
     "direction_weight_", "memory_levels_", "precision_", "n_iter_",
 )  # fmt: skip
+UNCALIBRATED = (
+    "The thresholds are those of the images that were learned from, which many new good ones will "
+    "exceed. Set them with others: --hold-out SHARE, or --calibrate FOLDER."
+)
 COLUMNS = ("path", "score", "decision", "threshold")
 LAYOUTS: dict[str, Callable[..., Any]] = {
     "mvtec_ad": datasets.load_mvtec_ad,
@@ -67,6 +71,8 @@ def fit(given: argparse.Namespace) -> None:
     detector.fit(learn).set_params(verbose=chosen.get("verbose", 0))
     if held_out:
         detector.calibrate(held_out, fpr=given.fpr)
+    else:
+        print(UNCALIBRATED, file=sys.stderr)
     detector.save(given.output)
 
 

@@ -65,6 +65,7 @@ def test_fit_takes_the_other_method(place, tmp_path, capsys):
     detector = skmkd.load(tmp_path / "model.skmkd")
     assert detector.offset_ == expected.offset_
     assert detector.get_params() == expected.get_params()
+    assert "--hold-out SHARE" in capsys.readouterr().err  # no threshold of others' was asked for
     assert main(["info", str(tmp_path / "model.skmkd")]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["class"] == "MemKDDetector"
