@@ -464,10 +464,7 @@ class MKDDetector(BaseDistillationDetector):
 
     def _judge(self, batch: Batch) -> tuple[Tensor, Tensor]:
         raw = self._attribution(batch)
-        if (self.image_score, self.localization) == (
-            "map_max",
-            "discrepancy",
-        ):  # one look is enough
+        if self.image_score == "map_max" and self.localization == "discrepancy":  # of one map
             return blurred_maximum(raw, self.smoothing_sigma), raw
         return self._anomaly(batch), raw
 

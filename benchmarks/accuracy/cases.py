@@ -55,6 +55,11 @@ def labels(n_normal: int, n_anomalous: int) -> np.ndarray:
     return np.repeat([1, -1], [n_normal, n_anomalous])
 
 
+def spaced(indices: np.ndarray, n: int) -> np.ndarray:
+    """Choose n of the indices, evenly spaced, or all if there are fewer."""
+    return indices[np.linspace(0, len(indices) - 1, min(n, len(indices))).astype(int)]
+
+
 # Offline
 
 TEXTURES = {  # side of a crop and step between crops, in pixels of the photograph
@@ -82,7 +87,7 @@ def texture(name: str, _: Path | None, seed: int) -> Case:
 def few_crops(name: str, data: Path | None, seed: int) -> Case:
     """Learn twelve of a texture's crops, evenly spaced."""
     case = texture(name, data, seed)
-    return case._replace(learn=case.learn[np.linspace(0, len(case.learn) - 1, 12).astype(int)])
+    return case._replace(learn=case.learn[spaced(np.arange(len(case.learn)), 12)])
 
 
 def crops(photograph: np.ndarray, side: int, step: int) -> np.ndarray:

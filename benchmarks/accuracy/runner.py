@@ -14,7 +14,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from tqdm import tqdm
 
 from benchmarks.accuracy import baselines
-from benchmarks.accuracy.cases import DATA_SETS, Case
+from benchmarks.accuracy.cases import DATA_SETS, Case, spaced
 from benchmarks.accuracy.variants import MapScores
 from benchmarks.timing import machine
 from skmkd import MemKDDetector, MKDDetector
@@ -93,11 +93,6 @@ def thinned(case: Case, limit: int | None) -> Case:
     masks = None if case.masks is None else [case.masks[i] for i in kept]
     learn = [case.learn[i] for i in spaced(np.arange(len(case.learn)), limit)]
     return Case(learn, [case.test[i] for i in kept], case.y[kept], masks)
-
-
-def spaced(indices: np.ndarray, n: int) -> np.ndarray:
-    """Choose n of the indices, evenly spaced, or all if there are fewer."""
-    return indices[np.linspace(0, len(indices) - 1, min(n, len(indices))).astype(int)]
 
 
 def follow(one: dict[str, Any], case: Case) -> Iterator[dict[str, Any]]:

@@ -136,11 +136,10 @@ def mean_normal_score(estimator: Any, X: Any, y: ArrayLike | None = None) -> flo
     **It may not compare candidates whose scores have another scale**: `direction_weight`,
     `value_weight`, `direction`, `critical_layers`, `score_layers`, `image_score`, `source`, its
     weights, `normalization`, `image_size`, and with ``image_score="map_max"`` `smoothing_sigma` and
-    `localization_params`.
-    More blur or one layer fewer makes any anomaly score smaller, and any detector look better. Nor
-    may it compare cloners: one that follows the source everywhere, on anomalies too, disagrees
-    least and detects nothing. For these use `anomaly_roc_auc` with a few anomalies, real ones or
-    normal images that were spoiled by hand, or else keep the defaults.
+    `localization_params`. More blur or one layer fewer makes any anomaly score smaller, and any
+    detector look better. Nor may it compare cloners: one that follows the source everywhere, on
+    anomalies too, disagrees least and detects nothing. For these use `anomaly_roc_auc` with a few
+    anomalies, real ones or normal images that were spoiled by hand, or else keep the defaults.
 
     What it may compare is how well one and the same cloner was trained: `learning_rate`,
     `max_iter`, `tol`, `augmentation`; but not with ``direction_weight="auto"``, which depends on
