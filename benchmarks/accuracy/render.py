@@ -129,10 +129,13 @@ def page(results: Path) -> str:
 
 
 def draw(file: Path, target: Path) -> None:
-    """Draw the image AUROC of every method, a dot a case and a bar for the mean."""
+    """Draw the area of every method that the protocol is about, by default the image AUROC.
+
+    A dot is a case, a bar the mean.
+    """
     from matplotlib.figure import Figure
 
-    rows = rows_of(file)
+    rows, drawn = rows_of(file), read_protocol(file.stem, quick=False).get("drawn", "image AUROC")
     last: dict[str, int] = {}
     for row in rows:
         last[row["method"]] = max(row["epoch"], last.get(row["method"], 0))
@@ -141,11 +144,11 @@ def draw(file: Path, target: Path) -> None:
     figure = Figure(figsize=(7, 0.9 + 0.42 * len(methods)), layout="constrained")
     ax = figure.subplots()
     for place, method in enumerate(methods):
-        values = [v["image AUROC"] for k, v in found.items() if k[:2] == (method, last[method])]
+        values = [v[drawn] for k, v in found.items() if k[:2] == (method, last[method])]
         ax.plot(values, [place] * len(values), "o", alpha=0.5, color="tab:blue")
         ax.plot([np.mean(values)], [place], "|", markersize=18, markeredgewidth=3, color="black")
     ax.set_yticks(range(len(methods)), methods)
-    ax.set(xlabel="image AUROC in percent, after the last epoch", ylim=(-0.6, len(methods) - 0.4))
+    ax.set(xlabel=f"{drawn} in percent, after the last epoch", ylim=(-0.6, len(methods) - 0.4))
     ax.grid(axis="x", alpha=0.4)
     figure.savefig(target, dpi=110)
 
