@@ -298,6 +298,23 @@ def test_an_interrupted_protocol_goes_on_and_changed_settings_run_again(toy, tmp
     assert [one["settings"]["estimator"] for one in runs] == ["MKDDetector", "PooledSVM"]
 
 
+def test_runs_side_by_side_find_the_same(tmp_path, monkeypatch):
+    (tmp_path / "short.toml").write_text("""
+title = "Short"
+data = "faces"
+seeds = [0, 1]
+limit = 6
+settings = { image_size = 32 }
+methods = { forest = { estimator = "PooledForest" } }
+""")
+    monkeypatch.setattr(runner, "PROTOCOLS", tmp_path)
+    files = [runner.run("short", None, tmp_path / str(n), quick=False, jobs=n) for n in (1, 2)]
+    alone, beside = (json.loads(file.read_text())["runs"] for file in files)
+    assert [one["seed"] for one in alone] == [one["seed"] for one in beside] == [0, 1]
+    for each, other in zip(alone, beside, strict=True):
+        assert each["records"][0]["image AUROC"] == other["records"][0]["image AUROC"]
+
+
 def test_tables_hold_means_of_what_was_run(toy, tmp_path, monkeypatch, capsys):
     file = runner.run("toy", None, tmp_path, quick=False)
     rows = render.rows_of(file)

@@ -21,6 +21,7 @@ def main() -> None:
     add("protocols", nargs="+", choices=known, metavar="NAME", help=", ".join(known))
     add("--data", type=Path, help="folder of a data set that no package brings")
     add("--results", type=Path, default=RESULTS, help="folder of the results")
+    add("--jobs", type=int, default=1, help="runs side by side, as many as there are cores")
     add("--quick", action="store_true", help="a little of each, to see that it works")
     add("--tables", action="store_true", help="print tables of results, run nothing")
     given = parser.parse_args()
@@ -28,7 +29,7 @@ def main() -> None:
         parser.error("--quick must be given --results, since its figures mean nothing")
     for name in given.protocols:
         if not given.tables:
-            run(name, given.data, given.results, given.quick)
+            run(name, given.data, given.results, given.quick, given.jobs)
         print(table(given.results / f"{name}.json"))
 
 

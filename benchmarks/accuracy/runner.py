@@ -6,18 +6,22 @@ import json
 import time
 import tomllib
 from collections.abc import Iterator
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from joblib import Parallel, delayed
 from sklearn.metrics import average_precision_score, roc_auc_score
 from tqdm import tqdm
 
 from benchmarks.accuracy import baselines
-from benchmarks.accuracy.cases import DATA_SETS, Case, spaced
+from benchmarks.accuracy.cases import DATA_SETS, Case, DataSet, spaced
 from benchmarks.accuracy.variants import MapScores
 from benchmarks.timing import machine
 from skmkd import MemKDDetector, MKDDetector
+from skmkd._detector import PAPER
 from skmkd.metrics import aupro_score, pixel_average_precision_score, pixel_roc_auc_score
 
 FOLDER = Path(__file__).parent
@@ -33,6 +37,14 @@ ESTIMATORS |= {
 }
 ESTIMATORS["MapScores"] = MapScores
 
+WHOLE_LAYERS = {name: PAPER[name] for name in PAPER if name != "normalization"}
+LIKE: dict[str, dict[str, Any]] = {  # parameters of MKDDetector that a protocol names by one word
+    "default": {name: MKDDetector().get_params()[name] for name in WHOLE_LAYERS},
+    "paper": PAPER,
+    "authors": PAPER | {"direction_weight": 1.0, "score_layers": 3},
+    "total": WHOLE_LAYERS | {"localization": "discrepancy"},
+}
+
 
 def read_protocol(name: str, quick: bool) -> dict[str, Any]:
     """Read a protocol; its table "quick" replaces entries where it is to be quick."""
@@ -41,8 +53,11 @@ def read_protocol(name: str, quick: bool) -> dict[str, Any]:
     return {"epochs": [], "seeds": [0], "settings": {}, **protocol, **(shorter if quick else {})}
 
 
-def run(name: str, data: Path | None, results: Path, quick: bool) -> Path:
-    """Run what is not yet in the results of a protocol; return their file."""
+def run(name: str, data: Path | None, results: Path, quick: bool, jobs: int = 1) -> Path:
+    """Run what is not yet in the results of a protocol; return their file.
+
+    Side by side, runs share the processor's cores.
+    """
     protocol = read_protocol(name, quick)
     data_set = DATA_SETS[protocol["data"]]
     file = results / f"{name}.json"
@@ -56,23 +71,41 @@ def run(name: str, data: Path | None, results: Path, quick: bool) -> Path:
     done = [{key: one[key] for key in plan[0]} for one in runs]
     left = [one for one in plan if one not in done]
     runs = [one for one, key in zip(runs, done, strict=True) if key in plan]  # of older settings
-    read: tuple[Any, Case | None] = None, None
-    for one in tqdm(left, name, unit="run"):
-        if read[0] != (one["case"], one["seed"]):
-            read = (one["case"], one["seed"]), data_set.read(one["case"], data, one["seed"])
-        records = list(follow(one, thinned(read[1], protocol.get("limit"))))
-        made = {"machine": machine(), "day": time.strftime("%Y-%m-%d")}
-        runs.append({**one, **made, "records": records})
+    made = Parallel(jobs, return_as="generator")(
+        delayed(carry_out)(one, case)
+        for one, case in with_cases(left, data_set, data, protocol.get("limit"))
+    )
+    for one in tqdm(made, name, total=len(left), unit="run"):
+        runs.append(one)
         write(file, {"protocol": name, "title": protocol["title"], "runs": runs})
     return file
+
+
+def with_cases(
+    plan: list[dict[str, Any]], data_set: DataSet, data: Path | None, limit: int | None
+) -> Iterator[tuple[dict[str, Any], Case]]:
+    """Give every run its case; runs of the same one follow each other, and it is read once."""
+    for (case, seed), group in groupby(plan, key=itemgetter("case", "seed")):
+        read = thinned(data_set.read(case, data, seed), limit)
+        for one in group:
+            yield one, read
+
+
+def carry_out(one: dict[str, Any], case: Case) -> dict[str, Any]:
+    """Return a run with what it found, where and when."""
+    made = {"machine": machine(), "day": time.strftime("%Y-%m-%d")}
+    return {**one, **made, "records": list(follow(one, case))}
 
 
 def settings_of(protocol: dict[str, Any], method: str) -> dict[str, Any]:
     """Return what a method is made of: its estimator, parameters, and views of it when fitted.
 
-    TOML has no word for None; "none" stands for it.
+    The entry "like" stands for the parameters of that name. TOML has no word for None; "none"
+    stands for it.
     """
     given = protocol["settings"] | protocol["methods"][method]
+    if "like" in given:
+        given = LIKE[given.pop("like")] | given
     estimator = given.pop("estimator", "MKDDetector")
     views = given.pop("views", {})
     parameters = {name: None if value == "none" else value for name, value in given.items()}
