@@ -32,10 +32,13 @@ def _neurons(activations: Tensor) -> Tensor:  # (n, C, h, w) -> (n, h * w * C)
 
 
 def _cosine_distance(taught: Tensor, learned: Tensor) -> Tensor:  # (..., d) x2 -> (...)
-    """One minus the cosine along the last axis; 0 where both are silent."""
+    """One minus the cosine along the last axis; 0 where the source is silent.
+
+    There is no direction to learn at such a place, and no gradient that would.
+    """
     a, b = (torch.linalg.vector_norm(each, dim=-1) for each in (taught, learned))
     cosine = (taught * learned).sum(-1) / (a.clamp_min(SILENCE) * b.clamp_min(SILENCE))
-    return (1 - cosine).masked_fill((a == 0) & (b == 0), 0)
+    return (1 - cosine).masked_fill(a == 0, 0)
 
 
 def value_map(source: Tensor, cloner: Tensor) -> Tensor:  # (n, C, h, w) x2 -> (n, h, w)
@@ -55,7 +58,7 @@ def value_discrepancy(source: Tensor, cloner: Tensor) -> Tensor:  # (n, C, h, w)
 
 
 def direction_discrepancy(
-    source: Tensor, cloner: Tensor, direction: str = "vector"
+    source: Tensor, cloner: Tensor, direction: str
 ) -> Tensor:  # (n, C, h, w) x2 -> (n,)
     """One minus the cosine of the whole layer (MKD, Eq. 3), or its mean over positions."""
     if direction == "position":
@@ -64,7 +67,7 @@ def direction_discrepancy(
 
 
 def discrepancies(
-    source: Features, cloner: Features, layers: Sequence[str], direction: str = "vector"
+    source: Features, cloner: Features, layers: Sequence[str], direction: str
 ) -> tuple[Tensor, Tensor]:  # -> (n,), (n,)
     """Sum the value and the direction discrepancies over the layers."""
     value = sum(value_discrepancy(source[i], cloner[i]) for i in layers)
@@ -75,8 +78,12 @@ def discrepancies(
 def total_discrepancy(
     value: Tensor, direction: Tensor, value_weight: float, direction_weight: float
 ) -> Tensor:
-    """Weigh both terms into the total (MKD, Eq. 4); images or positions alike."""
-    return value_weight * value + direction_weight * direction
+    """Weigh both terms into the total (MKD, Eq. 4); images or positions alike.
+
+    A term of weight 0 has no part in it, and none in its gradient.
+    """
+    terms = ((value_weight, value), (direction_weight, direction))
+    return sum((w * term for w, term in terms if w), torch.zeros_like(direction))
 
 
 def balancing_weight(value: Tensor, direction: Tensor) -> float:

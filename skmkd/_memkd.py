@@ -385,10 +385,9 @@ class MemKDDetector(BaseDistillationDetector):
     def _terms(self, batch: Batch) -> Terms:
         target, answer = batch.target, self._answer(batch)
         layers = self.critical_layers_
-        parts = {
-            "distillation": _total(direction_discrepancy(target[i], answer[i]) for i in layers)
-        }
-        total = parts["distillation"]  # (n,)
+        directions = (direction_discrepancy(target[i], answer[i], "vector") for i in layers)
+        total = _total(directions)  # (n,)
+        parts = {"distillation": total}
         if self.memory_levels_:
             normal = {name: target.get(name, seen.detach()) for name, seen in answer.items()}
             recalls = self.cloner_.recalls(normal).values()

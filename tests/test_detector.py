@@ -95,7 +95,9 @@ def test_training_touches_only_the_terms_of_the_critical_layers(images, layers, 
     batch = detector._prepare(list(images))
     detector.cloner_.train()
     with torch.no_grad():
-        terms = discrepancies(detector.source_(batch), detector.cloner_(batch), touched)
+        terms = discrepancies(
+            detector.source_(batch), detector.cloner_(batch), touched, detector.direction
+        )
     for name, term in zip(("value", "direction"), terms, strict=True):
         assert_allclose(detector.loss_curve_[name][0], term.mean(), rtol=1e-5)
 

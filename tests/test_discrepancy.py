@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,8 @@ from skmkd._discrepancy import (
     value_discrepancy,
     value_map,
 )
+
+whole_direction = partial(direction_discrepancy, direction="vector")
 
 
 @pytest.fixture
@@ -36,7 +40,7 @@ def test_direction_discrepancy_is_equation_3(pair):
         1 - s.ravel() @ c.ravel() / np.linalg.norm(s) / np.linalg.norm(c)
         for s, c in zip(*pair, strict=True)
     ]
-    assert_allclose(direction_discrepancy(*tensors(pair)), expected)
+    assert_allclose(whole_direction(*tensors(pair)), expected)
 
 
 def test_direction_by_position_is_the_mean_cosine_along_channels(pair):
@@ -44,19 +48,21 @@ def test_direction_by_position_is_the_mean_cosine_along_channels(pair):
     cosine = np.einsum("nchw,nchw->nhw", source, cloner)
     cosine /= np.linalg.norm(source, axis=1) * np.linalg.norm(cloner, axis=1)
     assert_allclose(direction_map(*tensors(pair)), 1 - cosine)
-    got = direction_discrepancy(*tensors(pair), direction="position")
+    got = direction_discrepancy(*tensors(pair), "position")
     assert_allclose(got, (1 - cosine).mean((1, 2)))
 
 
-def test_silent_positions_agree():
+def test_where_the_source_is_silent_there_is_nothing_to_disagree_with():
     source, cloner = torch.rand(2, 3, 4, 4) + 1, torch.rand(2, 3, 4, 4) + 1
-    source[:, :, 0], cloner[:, :, 0], cloner[:, :, 1] = 0, 0, 0
-    got = direction_map(source, cloner)
-    assert (got[:, 0] == 0).all()
-    assert (got[:, 1] == 1).all()
+    source[:, :, 0], cloner[:, :, 0], source[:, :, 1], cloner[:, :, 2] = 0, 0, 0, 0
+    got = direction_map(source, cloner.requires_grad_())
+    assert (got[:, :2] == 0).all()
+    assert (got[:, 2] == 1).all()
+    (gradient,) = torch.autograd.grad(got.sum(), cloner)
+    assert gradient.isfinite().all()
 
 
-@pytest.mark.parametrize("compare", [value_discrepancy, direction_discrepancy])
+@pytest.mark.parametrize("compare", [value_discrepancy, whole_direction])
 def test_memory_layout_and_half_precision_only_round(pair, compare):
     source, cloner = (t.float() for t in tensors(pair))
     strided = [t.contiguous(memory_format=torch.channels_last) for t in (source, cloner)]
@@ -70,11 +76,11 @@ def test_memory_layout_and_half_precision_only_round(pair, compare):
 def test_a_silent_layer_has_no_direction_and_finite_gradients():
     source = torch.rand(2, 3, 4, 4)
     silent = torch.zeros(2, 3, 4, 4, requires_grad=True)
-    disagreement = direction_discrepancy(source, silent)
+    disagreement = whole_direction(source, silent)
     assert (disagreement == 1).all()
     (gradient,) = torch.autograd.grad(value_discrepancy(source, silent).sum(), silent)
     assert gradient.isfinite().all()
-    (gradient,) = torch.autograd.grad(direction_discrepancy(source, silent).sum(), silent)
+    (gradient,) = torch.autograd.grad(whole_direction(source, silent).sum(), silent)
     assert gradient.isfinite().all()
 
 
@@ -95,23 +101,29 @@ def test_paper_example_tells_vectors_that_value_cannot():
     target = torch.tensor([[0.0, 1.0, 0.0]])
     astray, along = torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([[0.0, 1 + 2**0.5, 0.0]])
     assert_allclose(value_discrepancy(target, astray), value_discrepancy(target, along))
-    assert_allclose(direction_discrepancy(target, astray), 1)
-    assert_allclose(direction_discrepancy(target, along), 0, atol=1e-6)
+    assert_allclose(whole_direction(target, astray), 1)
+    assert_allclose(whole_direction(target, along), 0, atol=1e-6)
 
 
 def test_discrepancies_sum_over_the_named_layers_only(pair):
     source, cloner = tensors(pair)
     features = {"a": source, "b": 2 * source}, {"a": cloner, "b": cloner}
-    value, direction = discrepancies(*features, ["a", "b"])
+    value, direction = discrepancies(*features, ["a", "b"], "vector")
     assert_allclose(
         value, value_discrepancy(source, cloner) + value_discrepancy(2 * source, cloner)
     )
-    assert_allclose(direction, 2 * direction_discrepancy(source, cloner))
-    assert_allclose(discrepancies(*features, ["a"])[0], value_discrepancy(source, cloner))
+    assert_allclose(direction, 2 * whole_direction(source, cloner))
+    assert_allclose(discrepancies(*features, ["a"], "vector")[0], value_discrepancy(source, cloner))
 
 
 def test_total_is_equation_4():
     assert total_discrepancy(torch.tensor(2.0), torch.tensor(3.0), 0.5, 10.0) == 31
+
+
+def test_a_term_of_weight_zero_has_no_part_even_if_it_overflows():
+    value, direction = torch.tensor([torch.inf, 1.0]), torch.tensor([0.5, 0.25])
+    assert_allclose(total_discrepancy(value, direction, 0.0, 2.0), [1.0, 0.5])
+    assert_allclose(total_discrepancy(direction, value, 2.0, 0.0), [1.0, 0.5])
 
 
 def test_balancing_weight_gives_both_terms_one_mean():

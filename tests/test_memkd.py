@@ -118,9 +118,9 @@ def test_training_is_the_naive_loop(images, paradigm):
                 unit = F.normalize(rows)
                 weights = (unit @ F.normalize(memory.values).T / 0.1).softmax(1)
                 recalled = F.normalize(weights @ memory.values)
-                lit = rows.norm(dim=1) > 0  # where a source is silent there is no direction
+                lit = rows.norm(dim=1) > 0  # where it is silent there is none to recall
                 gaps = (unit - recalled).square().sum(1) / 2
-                exemplar = exemplar + torch.where(lit, gaps, torch.ones(())).mean()
+                exemplar = exemplar + torch.where(lit, gaps, torch.zeros(())).mean()
                 for items in (memory.keys, memory.values):
                     cosines = F.normalize(items) @ F.normalize(items).T
                     different = ~torch.eye(5, dtype=torch.bool)
@@ -165,7 +165,7 @@ def test_scores_are_maxima_of_blurred_maps_of_directions(images, paradigm):
     maps = np.zeros((12, 16, 16))
     for layer in detector.critical_layers_:
         cosine = F.cosine_similarity(batch.target[layer], answer[layer])
-        silent = (batch.target[layer] == 0).all(1) & (answer[layer] == 0).all(1)
+        silent = (batch.target[layer] == 0).all(1)
         single = torch.where(silent, 0, 1 - cosine)[:, None]
         maps += F.interpolate(single, (16, 16), mode="bilinear")[:, 0].numpy()
     blurred = np.stack([gaussian_filter(single, 1.5) for single in maps])
