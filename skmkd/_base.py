@@ -6,7 +6,7 @@ import copy
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
@@ -16,13 +16,11 @@ import torch
 from sklearn.base import _fit_context
 from sklearn.utils import Tags
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
-from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from skmkd._backend import (
     PRECISIONS,
     draw_seed,
-    forked_rng,
     plain_arithmetic,
     private_generator,
     resolve_device,
@@ -143,7 +141,7 @@ class BaseDistillationDetector(BaseInference):
         fitted = object.__new__(type(self))
         fitted.__dict__ = {k: v for k, v in vars(self).items() if not k.endswith("_")}
         fitted._fit(X, callback)
-        self.__dict__ = fitted.__dict__
+        self.__dict__ = dict(vars(fitted))  # a callback may have kept the other
         return self
 
     def _fit(self, X: Any, callback: Callable[[Self, int], Any] | None) -> None:
@@ -153,7 +151,7 @@ class BaseDistillationDetector(BaseInference):
         self.device_ = resolve_device(self.device)
         self.precision_ = resolve_precision(self.precision, self.device_)
         self._seed = draw_seed(self.random_state)
-        with plain_arithmetic(True, self.device_), forked_rng(self._seed, self.device_):
+        with plain_arithmetic(True, self.device_), self._draws():
             source = build_source(
                 self.source, self.source_weights, self.critical_layers, self._layer_rule, size,
                 self.device_, self.precision_, self._seed,
@@ -180,6 +178,10 @@ class BaseDistillationDetector(BaseInference):
                 self.n_iter_ = len(self.loss_curve_["total"])
                 self._settle(read, images)
                 self._set_thresholds(read, images)
+
+    def _draws(self) -> AbstractContextManager[None]:
+        """Return what guards torch's global generators, if anything here draws from them."""
+        return nullcontext()
 
     def _optimizer(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(trainable(self.cloner_), lr=self.learning_rate)
@@ -268,8 +270,7 @@ class BaseDistillationDetector(BaseInference):
         ValueError
             If `fpr` is out of range, or X is not as described or too small for it.
         """
-        check_is_fitted(self)
-        images = check_images(self, self._without_unreadable(X), reset=False)
+        images = self._take_in(self._without_unreadable(X))
         check_fpr(fpr, len(images))
         judged = [(score, single.max()) for score, single in self._scores_and_maps(images)]
         scores, maxima = np.array(judged, dtype=np.float64).T
@@ -279,11 +280,6 @@ class BaseDistillationDetector(BaseInference):
     def _without_unreadable(self, X: Any) -> Any:
         """Leave out files that cannot be read, where these are to be skipped."""
         return readable(X) if self.on_error == "skip" else X
-
-    def _check_options(self) -> None:
-        """Check what the limits of single parameters cannot say."""
-        if self.opening_size % 2 == 0:
-            raise ValueError(f"opening_size must be odd; got {self.opening_size}.")
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

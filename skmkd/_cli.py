@@ -81,7 +81,9 @@ def build_parser() -> argparse.ArgumentParser:
     thresholds.add_argument(
         "--calibrate", type=Path, nargs="+", help="other good images to set thresholds from"
     )
-    sub.add_argument("--fpr", type=float, default=0.05, help="false-positive rate to calibrate for")
+    sub.add_argument(
+        "--fpr", type=float, help="false-positive rate to set thresholds for (default: 0.05)"
+    )
     sub.add_argument(
         "--method", choices=list(METHODS), default="mkd",
         help="multiresolution distillation, or memory-guided (default: mkd)",

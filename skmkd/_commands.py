@@ -28,7 +28,6 @@ from skmkd._loading import load
 from skmkd._memkd import MemKDDetector
 from skmkd._report import THUMBNAIL, Entry, overlay, write_report
 from skmkd._thresholds import check_fpr
-from skmkd._validation import check_images
 from skmkd.inspection._localization_display import pictures
 from skmkd.model_selection._scorers import average_precision, best_f1, fpr95, roc_auc
 
@@ -62,15 +61,17 @@ def fit(given: argparse.Namespace) -> None:
     """
     check_target(given.output)
     learn, held_out = files(given.folder), files(given.calibrate or [])
-    chosen = given.parameters
+    chosen, fpr = given.parameters, 0.05 if given.fpr is None else given.fpr
     if given.hold_out:
         learn, held_out = divided(learn, given.hold_out, chosen.get("random_state"))
     if held_out:
-        check_fpr(given.fpr, len(held_out))
+        check_fpr(fpr, len(held_out), "--hold-out" if given.hold_out else "--calibrate")
+    elif given.fpr is not None:
+        raise ValueError("--fpr must come with --hold-out or --calibrate.")
     detector = METHODS[given.method](**{"verbose": int(sys.stderr.isatty())} | chosen)
     detector.fit(learn).set_params(verbose=chosen.get("verbose", 0))
     if held_out:
-        detector.calibrate(held_out, fpr=given.fpr)
+        detector.calibrate(held_out, fpr=fpr)
     else:
         print(UNCALIBRATED, file=sys.stderr)
     detector.save(given.output)
@@ -98,6 +99,7 @@ def score(given: argparse.Namespace) -> None:
     for target in filter(None, (given.output, given.report)):
         check_target(target)
     detector, paths = loaded(given), files(given.images)
+    threshold = detector._threshold("offset_")
     entries: list[Entry] = []
     rows_are_seen = given.output is None and sys.stdout.isatty()
     with written(given.output) as stream:
@@ -105,7 +107,7 @@ def score(given: argparse.Namespace) -> None:
         if given.format == "csv":
             table.writerow(COLUMNS)
         for path, each in scored(detector, paths, silent=rows_are_seen):
-            row = [str(path), each, each - detector.offset_, detector.offset_]
+            row = [str(path), each, each - threshold, threshold]
             if given.format == "csv":
                 table.writerow(row)
             else:
@@ -147,6 +149,7 @@ def evaluate(given: argparse.Namespace) -> None:
     average precision, best F1, and AUPRO up to a false-positive rate of 0.3.
     """
     detector = loaded(given)
+    threshold = detector._threshold("offset_")
     if given.layout == "folder":
         data = datasets.load_image_folder(given.dataset)
     elif given.category is None:
@@ -160,7 +163,7 @@ def evaluate(given: argparse.Namespace) -> None:
         if data.masks is None:
             scores = np.array([each for _, each in scored(detector, data.paths.tolist())])
         else:
-            images = check_images(detector, data.paths, reset=False)
+            images = detector._take_in(data.paths)
             scores = np.empty(len(images))
             answers = progressing(detector._scores_and_maps(images), len(images))
             for i, (each, single) in enumerate(answers):
@@ -168,7 +171,7 @@ def evaluate(given: argparse.Namespace) -> None:
                 maps.append(single)
         if np.isnan(scores).any():
             raise ValueError(f"dataset must be readable; got {data.paths[np.isnan(scores)][0]}.")
-        figures = image_figures(data.y, scores, detector.offset_)
+        figures = image_figures(data.y, scores, threshold)
         if data.masks is not None:
             figures |= pixel_figures(data.masks, maps)
     print(json.dumps(figures, indent=2))
@@ -240,7 +243,7 @@ def loaded(given: argparse.Namespace) -> Any:
 def files(places: Sequence[Path]) -> list[Path]:
     """Return files as they are, and the images of folders."""
     if missing := [place for place in places if not place.exists()]:
-        raise ValueError(f"images must be folders or files; there is nothing at {missing[0]}.")
+        raise ValueError(f"{missing[0]} must be a folder or a file; there is nothing of that name.")
     return [
         path
         for place in places
@@ -309,10 +312,10 @@ def localized(detector: Any, paths: Sequence[Path]) -> Iterator[Answer]:
     """Yield what the detector says of each image; a batch of them is in memory at a time."""
     if not paths:
         return
-    images = check_images(detector, paths, reset=False)
+    images, threshold = detector._take_in(paths), detector._threshold("map_offset_")
     answers = zip(paths, detector._scores_and_maps(images), pictures(images), strict=True)
     for path, (each, single), image in progressing(answers, len(images)):
-        yield Answer(path, each, single, overlay(image, single, detector.map_offset_))
+        yield Answer(path, each, single, overlay(image, single, threshold))
 
 
 def save_answer(answer: Answer, target: Path) -> None:
@@ -345,7 +348,8 @@ def report(
     every = [pictured.get(entry.path, entry) for entry in entries]
     given.report.parent.mkdir(parents=True, exist_ok=True)
     with written(given.report) as stream:
-        write_report(stream, every, detector.offset_, given.model.name, shown=PICTURED)
+        threshold = detector._threshold("offset_")
+        write_report(stream, every, threshold, given.model.name, shown=PICTURED)
 
 
 def progressing(work: Iterable[T], total: int | None = None, silent: bool = False) -> Iterator[T]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
@@ -17,11 +18,10 @@ from sklearn.utils._param_validation import (
     StrOptions,
     validate_parameter_constraints,
 )
-from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from skmkd._attribution import feature_discrepancy, gradient, guided_backprop, smooth_grad
-from skmkd._backend import place, private_generator
+from skmkd._backend import forked_rng, place, private_generator
 from skmkd._base import BaseDistillationDetector
 from skmkd._cloners import build_cloner, check_answer, cloner_blocks
 from skmkd._critical_layers import REDUCTIONS
@@ -236,13 +236,6 @@ class MKDDetector(BaseDistillationDetector):
     """
 
     _layer_rule = REDUCTIONS
-    _map_parameters = (
-        "localization",
-        "localization_params",
-        "value_weight",
-        "direction",
-        *BaseDistillationDetector._map_parameters,
-    )
     _localization_methods = ("discrepancy", "gradient", "smooth_grad", "guided_backprop")
     _localization_defaults: ClassVar[dict[str, Any]] = {
         "through_source": False,
@@ -391,17 +384,19 @@ class MKDDetector(BaseDistillationDetector):
         NotFittedError
             If the detector is not fitted.
         ValueError
-            If X is not as described or there is no such method.
+            If X or a parameter is not as described, or there is no such method.
         """
-        check_is_fitted(self)
-        method = self.localization if method is None else method
-        if method not in self._localization_methods:
+        if method is not None and method not in self._localization_methods:
             raise ValueError(
                 f"method must be one of {', '.join(self._localization_methods)}, or None; got "
                 f"{method!r}."
             )
-        self._localization_options()
-        return self._localize(X, partial(self._attribute, method=method))
+        return self._localize(X, partial(self._attribute, method=method or self.localization))
+
+    def _draws(self) -> AbstractContextManager[None]:
+        if isinstance(self.cloner, nn.Module):  # its layers may, as dropout does
+            return forked_rng(self._seed, self.device_)
+        return super()._draws()
 
     def _build_student(self, source: Source, first_batch: Batch, seed: int) -> None:
         """Build the cloner, check that it answers the source, and balance both terms on it."""
@@ -468,10 +463,24 @@ class MKDDetector(BaseDistillationDetector):
             return blurred_maximum(raw, self.smoothing_sigma), raw
         return self._anomaly(batch), raw
 
-    def _score_parameters(self) -> tuple[str, ...]:
+    def _score_settings(self) -> dict[str, Any]:
         if self.image_score == "map_max":
-            return "image_score", "value_weight", "smoothing_sigma", "localization_params"
-        return "image_score", "value_weight", "direction"
+            blurred = {"smoothing_sigma": self.smoothing_sigma}
+            return {"image_score": "map_max", **self._discrepancy_settings(), **blurred}
+        return {"image_score": "loss", **self._loss_settings()}
+
+    def _map_settings(self) -> dict[str, Any]:
+        made = {"localization": self.localization, **super()._map_settings()}
+        if self.localization == "discrepancy":
+            return made | self._discrepancy_settings()
+        return made | self._loss_settings() | self._localization_options()
+
+    def _loss_settings(self) -> dict[str, Any]:
+        return {"value_weight": self.value_weight, "direction": self.direction}
+
+    def _discrepancy_settings(self) -> dict[str, Any]:
+        with_value = self._localization_options()["value"]
+        return {"value": with_value} | ({"value_weight": self.value_weight} if with_value else {})
 
     def _attribution(self, batch: Batch) -> Tensor:
         return self._attribute(batch, self.localization)
@@ -510,11 +519,17 @@ class MKDDetector(BaseDistillationDetector):
 
     def _check_options(self) -> None:
         super()._check_options()
-        with_value = self._localization_options()["value"] or self.image_score == "loss"
+        with_value = self._localization_options()["value"]
         if self.value_weight == 0 and self.direction_weight == 0:
             raise ValueError("value_weight and direction_weight must not both be 0.")
-        if self.direction_weight == 0 and not with_value:
+        if self.value_weight == 0 and with_value:
             raise ValueError(
-                "direction_weight must not be 0 where scores are of directions alone; got 0 with "
-                "image_score='map_max' and without localization_params={'value': True}."
+                "localization_params={'value': True} must come with a value_weight above 0; got 0."
+            )
+        of_features = self.image_score == "map_max" or self.localization == "discrepancy"
+        if self.direction_weight == 0 and of_features and not with_value:
+            raise ValueError(
+                "direction_weight must not be 0 where scores or maps are of directions alone; got "
+                f"0 with image_score={self.image_score!r}, localization={self.localization!r} and "
+                "without localization_params={'value': True}."
             )

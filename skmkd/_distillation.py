@@ -70,8 +70,8 @@ def distill(
                 break
     if tol is not None and not convergence.done:
         warnings.warn(
-            f"The loss still improved by more than tol={tol:g} within the last "
-            f"{n_iter_no_change} epochs at max_iter={max_iter}; increase max_iter.",
+            f"The loss has not yet gone {n_iter_no_change} epochs without improving by the share "
+            f"tol={tol:g} after max_iter={max_iter}; increase max_iter.",
             ConvergenceWarning,
             stacklevel=2,
         )

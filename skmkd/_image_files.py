@@ -120,9 +120,9 @@ def plain_mode(image: Image.Image) -> tuple[str, np.dtype]:
 
 
 def is_path_list(X: Any) -> bool:
-    """Tell whether X is a list or array of paths."""
+    """Tell whether X is a list, an array or a column of paths."""
     return (
-        isinstance(X, (list, tuple, np.ndarray))
+        (isinstance(X, (list, tuple)) or getattr(X, "ndim", None) == 1)
         and len(X) > 0
         and all(isinstance(item, (str, os.PathLike)) for item in X)
     )

@@ -7,7 +7,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import numpy as np
 from sklearn.base import BaseEstimator, OutlierMixin
@@ -38,10 +38,8 @@ class BaseInference(OutlierMixin, BaseEstimator):
     """Score and localize with the networks of a fitted detector.
 
     A detector says how anomalous an image is (`_anomaly`) and where (`_attribution`), or both at
-    once (`_judge`), and which of its parameters scores depend on after `fit`.
+    once (`_judge`), and what of its parameters scores and maps depend on after `fit`.
     """
-
-    _map_parameters: ClassVar[tuple[str, ...]] = ("smoothing_sigma", "opening_size")
 
     @abstractmethod
     def _anomaly(self, batch: Batch) -> Tensor:
@@ -56,8 +54,24 @@ class BaseInference(OutlierMixin, BaseEstimator):
         return self._anomaly(batch), self._attribution(batch)
 
     @abstractmethod
-    def _score_parameters(self) -> tuple[str, ...]:
-        """Name the parameters whose change after `fit` changes scores."""
+    def _score_settings(self) -> dict[str, Any]:
+        """Return what scores are made with, of all that can change after `fit`."""
+
+    def _map_settings(self) -> dict[str, Any]:
+        """Return what maps are made with, of all that can change after `fit`."""
+        return {"smoothing_sigma": self.smoothing_sigma, "opening_size": self.opening_size}
+
+    def _check_options(self) -> None:
+        """Check what the limits of single parameters cannot say."""
+        if self.opening_size % 2 == 0:
+            raise ValueError(f"opening_size must be odd; got {self.opening_size}.")
+
+    def _take_in(self, X: ImagesLike) -> Images:
+        """Check the detector, whose parameters may have changed since `fit`, and new images."""
+        check_is_fitted(self)
+        self._validate_params()
+        self._check_options()
+        return check_images(self, X, reset=False)
 
     def score_samples(self, X: ImagesLike) -> np.ndarray:
         """Say how normal each image is.
@@ -79,10 +93,9 @@ class BaseInference(OutlierMixin, BaseEstimator):
         NotFittedError
             If the detector is not fitted.
         ValueError
-            If X is not as described.
+            If X or a parameter is not as described.
         """
-        check_is_fitted(self)
-        images = check_images(self, X, reset=False)
+        images = self._take_in(X)
         scores = self._score(self._reader(images), len(images))
         scores[list(images.unreadable)] = np.nan
         return scores
@@ -145,13 +158,12 @@ class BaseInference(OutlierMixin, BaseEstimator):
         NotFittedError
             If the detector is not fitted.
         ValueError
-            If X is not as described.
+            If X or a parameter is not as described.
         """
         return self._localize(X, self._attribution)
 
     def _localize(self, X: ImagesLike, attribute: Attribute) -> Maps:
-        check_is_fitted(self)
-        images = check_images(self, X, reset=False)
+        images = self._take_in(X)
         maps = self._maps(self._reader(images), images, range(len(images)), attribute)
         if not images.of_one_size:
             return list(maps)
@@ -173,7 +185,8 @@ class BaseInference(OutlierMixin, BaseEstimator):
         Returns
         -------
         masks : ndarray of shape (n, H, W), or list of n ndarrays of shape (H, W); bool
-            Where the localization map exceeds ``map_offset_``: True = anomalous.
+            Where the localization map exceeds ``map_offset_``: True = anomalous. All True for a
+            file that cannot be read where ``on_error="skip"``, which is no normal image.
 
         Raises
         ------
@@ -186,8 +199,8 @@ class BaseInference(OutlierMixin, BaseEstimator):
         threshold = self._threshold("map_offset_")
         maps = self.localize(X)
         if isinstance(maps, list):
-            return [single > threshold for single in maps]
-        return maps > threshold
+            return [~(single <= threshold) for single in maps]
+        return ~(maps <= threshold)
 
     def save(self, path: str | os.PathLike[str], *, include_source: bool = True) -> Self:
         """Write the fitted detector into one file, which `skmkd.load` reads.
@@ -318,13 +331,12 @@ class BaseInference(OutlierMixin, BaseEstimator):
         return [float(m.max()) for m in self._maps(read, images, indices, self._attribution)]
 
     def _threshold_settings(self) -> dict[str, dict[str, Any]]:
-        """Return what each threshold depends on, among the parameters that can change later."""
-        names = {"offset_": self._score_parameters(), "map_offset_": self._map_parameters}
-        return {key: {name: getattr(self, name) for name in each} for key, each in names.items()}
+        """Return what each threshold holds for."""
+        return {"offset_": self._score_settings(), "map_offset_": self._map_settings()}
 
     def _threshold(self, name: str) -> float:
         """Return a threshold, if it holds for the scores or maps that are made now."""
-        check_is_fitted(self)
+        check_is_fitted(self, name)
         now, then = self._threshold_settings()[name], self._thresholds_hold_for[name]
         if now != then:
             raise ValueError(

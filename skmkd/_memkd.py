@@ -12,7 +12,6 @@ import joblib
 import numpy as np
 import torch
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from skmkd._attribution import feature_discrepancy
@@ -28,7 +27,7 @@ from skmkd._observation import Batch, fixed_batches
 from skmkd._residual import build_residual, style_of
 from skmkd._reverse import ReverseCloner
 from skmkd._sources import Source
-from skmkd._validation import ImagesLike, check_images
+from skmkd._validation import ImagesLike
 
 
 class MemKDDetector(BaseDistillationDetector):
@@ -330,8 +329,7 @@ class MemKDDetector(BaseDistillationDetector):
         ValueError
             If X is not as described.
         """
-        check_is_fitted(self)
-        images = check_images(self, X, reset=False)
+        images = self._take_in(X)
         found: dict[int, list[np.ndarray]] = {level: [] for level in self.memory_levels_}
         batches = fixed_batches(self._reader(images), range(len(images)), self._batch_size)
         for chosen, batch in batches:
@@ -402,8 +400,8 @@ class MemKDDetector(BaseDistillationDetector):
     def _anomaly(self, batch: Batch) -> Tensor:
         return self._judge(batch)[0]
 
-    def _score_parameters(self) -> tuple[str, ...]:
-        return ("smoothing_sigma",)
+    def _score_settings(self) -> dict[str, Any]:
+        return {"smoothing_sigma": self.smoothing_sigma}
 
     def _judge(self, batch: Batch) -> tuple[Tensor, Tensor]:
         raw = self._attribution(batch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import ceil, floor
+from numbers import Real
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -13,12 +14,13 @@ def training_threshold(anomaly: ArrayLike, contamination: float) -> float:
     return -float(np.quantile(-np.asarray(anomaly), contamination))
 
 
-def check_fpr(fpr: float, n: int) -> None:
-    """Check that a false-positive rate is one that n held-out images can set."""
-    if not isinstance(fpr, float) or not 0 < fpr < 1:
+def check_fpr(fpr: float, n: int, name: str = "X") -> None:
+    """Check that a false-positive rate is one that the n held-out images of a name can set."""
+    if not isinstance(fpr, Real) or not 0 < fpr < 1:
         raise ValueError(f"fpr must be a float between 0 and 1, both excluded; got {fpr!r}.")
     if n_above(fpr, n) == 0:
-        raise ValueError(f"X must hold at least {ceil(1 / fpr) - 1} images for fpr={fpr}; got {n}.")
+        enough = ceil(1 / fpr) - 1
+        raise ValueError(f"{name} must hold at least {enough} images for fpr={fpr}; got {n}.")
 
 
 def n_above(fpr: float, n: int) -> int:

@@ -182,6 +182,8 @@ def _as_images(estimator: BaseEstimator, X: Any, reset: bool) -> Images:
             f"X must be a list of paths; got the single path {os.fspath(X)!r}. For the images of a "
             "folder, give skmkd.datasets.list_images(folder)."
         )
+    if isinstance(X, (list, tuple)) and not X:
+        raise ValueError("X must hold at least one image; got none.")
     if is_path_list(X):
         blank = None if reset or estimator.on_error == "raise" else _blank(estimator)
         files, unreadable = open_files(X, blank)

@@ -15,7 +15,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 from sklearn.base import clone
 from sklearn.ensemble import IsolationForest
-from sklearn.exceptions import ConvergenceWarning
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
@@ -274,6 +274,20 @@ def test_callback_scores_at_every_epoch(images):
     assert_array_equal(unwatched.score_samples(images), detector.score_samples(images))
 
 
+def test_callback_s_detector_has_no_thresholds_and_is_another_object(detector, images):
+    kept = []
+
+    def watch(unfinished, epoch):
+        for method in (unfinished.predict, unfinished.predict_mask):
+            with pytest.raises(NotFittedError):
+                method(images)
+        kept.append(unfinished)
+
+    detector.fit(images, callback=watch)
+    kept[0].set_params(smoothing_sigma=9.0)
+    assert detector.smoothing_sigma == 4.0
+
+
 # Parameters
 
 
@@ -307,7 +321,7 @@ def test_loss_curve_and_convergence(images):
     weighted = curve["value"] + detector.direction_weight_ * curve["direction"]
     assert_allclose(curve["total"], weighted, rtol=1e-5)
     assert curve["total"][-1] < curve["total"][0]
-    with pytest.warns(ConvergenceWarning):
+    with pytest.warns(ConvergenceWarning, match="10 epochs without improving"):
         tiny_detector(tol=1e-6).fit(images)
 
 

@@ -73,6 +73,17 @@ def test_fit_takes_the_other_method(place, tmp_path, capsys):
     assert set(facts["final loss"]) == {"total", "distillation", "exemplar", "orthogonality"}
 
 
+def test_thresholds_of_other_scores_are_refused(place, detector, tmp_path, capsys):
+    stale, images = str(tmp_path / "stale.skmkd"), str(place / "learn")
+    detector.set_params(image_score="loss", localization="gradient").save(stale)
+    folder = str(tmp_path / "maps")
+    for words in (["score", stale, images], ["localize", stale, images, "-o", folder],
+                  ["evaluate", stale, str(place / "set")]):  # fmt: skip
+        assert main(words) == 1
+        assert "offset_ holds for" in capsys.readouterr().err
+    assert not (tmp_path / "maps").exists()
+
+
 def test_score_gives_the_library_s_numbers(place, detector, capsys):
     assert main(["score", str(place / "model.skmkd"), str(place / "set/good"),
                  str(place / "set/other/3.png")]) == 0  # fmt: skip

@@ -110,10 +110,17 @@ def test_weight_of_zero_leaves_a_term_out(images):
     with pytest.raises(ValueError, match="must not both be 0"):
         tiny_detector(value_weight=0, direction_weight=0).fit(images)
     alone = tiny_detector(direction_weight=0, image_score="map_max")
-    with pytest.raises(ValueError, match="scores are of directions alone; got 0"):
-        alone.fit(images)
+    for change in ({}, {"image_score": "loss", "localization": "discrepancy"}):
+        with pytest.raises(ValueError, match="scores or maps are of directions alone; got 0"):
+            alone.set_params(**change).fit(images)
     assert not hasattr(alone, "cloner_")
     alone.set_params(localization_params={"value": True}).fit(images)
+
+
+def test_maps_of_values_that_were_not_learned_are_refused(images):
+    detector = tiny_detector(value_weight=0, localization_params={"value": True})
+    with pytest.raises(ValueError, match="must come with a value_weight above 0; got 0"):
+        detector.fit(images)
 
 
 def test_training_equals_a_naive_loop(images):
@@ -157,6 +164,15 @@ def test_cloner_that_draws_at_random_draws_from_a_private_generator(images):
     first, second = (tiny_detector(cloner=cloner).fit(images) for _ in range(2))
     assert_array_equal(first.score_samples(images), second.score_samples(images))
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_what_others_draw_during_a_fit_is_their_own(images):
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    drawn = []
+    tiny_detector(max_iter=2).fit(images, callback=lambda *_: drawn.append(torch.rand(1)))
+    assert torch.equal(torch.cat(drawn), expected)
 
 
 def test_source_that_is_not_finite(images):

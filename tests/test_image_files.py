@@ -11,6 +11,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from numpy.testing import assert_array_equal
 from PIL import Image
@@ -259,7 +260,7 @@ def test_open_files_reads_headers_only(tmp_path):
     assert files[4] is COLOUR
 
 
-@pytest.mark.parametrize("kind", [list, tuple, np.array, lambda x: np.array(x, object)])
+@pytest.mark.parametrize("kind", [list, tuple, np.array, lambda x: np.array(x, object), pd.Series])
 @pytest.mark.parametrize("make", [str, Path])
 def test_lists_of_paths_are_told_from_data(kind, make):
     assert is_path_list(kind([make("a.png"), make("b.png")]))

@@ -4,18 +4,20 @@ import pickle
 import subprocess
 import sys
 import weakref
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import smooth_and_noisy, tiny_detector
+from conftest import TinySource, smooth_and_noisy, tiny_detector
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import cross_val_score
 
+from skmkd import MKDDetector
 from skmkd import _observation as observation
 from skmkd._validation import check_images
 from skmkd.model_selection import NormalOnlySplit, anomaly_roc_auc
@@ -129,6 +131,44 @@ def test_what_changes_maps_makes_their_threshold_stale(detector, images, change)
     assert not np.allclose(detector.localize(images), before, rtol=1e-3)
     with pytest.raises(ValueError, match="map_offset_ holds for"):
         detector.predict_mask(images)
+
+
+@pytest.mark.parametrize(
+    ("change", "methods"),
+    [
+        ({"value_weight": 1.0}, ("predict", "predict_mask")),
+        ({"direction": "vector"}, ("predict", "predict_mask")),
+        ({"localization_params": {"n_samples": 32}}, ("predict", "predict_mask")),
+        ({"opening_size": 5}, ("predict",)),
+    ],
+    ids=str,
+)
+def test_what_changes_nothing_leaves_thresholds_as_they_are(images, change, methods):
+    detector = MKDDetector(source=TinySource(), critical_layers=2, image_size=16, max_iter=1)
+    detector.set_params(tol=None, random_state=0).fit(images)
+    before = {method: getattr(detector, method)(images) for method in methods}
+    detector.set_params(**change)
+    for method, answer in before.items():
+        assert_array_equal(getattr(detector, method)(images), answer)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_score": "map-max"}, "'image_score' parameter.*'map-max'"),
+        ({"localization": "gradcam"}, "'localization' parameter.*'gradcam'"),
+        ({"smoothing_sigma": -1.0}, "'smoothing_sigma' parameter"),
+        ({"opening_size": 2}, "opening_size must be odd; got 2"),
+        ({"on_error": "rise"}, "'on_error' parameter"),
+        ({"value_weight": 0.0, "localization_params": {"value": True}}, "value_weight above 0"),
+    ],
+    ids=str,
+)
+def test_parameters_are_checked_when_they_have_changed_since_fit(detector, images, change, message):
+    detector.set_params(**change)
+    for ask in (detector.score_samples, detector.localize, partial(detector.calibrate, fpr=0.1)):
+        with pytest.raises(ValueError, match=message):
+            ask(images)
 
 
 def test_answers_do_not_depend_on_the_caller_s_mode(detector, images):
@@ -290,7 +330,9 @@ def test_unreadable_files_are_skipped_if_wanted(tmp_path, images, image_score):
     assert maps[1].shape == images.shape[1:3]
     assert_array_equal(np.stack([maps[i] for i in rest]), detector.localize(images)[rest])
     with pytest.warns(UserWarning, match="It is skipped"):
-        assert not detector.predict_mask(paths)[1].any()
+        masks = detector.predict_mask(paths)
+    assert masks[1].all()  # what cannot be read is no normal image
+    assert not masks[0].all()
 
 
 def test_unreadable_files_are_errors_otherwise(tmp_path, images):

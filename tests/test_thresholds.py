@@ -38,5 +38,6 @@ def test_bad_fpr(fpr):
 
 def test_too_few_images():
     check_fpr(0.05, 19)
+    check_fpr(np.float32(0.1), 9)
     with pytest.raises(ValueError, match=r"at least 19 images for fpr=0.05; got 18"):
         check_fpr(0.05, 18)

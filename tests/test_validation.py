@@ -139,7 +139,7 @@ def test_pixel_range(X, expected):
 FIT_ERRORS = {
     "empty": (np.empty((0, 4, 4)), r"Found 0 image\(s\) in X while a minimum of 2"),
     "empty rows": (np.empty((0, 4)), "0 sample"),
-    "empty list": ([], "Expected 2D array"),
+    "empty list": ([], "X must hold at least one image; got none"),
     "empty images": (np.empty((3, 0, 4)), r"shape \(H, W\)"),
     "one image": (noise((1, 4, 4)), r"Found 1 image\(s\) in X while a minimum of 2"),
     "one listed": ([noise((4, 4))], r"Found 1 image\(s\)"),
