@@ -72,10 +72,12 @@ class MKDDetector(BaseDistillationDetector):
         The critical layers that scores and maps use: the last k, some by name, or all.
     value_weight : float, default=0.0
         Weight of the value discrepancy in the loss, not negative. Maps of discrepancies, and scores
-        from them, count it only with ``localization_params={"value": True}``.
+        from them, count it only with ``localization_params={"value": True}``. Values are many
+        times larger than directions: give 0.01, or 1 beside ``direction_weight="auto"``.
     direction_weight : "auto" or float, default=1.0
         Weight λ of the direction discrepancy, not negative. "auto" gives both discrepancies the
-        same mean on the untrained cloner, as the paper does.
+        same mean on the untrained cloner, as the paper does. Where `value_weight` is 0 there is
+        nothing to weigh against, and it changes next to nothing.
     direction : {"position", "vector"}, default="position"
         Whether directions are compared at each position along the channels, and averaged, or over
         a whole layer at once, as in the paper.
@@ -142,7 +144,7 @@ class MKDDetector(BaseDistillationDetector):
         "float32" elsewhere. The cloner and all discrepancies are float32.
     on_error : {"raise", "skip"}, default="raise"
         What to do with a file that cannot be read. "skip" warns; `fit` and `calibrate` leave it
-        out, its score is NaN, its prediction -1, its map NaN.
+        out, its score is NaN, its prediction -1, its map NaN, its mask True.
     random_state : int, RandomState instance or None, default=None
         Seed of the cloner's weights, the order of images, augmentation and noise. None takes a
         fresh one, and leaves numpy's global generator alone.
@@ -207,9 +209,10 @@ class MKDDetector(BaseDistillationDetector):
 
     The paper says nothing on these, which follow its authors' practice: the absolute value of
     the gradient, summed over colours; a batch norm after every convolution of the cloner but the
-    last of each block. Of our own is that the statistics of batch norms are taken anew over all
-    training images when training ends, which makes scores steadier from epoch to epoch;
-    and that gradients run back through the cloner only, unless ``through_source`` says otherwise.
+    last of each block. Gradients run back through the cloner only, as the paper says, where its
+    authors' program takes both networks (``through_source``). Of our own is that the statistics of
+    batch norms are taken anew over all training images when training ends, which makes scores
+    steadier from epoch to epoch.
 
     References
     ----------

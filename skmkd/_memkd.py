@@ -124,7 +124,7 @@ class MemKDDetector(BaseDistillationDetector):
         "float32" elsewhere. The cloner and all discrepancies are float32.
     on_error : {"raise", "skip"}, default="raise"
         What to do with a file that cannot be read. "skip" warns; `fit` and `calibrate` leave it
-        out, its score is NaN, its prediction -1, its map NaN.
+        out, its score is NaN, its prediction -1, its map NaN, its mask True.
     random_state : int, RandomState instance or None, default=None
         Seed of the cloner's weights, the order of images and augmentation. None takes a fresh
         one, and leaves numpy's global generator alone.

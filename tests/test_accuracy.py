@@ -6,6 +6,7 @@ import gzip
 import json
 import pickle
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,7 +25,26 @@ RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (9, 9), dtype=np.uint8)
 
 
-DECIDED = {"value_weight", "direction_weight", "direction", "image_score", "localization"}
+NAMED = {  # what a method of a name must be, written out
+    "the default": {
+        "value_weight": 0.0, "direction_weight": 1.0, "direction": "position",
+        "image_score": "map_max", "localization": "discrepancy", "normalization": "source",
+        "score_layers": None, "localization_params": None,
+    },
+    "the paper's setting": {
+        "value_weight": 1.0, "direction_weight": "auto", "direction": "vector",
+        "image_score": "loss", "localization": "gradient", "normalization": None,
+        "score_layers": None, "localization_params": None,
+    },
+    "the authors' settings": {
+        "direction_weight": 1.0, "direction": "vector", "image_score": "loss",
+        "localization": "gradient", "score_layers": 3,
+    },
+}  # fmt: skip
+AUTHORS = {  # the rest, and epochs, of the data sets that their program has settings for
+    "mnist": (51, 0.01, None), "fashion_mnist": (17, 0.01, None), "cifar10": (201, 0.01, "source"),
+    "mvtec_ad": (601, 0.5, None),
+}  # fmt: skip
 
 
 # Cases
@@ -43,8 +63,13 @@ def test_textures_are_learned_on_one_side_and_tested_on_the_other(name):
     changed = np.not_equal(case.test[:n], case.test[n:])
     changed = changed.any(-1) if changed.ndim == 4 else changed
     assert_array_equal(changed, case.masks[n:])
-    inside = {image.tobytes() for image in case.learn}
-    assert not any(image.tobytes() in inside for image in case.test)
+
+
+def test_no_pixel_is_both_learned_and_tested(monkeypatch):
+    every = np.arange(2**16, dtype=np.uint16).reshape(256, 256)
+    monkeypatch.setattr(cases.skimage.data, "brick", lambda: every)
+    case = DATA_SETS["textures"].read("brick", None, 0)
+    assert not np.isin(case.learn, case.test[case.y == 1]).any()
 
 
 def test_few_textures_are_some_of_all():
@@ -63,6 +88,8 @@ def test_small_sets(data, n_learn, n_test):
     again, other = (data_set.read(name, None, seed).learn for seed in (0, 1))
     assert_array_equal(case.learn, again)
     assert (case.learn != other).any()
+    inside = {image.tobytes() for image in case.learn}
+    assert sum(image.tobytes() in inside for image in case.test) == 0
 
 
 def idx(array):
@@ -98,12 +125,13 @@ def pictures(folder, names):
         Image.fromarray(GREY).save(path)
 
 
-def brain_mri(folder):
+def brain_mri(folder):  # grey and in colour
     pictures(folder, [f"no/{i}.png" for i in range(13)] + [f"yes/{i}.png" for i in range(4)])
+    Image.fromarray(np.stack([GREY] * 3, axis=2)).save(folder / "no" / "3.png")
 
 
 def head_ct(folder):
-    pictures(folder, [f"head_ct/{i:03}.png" for i in range(17)])
+    pictures(folder, [f"head_ct/head_ct/{i:03}.png" for i in range(17)])
     rows = ["id, hemorrhage", *(f"{i}, {int(i < 4)}" for i in range(17))]
     (folder / "labels.csv").write_text("\n".join(rows))
 
@@ -119,6 +147,24 @@ def mvtec_ad(folder):
     pictures(folder, ["thing/test/hole/0.png", "thing/ground_truth/hole/0_mask.png"])
 
 
+def btad(folder):
+    pictures(folder, [f"01/{p}.png" for p in ("train/ok/0", "train/ok/1", "test/ok/0")])
+    pictures(folder, ["01/test/ko/0.png", "01/ground_truth/ko/0.png"])
+
+
+def visa(folder):
+    images = [f"candle/Data/Images/Normal/{i}.JPG" for i in range(3)]
+    bad, mask = "candle/Data/Images/Anomaly/0.JPG", "candle/Data/Masks/Anomaly/0.png"
+    pictures(folder, [*images, bad, mask, "split_csv/no_category.png"])
+    splits = [f"candle,{part},normal,{path}," for part, path in zip(
+        ("train", "train", "test"), images, strict=True
+    )]  # fmt: skip
+    splits = ["object,split,label,image,mask", *splits, f"candle,test,anomaly,{bad},{mask}"]
+    (folder / "split_csv" / "1cls.csv").write_text("\n".join(splits))
+    kinds = ["image,label,mask", *(f"{path},normal," for path in images), f"{bad},dent,{mask}"]
+    (folder / "candle" / "image_anno.csv").write_text("\n".join(kinds))
+
+
 @pytest.mark.parametrize(
     ("make", "name", "n_cases", "n_learn", "n_normal", "n_anomalous"),
     [
@@ -128,6 +174,8 @@ def mvtec_ad(folder):
         (head_ct, "head_ct", 1, 3, 10, 4),
         (retinal_oct, "retinal_oct", 1, 3, 2, 6),
         (mvtec_ad, "thing", 1, 2, 1, 1),
+        (btad, "01", 1, 2, 1, 1),
+        (visa, "candle", 1, 2, 1, 1),
     ],
 )
 def test_data_sets_in_their_published_layouts(
@@ -143,13 +191,20 @@ def test_data_sets_in_their_published_layouts(
     assert len(case.learn) == n_learn
     assert len(case.test) == len(case.y) == n_normal + n_anomalous
     assert ((case.y == 1).sum(), (case.y == -1).sum()) == (n_normal, n_anomalous)
-    assert (case.masks is not None) == (make is mvtec_ad)
+    assert (case.masks is not None) == (make in (mvtec_ad, btad, visa))
+    assert len({np.ndim(np.asarray(image)) for image in case.learn}) == 1  # all grey, or paths
 
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10", "mvtec_ad", "brain_mri", "retinal_oct"])
 def test_data_that_nothing_brings_is_asked_for(name):
     with pytest.raises(ValueError, match="--data must name the folder"):
         DATA_SETS[name].read("0", None, 0)
+
+
+def test_a_folder_without_categories_is_told(tmp_path):
+    (tmp_path / "split_csv").mkdir()
+    with pytest.raises(ValueError, match="--data must hold a folder for every category; .* none"):
+        DATA_SETS["visa"].names(tmp_path)
 
 
 def test_thinned_cases_keep_both_kinds_and_their_masks():
@@ -173,11 +228,19 @@ def spotted(n, seed):
     return plain.clip(0, 255).astype(np.uint8), bad.clip(0, 255).astype(np.uint8)
 
 
-@pytest.mark.parametrize("name", ["PatchNeighbours", "PositionGaussians", "PooledForest",
-                                  "PooledSVM"])  # fmt: skip
-def test_baselines_find_what_is_plain_to_see(name):
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("PatchNeighbours", {"smoothing_sigma": 1.0}),
+        ("PatchNeighbours", {"smoothing_sigma": 1.0, "layers": [0, 1, 2]}),
+        ("PositionGaussians", {"smoothing_sigma": 1.0}),
+        ("PooledForest", {}),
+        ("PooledSVM", {}),
+    ],
+)
+def test_baselines_find_what_is_plain_to_see(name, parameters):
     learn, (good, bad) = spotted(24, 0)[0], spotted(6, 1)
-    model = getattr(baselines, name)(image_size=32, smoothing_sigma=1.0, precision="float32")
+    model = getattr(baselines, name)(image_size=32, precision="float32", **parameters)
     scores = model.fit(learn).score_samples(np.concatenate([good, bad]))
     assert roc_auc_score(np.repeat([1, -1], 6), scores) > 0.95
     if hasattr(model, "localize"):
@@ -263,6 +326,11 @@ def test_runs_are_recorded_and_not_repeated(toy, tmp_path, monkeypatch):
     ).fit(toy.learn)  # fmt: skip
     auroc = 100 * roc_auc_score(toy.y, detector.score_samples(toy.test))
     assert first[2]["image AUROC"] == pytest.approx(auroc)
+    maps = np.stack(list(detector.localize(toy.test)))
+    pixels = 100 * roc_auc_score(toy.masks.ravel(), maps.ravel())
+    assert first[2]["pixel AUROC"] == pytest.approx(pixels)
+    assert first[3]["pixel AUROC"] != first[2]["pixel AUROC"]  # of fewer layers
+    assert first[2]["epochs run"] == 2
     assert {"pixel AUROC", "AUPRO", "fit s", "score s"} < set(first[2])
     assert [record["epoch"] for record in runs[1]["records"]] == [0]
 
@@ -281,21 +349,25 @@ def test_an_interrupted_protocol_goes_on_and_changed_settings_run_again(toy, tmp
         if len(calls) == 2:
             raise KeyboardInterrupt
         calls.append(one["method"])
-        yield from follow(one, *rest)
+        return follow(one, *rest)
 
     monkeypatch.setattr(runner, "follow", interrupted)
     with pytest.raises(KeyboardInterrupt):
         runner.run("toy", None, tmp_path, quick=False)
     assert calls == ["MKD", "forest"]
     calls = []
-    runner.run("toy", None, tmp_path, quick=True)  # the seed that is done
-    assert calls == []
+    (tmp_path / "toy.toml").write_text(PROTOCOL.replace("[0, 1]", "[1]"))
+    runner.run("toy", None, tmp_path, quick=False)
+    assert calls == ["MKD", "forest"]
+    calls = []
     changed = PROTOCOL.replace('"PooledForest"', '"PooledSVM"')
     (tmp_path / "toy.toml").write_text(changed)
-    file = runner.run("toy", None, tmp_path, quick=True)
-    assert calls == ["forest"]
+    file = runner.run("toy", None, tmp_path, quick=False)
+    assert calls == ["forest", "forest"]
     runs = json.loads(file.read_text())["runs"]
-    assert [one["settings"]["estimator"] for one in runs] == ["MKDDetector", "PooledSVM"]
+    kinds = ["MKDDetector", "MKDDetector", "PooledSVM", "PooledSVM"]  # seeds of both were kept
+    assert [one["settings"]["estimator"] for one in runs] == kinds
+    assert [one["seed"] for one in runs] == [0, 1, 0, 1]
 
 
 def test_runs_side_by_side_find_the_same(tmp_path, monkeypatch):
@@ -326,8 +398,9 @@ def test_tables_hold_means_of_what_was_run(toy, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", arguments)
     command.main()
     printed = capsys.readouterr().out
-    assert "Means over 1 case:" in printed
-    assert f"| MKD, loss | 2 | 2 | {mean:.2f} |" in printed
+    assert "Of a:" in printed
+    deviation = np.std([row["image AUROC"] for row in chosen], ddof=1)
+    assert f"| MKD, loss | 2 | 2 | {mean:.2f} ± {deviation:.2f} |" in printed
     assert "| forest |  | 2 |" in printed
 
 
@@ -341,7 +414,40 @@ def test_each_case_counts_once_however_many_its_seeds(toy, tmp_path):
             {**forest, "method": "m", "case": case, "seed": seed, "records": records}
         )
     file.write_text(json.dumps(content))
+    (tmp_path / "toy.toml").write_text("methods.m = {}\n" + PROTOCOL)
     assert "| m |  | 1 | 70.00 |" in render.table(file)
+
+
+def test_cases_that_defaults_were_not_chosen_with_stand_apart(toy, tmp_path):
+    file = runner.run("toy", None, tmp_path, quick=True)
+    content = json.loads(file.read_text())
+    forest = content["runs"][1]
+    content["runs"] = [
+        {**forest, "case": case, "records": [forest["records"][0] | {"image AUROC": auroc}]}
+        for case, auroc in (("a", 40.0), ("b", 90.0), ("c", 80.0))
+    ]
+    file.write_text(json.dumps(content))
+    (tmp_path / "toy.toml").write_text('chosen_with = ["a"]\n' + PROTOCOL)
+    means, apart = render.table(file).split("The default was chosen with a at hand.")
+    assert "| forest |  | 1 | 70.00 |" in means
+    assert "| forest |  | 1 | 85.00 |" in apart
+
+
+def test_the_readme_quotes_the_best_of_the_baselines(toy, tmp_path, monkeypatch):
+    runs = runner.run("toy", None, tmp_path, quick=True).read_text()
+    content = json.loads(runs)
+    mkd, forest = content["runs"]
+    named = {"the default": (mkd, 70.0), "the paper's setting": (mkd, 60.0),
+             "forest": (forest, 50.04), "MKD": (forest, 40.0)}  # fmt: skip
+    content["runs"] = [
+        {**one, "method": method, "records": [forest["records"][0] | {"image AUROC": auroc}]}
+        for method, (one, auroc) in named.items()
+    ]
+    (tmp_path / "toy.json").write_text(json.dumps(content))
+    methods = [f'methods."{method}" = {{}}\n' for method in named if method.startswith("the")]
+    (tmp_path / "toy.toml").write_text("".join(methods) + PROTOCOL)
+    monkeypatch.setattr(render, "QUOTED", {"toy": "toys"})
+    assert "| toys | image AUROC | 70.0 | 60.0 | 50.0 forest |" in render.quoted(tmp_path)
 
 
 def test_a_method_of_fewer_cases_has_no_mean(toy, tmp_path):
@@ -356,23 +462,40 @@ def test_a_method_of_fewer_cases_has_no_mean(toy, tmp_path):
     assert "| MKD, loss |" in single
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in runner.PROTOCOLS.glob("*.toml")))
+PROTOCOL_NAMES = sorted(path.stem for path in runner.PROTOCOLS.glob("*.toml"))
+
+
+@pytest.mark.parametrize("name", PROTOCOL_NAMES)
 def test_named_settings_are_what_they_are_called(name):
     protocol = runner.read_protocol(name, quick=False)
-    default, paper = MKDDetector().get_params(), MKDDetector.paper().get_params()
     for method in protocol["methods"]:
-        stated = runner.settings_of(protocol, method)["parameters"]
-        own = {k: v for k, v in stated.items() if k not in ("device", "image_size", "augmentation")}
-        if method.startswith(("the default", "MKD, the default")):
-            assert own == {k: default[k] for k in own}
-            assert set(own) >= DECIDED
-        elif method == "the paper's setting":
-            assert own == {k: paper[k] for k in own}
-            assert set(own) >= {*DECIDED, "normalization"}
+        settings = runner.settings_of(protocol, method)["parameters"]
+        for words, expected in NAMED.items():
+            if method.removeprefix("MKD, ").startswith(words):
+                assert {key: settings[key] for key in expected} == expected
+                free = {"device", "image_size", "augmentation", *expected}
+                if words == "the authors' settings":
+                    free |= {"value_weight", "normalization", "localization_params"}
+                others = {k: v for k, v in MKDDetector().get_params().items() if k in settings}
+                assert {k for k in others if settings[k] != others[k]} <= free
+
+
+@pytest.mark.parametrize("name", AUTHORS)
+def test_the_authors_settings_are_those_of_their_program(name):
+    protocol = runner.read_protocol(name, quick=False)
+    settings = runner.settings_of(protocol, "the authors' settings")
+    epochs, weight, normalization = AUTHORS[name]
+    assert settings["epochs"] == [epochs]
+    assert settings["parameters"]["value_weight"] == weight
+    assert settings["parameters"]["normalization"] == normalization
 
 
 def test_the_page_says_what_the_results_say():
     assert render.PAGE.read_text() == render.page(render.RESULTS)
+    readme = render.README.read_text()
+    assert readme == render.with_quotes(readme, render.RESULTS)
+    table = readme.split(render.MARKS[0])[1].split(render.MARKS[1])[0]
+    assert table.count("image AUROC") == len(render.QUOTED)
 
 
 def test_pictures_are_drawn(toy, tmp_path):
@@ -382,26 +505,39 @@ def test_pictures_are_drawn(toy, tmp_path):
         assert picture.width > 500
 
 
-def test_quick_figures_do_not_mix_with_real_ones(toy, tmp_path, monkeypatch, capsys):
+def test_quick_figures_do_not_mix_with_real_ones(toy, tmp_path, monkeypatch):
+    file = runner.run("toy", None, tmp_path, quick=False)
+    before = file.read_bytes()
+    quick = runner.run("toy", None, tmp_path, quick=True)
+    assert (quick.stem, file.read_bytes()) == ("toy_quick", before)
+    assert len(json.loads(quick.read_text())["runs"]) == 2
+
+
+def test_results_that_are_not_there_are_asked_for(toy, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "PROTOCOLS", tmp_path)
-    monkeypatch.setattr(sys, "argv", ["accuracy", "toy", "--quick"])
+    arguments = ["accuracy", "toy", "--tables", "--results", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(SystemExit):
         command.main()
-    assert "--quick must be given --results" in capsys.readouterr().err
+    assert "no results of toy yet" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in runner.PROTOCOLS.glob("*.toml")))
+@pytest.mark.parametrize("name", PROTOCOL_NAMES)
 def test_protocols_name_what_there_is(name):
     for quick in (False, True):
         protocol = runner.read_protocol(name, quick)
-        assert protocol["data"] in DATA_SETS
+        data_set = DATA_SETS[protocol["data"]]
+        if "cases" in protocol:
+            assert set(protocol["cases"]) <= set(data_set.names(Path(__file__)))
         assert len(protocol["title"]) > 5
         for method in protocol["methods"]:
             settings = runner.settings_of(protocol, method)
-            estimator = runner.ESTIMATORS[settings["estimator"]]
-            estimator(random_state=0, **settings["parameters"])
-            for view in settings["views"].values():
-                estimator(**settings["parameters"]).set_params(**view)
+            estimator = runner.ESTIMATORS[settings["estimator"]](**settings["parameters"])
+            for view in ({}, *settings["views"].values()):
+                estimator.set_params(**view)
+                if settings["estimator"] in runner.FOLLOWED:
+                    estimator._validate_params()
+                    estimator._check_options()
 
 
 # What scoring costs
@@ -415,7 +551,7 @@ def test_cost_is_measured_in_time_and_in_a_process_of_its_own(tmp_path, monkeypa
     monkeypatch.chdir(runner.FOLDER.parents[1])
     cost.main()
     (row,) = json.loads(file.read_text())["rows"]
-    assert (row["scores"], row["images"], row["ratio"]) == ("default", 4, 1.0)
+    assert (row["method"], row["images"], row["ratio"]) == ("default", 4, 1.0)
     assert row["ms an image"] > 0
     assert 1 < row["memory MB"] < 2000
     assert "memory MB" in capsys.readouterr().out

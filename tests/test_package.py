@@ -191,18 +191,6 @@ def test_readme_s_links_lead_somewhere():
         assert (ROOT / link).is_file(), link
 
 
-def test_readme_quotes_means_of_the_results():
-    table = (
-        (ROOT / "README.md").read_text().partition("## How good is it?")[2].partition("\n\nOn")[0]
-    )
-    quoted = re.findall(r" (\d+\.\d) \|", table)
-    results = (ROOT / "docs" / "results.md").read_text()
-    means = re.findall(r"Means over.*?(?=\n\n[A-Z!])", results, re.S)
-    measured = {f"{float(x):.1f}" for mean in means for x in re.findall(r"\d+\.\d\d", mean)}
-    assert len(quoted) == 17
-    assert set(quoted) <= measured
-
-
 def test_code_of_the_readme_runs():
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
     assert len(blocks) == 2

@@ -1,19 +1,21 @@
 """What else the same features give, with scikit-learn's parts: no training, or hardly any.
 
 Each baseline takes the source, the preprocessing and the critical layers from a detector that
-was fitted to the same images, so that all stand on the same features. Scores are higher for
-normal images; maps, of the images' own size, are higher where they are anomalous.
+was fitted to the same images, so that all stand on the same source. Scores are higher for normal
+images; maps, of the images' own size, are higher where they are anomalous. They are blurred as
+those of the detectors are, but not opened.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.covariance import ShrunkCovariance
+from sklearn.base import BaseEstimator
 from sklearn.ensemble import IsolationForest
 from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
@@ -22,26 +24,29 @@ from sklearn.svm import OneClassSVM
 from torch import Tensor
 
 from skmkd import MKDDetector
-from skmkd._localization import localization_maps, resize_map
+from skmkd._localization import blur, resize_map
 from skmkd._observation import fixed_batches
 from skmkd._validation import check_images
 
-PATCHES = 20_000  # in the memory bank at most, drawn at random
-DIMENSIONS = 100  # of the features that a Gaussian is fitted to, drawn at random
-SHRINKAGE = 0.01  # of its covariance
 
+@dataclass(kw_only=True, eq=False, repr=False)
+class Baseline(BaseEstimator):
+    """Features of a source, in the order of images; parameters are as in MKDDetector."""
 
-class Baseline:
-    """Features of a source, in the order of images."""
-
-    def __init__(self, *, random_state: int = 0, smoothing_sigma: float = 4.0, **settings: Any):
-        self.random_state, self.smoothing_sigma = random_state, smoothing_sigma
-        self._settings = settings
+    image_size: int = 128
+    device: str = "auto"
+    precision: str = "auto"
+    random_state: int = 0
 
     def _see(self, X: Any) -> None:
         """Build the source; one epoch of a cloner is trained for it, and never used."""
         self._detector = MKDDetector(
-            **self._settings, random_state=self.random_state, max_iter=1, tol=None
+            image_size=self.image_size,
+            device=self.device,
+            precision=self.precision,
+            random_state=self.random_state,
+            max_iter=1,
+            tol=None,
         ).fit(X)
 
     def _features(self, X: Any) -> Iterator[dict[str, Tensor]]:
@@ -52,48 +57,73 @@ class Baseline:
         for chosen, batch in fixed_batches(reader, range(len(self._images)), size):
             yield {name: a[: len(chosen)].float() for name, a in batch.target.items()}
 
-    def _map_scores(self, distances: Iterator[Tensor]) -> None:
-        """Finish maps (n, h, w) as skmkd's are, and take their maxima for scores."""
-        maps, scores = [], []
-        size = list(self._detector._prepare.size)
-        for raw in distances:
-            whole = F.interpolate(raw[:, None], size, mode="bilinear")[:, 0].numpy()
-            for single in localization_maps(whole, self.smoothing_sigma, 1):
-                scores.append(-single.max())
-                maps.append(resize_map(single, self._images.sizes([len(maps)])[0]))
-        self.scores, self.maps = np.array(scores), maps
 
-
+@dataclass(kw_only=True, eq=False, repr=False)
 class _Patches(Baseline):
-    """Features of each patch: two layers, averaged over 3 x 3 patches, on the finer one's grid."""
+    """Features of each patch, and what is made of their distances to normal ones.
+
+    Parameters
+    ----------
+    layers : sequence of int
+        Which of the critical layers, from the finest; they are laid together on the grid of the
+        first.
+    smoothing_sigma : float
+        Of the blur of maps, in pixels of the resized image.
+    """
+
+    layers: Sequence[int]
+    smoothing_sigma: float = 4.0
 
     def _patches(self, X: Any) -> Iterator[Tensor]:  # (n, h, w, C)
         for features in self._features(X):
-            parts = [F.avg_pool2d(a, 3, 1, 1) for a in list(features.values())[1:3]]
-            grid = parts[0].shape[2:]
-            coarse = F.interpolate(parts[1], grid, mode="bilinear")
-            yield torch.cat([parts[0], coarse], dim=1).movedim(1, -1)
+            chosen = [self._around(list(features.values())[i]) for i in self.layers]
+            grid = chosen[0].shape[2:]
+            whole = [F.interpolate(each, grid, mode="bilinear") for each in chosen]
+            yield torch.cat(whole, dim=1).movedim(1, -1)
+
+    def _around(self, activations: Tensor) -> Tensor:
+        """Return what each position sees of its neighbours."""
+        return activations
 
     def score_samples(self, X: Any) -> np.ndarray:
-        """Score images, and keep their maps for `localize`."""
-        self._map_scores(self._distances(patches) for patches in self._patches(X))
-        return self.scores
+        """Score images by the maxima of their maps, and keep these for `localize`."""
+        size = list(self._detector._prepare.size)
+        scores, self._maps = [], []
+        for patches in self._patches(X):
+            raw = self._distances(patches)  # (n, h, w)
+            whole = F.interpolate(raw[:, None], size, mode="bilinear")[:, 0].numpy()
+            for single in blur(whole, self.smoothing_sigma):
+                scores.append(-single.max())
+                self._maps.append(resize_map(single, self._images.sizes([len(self._maps)])[0]))
+        return np.array(scores)
 
     def localize(self, X: Any) -> list[np.ndarray]:
         """Return the maps of the images that were scored last."""
-        assert len(X) == len(self.maps)
-        return self.maps
+        assert len(X) == len(self._maps)
+        return self._maps
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class PatchNeighbours(_Patches):
-    """Distance of each patch to the nearest normal one (as PatchCore, CVPR 2022)."""
+    """Distance of each patch to the nearest normal one (as PatchCore, CVPR 2022).
+
+    Features are averaged over 3 x 3 positions, and come from the layers of PatchCore's strides, 8
+    and 16, unless others are named. Of the normal patches, as many as `n_patches` are kept, at
+    random, where PatchCore chooses a core set.
+    """
+
+    layers: Sequence[int] = (1, 2)
+    n_patches: int = 20_000
+
+    def _around(self, activations: Tensor) -> Tensor:
+        return F.avg_pool2d(activations, 3, 1, 1)
 
     def fit(self, X: Any) -> PatchNeighbours:
         """Keep normal patches."""
         self._see(X)
         bank = torch.cat([patches.flatten(0, 2) for patches in self._patches(X)]).numpy()
         rng = np.random.default_rng(self.random_state)
-        kept = rng.permutation(len(bank))[:PATCHES]
+        kept = rng.permutation(len(bank))[: self.n_patches]
         self._nearest = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(bank[kept])
         return self
 
@@ -102,24 +132,40 @@ class PatchNeighbours(_Patches):
         return torch.from_numpy(found).float().view(patches.shape[:3])
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class PositionGaussians(_Patches):
-    """Mahalanobis distance to what is normal at each position (as PaDiM, ICPR 2021)."""
+    """Mahalanobis distance to what is normal at each position (as PaDiM, ICPR 2021).
+
+    Three layers of PaDiM's strides, 4, 8 and 16; of their channels `n_channels`, at random;
+    `ridge` is added to the diagonal of every covariance.
+    """
+
+    layers: Sequence[int] = (0, 1, 2)
+    n_channels: int = 100
+    ridge: float = 0.01
 
     def fit(self, X: Any) -> PositionGaussians:
         """Fit a Gaussian to each position."""
         self._see(X)
-        patches = torch.cat(list(self._patches(X)))  # (n, h, w, C)
         rng = np.random.default_rng(self.random_state)
-        self._chosen = rng.permutation(patches.shape[-1])[:DIMENSIONS]
-        rows = patches[..., self._chosen].flatten(1, 2).numpy()  # (n, h * w, d)
-        self._gaussians = [
-            ShrunkCovariance(shrinkage=SHRINKAGE).fit(rows[:, i]) for i in range(rows.shape[1])
-        ]
+        kept: list[np.ndarray] = []
+        for patches in self._patches(X):
+            if not kept:
+                self._chosen = rng.permutation(patches.shape[-1])[: self.n_channels]
+            kept.append(self._rows(patches))
+        rows = np.concatenate(kept, axis=1)  # (h * w, n, d)
+        self._mean = rows.mean(1, keepdims=True)
+        centred = rows - self._mean
+        covariance = centred.swapaxes(1, 2) @ centred / (rows.shape[1] - 1)
+        self._precision = np.linalg.inv(covariance + self.ridge * np.eye(rows.shape[2]))
         return self
 
+    def _rows(self, patches: Tensor) -> np.ndarray:  # (n, h, w, C) -> (h * w, n, d)
+        return patches[..., self._chosen].flatten(1, 2).movedim(0, 1).numpy().astype(np.float64)
+
     def _distances(self, patches: Tensor) -> Tensor:
-        rows = patches[..., self._chosen].flatten(1, 2).numpy()
-        squared = [g.mahalanobis(rows[:, i]) for i, g in enumerate(self._gaussians)]
+        centred = self._rows(patches) - self._mean
+        squared = (centred @ self._precision * centred).sum(-1)
         return torch.from_numpy(np.sqrt(squared).T).float().view(patches.shape[:3])
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import skimage
+from PIL import Image
 from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10
 
@@ -145,11 +146,18 @@ def folder_of(data: Path | None) -> Path:
     return data
 
 
+PARTS = ("train", "Data")  # a folder of each category, of MVTec AD's layout and of VisA's
+
+
 def industrial(load: Callable[..., Any]) -> DataSet:
     """Take every category of a data set with masks, as its loader reads it."""
 
     def names(data: Path | None) -> list[str]:
-        return sorted(path.name for path in folder_of(data).iterdir() if path.is_dir())
+        folder = folder_of(data)
+        found = (path for path in folder.iterdir() for part in PARTS if (path / part).is_dir())
+        if names := sorted(path.name for path in found):
+            return names
+        raise ValueError(f"--data must hold a folder for every category; {folder} holds none.")
 
     def read(name: str, data: Path | None, _: int) -> Case:
         learn, test = (load(folder_of(data), name, subset=s) for s in ("train", "test"))
@@ -159,10 +167,22 @@ def industrial(load: Callable[..., Any]) -> DataSet:
 
 
 def held_out(normal: list[Path], anomalous: list[Path], seed: int) -> Case:
-    """Learn all normal images but ten at random; test these and all anomalies."""
+    """Learn all normal images but ten at random; test these and all anomalies.
+
+    Images are brought to grey, since some files are in colour and some are not.
+    """
     order = np.random.default_rng(seed).permutation(len(normal))
     test, learn = ([normal[i] for i in part] for part in (order[:10], order[10:]))
-    return Case(learn, [*test, *anomalous], labels(10, len(anomalous)))
+    return Case(greys(learn), greys([*test, *anomalous]), labels(10, len(anomalous)))
+
+
+def greys(paths: list[Path]) -> list[np.ndarray]:
+    """Read images as grey ones."""
+    found = []
+    for path in paths:
+        with Image.open(path) as image:
+            found.append(np.asarray(image.convert("L")))
+    return found
 
 
 def brain_mri(_: str, data: Path | None, seed: int) -> Case:
@@ -172,13 +192,19 @@ def brain_mri(_: str, data: Path | None, seed: int) -> Case:
 
 
 def head_ct(_: str, data: Path | None, seed: int) -> Case:
-    """Read the folder "head_ct", and "labels.csv" with 1 for a haemorrhage."""
+    """Read the folder "head_ct", which may lie in one of its name, and "labels.csv".
+
+    There 1 is a haemorrhage.
+    """
     folder = folder_of(data)
+    images = folder / "head_ct"
+    if (images / "head_ct").is_dir():
+        images /= "head_ct"
     with (folder / "labels.csv").open() as file:
         rows = [[cell.strip() for cell in row] for row in csv.reader(file)][1:]
     parts: dict[str, list[Path]] = {"0": [], "1": []}
     for number, label in rows:
-        parts[label].append(folder / "head_ct" / f"{int(number):03}.png")
+        parts[label].append(images / f"{int(number):03}.png")
     return held_out(parts["0"], parts["1"], seed)
 
 

@@ -16,23 +16,38 @@ import numpy as np
 from benchmarks.accuracy.runner import FOLDER, FOLLOWED, PROTOCOLS, RESULTS, read_protocol
 
 PAGE = FOLDER.parents[1] / "docs" / "results.md"
+README = FOLDER.parents[1] / "README.md"
+MARKS = "<!-- made by benchmarks.accuracy.render -->", "<!-- until here -->"
+QUOTED = {
+    "textures": "seven photographs, synthetic defects",
+    "faces": "faces against other crops",
+    "digits": "digits, one normal, ten cases",
+    "fashion_mnist": "Fashion-MNIST, one class normal, ten cases",
+}
 FIGURES = ("image AUROC", "image AP", "pixel AUROC", "pixel AP", "AUPRO")
 SHOWN = ("image AUROC", "pixel AUROC", "AUPRO")
 TITLE = """# Results
 
 Every figure here comes from a file in `benchmarks/accuracy/results`, which says with which
 settings, seeds and versions, on which processor and when each run was made. The command above a
-table makes its results anew; it goes on where it was interrupted.
-`python -m benchmarks.accuracy.render` writes this page.
+table makes what is not there yet, and prints the table; with `--results FOLDER` it makes all of
+it anew, in a folder of yours. `python -m benchmarks.accuracy.render` writes this page.
 
-Areas are in percent; AUPRO goes to a false-positive rate of 0.3. Defects are synthetic where the
-title says so. What the methods cost is measured by [benchmarks](benchmarks.md), in ratios.
+Areas are in percent; behind ± is the standard deviation over seeds, where there are several. AUPRO
+goes to a false-positive rate of 0.3. "Until converged" is until the parameter `tol` stops the
+training, or after 200 epochs. Defects are synthetic where the title says so. What the methods cost
+is measured by [benchmarks](benchmarks.md), in ratios.
 """
 
 
 def rows_of(file: Path) -> list[dict[str, Any]]:
-    """Return the records of a file of results, each with its case, method and seed."""
-    runs = json.loads(file.read_text())["runs"]
+    """Return the records of a file of results, each with its case, method and seed.
+
+    They are in the order of the protocol's methods.
+    """
+    content = json.loads(file.read_text())
+    methods = list(read_protocol(content["protocol"], quick=False)["methods"])
+    runs = sorted(content["runs"], key=lambda run: methods.index(run["method"]))
     return [
         {
             **record,
@@ -46,53 +61,94 @@ def rows_of(file: Path) -> list[dict[str, Any]]:
     ]
 
 
-def averaged(rows: list[dict[str, Any]], *keys: str) -> dict[tuple, dict[str, Any]]:
-    """Return the mean of every figure over the rows that share these keys, and their number."""
+def grouped(rows: list[dict[str, Any]], *keys: str) -> dict[tuple, list[dict[str, Any]]]:
+    """Lay together the rows that share these keys."""
     groups: dict[tuple, list[dict]] = defaultdict(list)
     for row in rows:
         groups[tuple(row[key] for key in keys)].append(row)
+    return groups
+
+
+def averaged(rows: list[dict[str, Any]], *keys: str) -> dict[tuple, dict[str, Any]]:
+    """Return the mean of every figure over the rows that share these keys, and their number."""
     return {
-        group: dict(zip(keys, group, strict=True))
-        | {
+        group: {
             name: float(np.mean([row[name] for row in members]))
             for name in FIGURES
             if all(name in row for row in members)
         }
         | {"n": len(members)}
-        for group, members in groups.items()
+        for group, members in grouped(rows, *keys).items()
     }
 
 
 def table(file: Path) -> str:
     """Return tables in Markdown: the means of each method, and each figure in each case.
 
-    Methods of fewer cases than others are left out of the means, which they would distort.
+    Methods of fewer cases than others are left out of the means, which they would distort. Means
+    over cases that the defaults were not chosen with stand apart.
     """
-    content, rows = json.loads(file.read_text()), rows_of(file)
+    name = json.loads(file.read_text())["protocol"]
+    protocol, rows = read_protocol(name, quick=False), rows_of(file)
     cases = list(dict.fromkeys(row["case"] for row in rows))
-    trained = {row["method"] for row in rows if row["trained"]}
-    single = averaged(rows, "method", "epoch", "case")
-    means = averaged(list(single.values()), "method", "epoch")  # each case counts once
-    whole = [key for key in means if all((*key, case) in single for case in cases)]
-    shown = [name for name in SHOWN if any(name in means[key] for key in whole)]
-    lines = [f"## {content['title']}", "", f"    python -m benchmarks.accuracy {file.stem}", ""]
-    lines += [f"Means over {counted(len(cases), 'case')}:", ""]
-    lines += header(["method", "epochs", "seeds", *shown])
-    for method, epoch in whole:
-        found = means[method, epoch]
-        cells = [text(found.get(name)) for name in shown]
-        length = str(epoch or ("until converged" if method in trained else ""))
-        seeds = min(single[method, epoch, case]["n"] for case in cases)
-        lines.append(row_of([method, length, str(seeds), *cells]))
-    for name in shown if len(cases) > 1 else ():
+    lines = [f"## {protocol['title']}", "", f"    python -m benchmarks.accuracy {name}", ""]
+    lines += [f"Means over {len(cases)} cases:" if len(cases) > 1 else f"Of {cases[0]}:", ""]
+    lines += means_table(rows)
+    others = [row for row in rows if row["case"] not in protocol.get("chosen_with", cases)]
+    if others:
+        known = ", ".join(protocol["chosen_with"])
+        lines += ["", f"The default was chosen with {known} at hand. Means over the others:", ""]
+        lines += means_table(others)
+    found = averaged(last_epochs(rows), "method", "case")
+    for name in shown_of(rows) if len(cases) > 1 else ():
         lines += ["", f"{name[0].upper()}{name[1:]} of each case, after the last epoch:", ""]
         lines += header(["method", *cases])
         for method in dict.fromkeys(row["method"] for row in rows):
-            last = max(epoch for found, epoch in means if found == method)
-            cells = [single.get((method, last, case), {}).get(name) for case in cases]
+            cells = [found.get((method, case), {}).get(name) for case in cases]
             if any(cell is not None for cell in cells):
                 lines.append(row_of([method, *map(text, cells)]))
     return "\n".join(lines) + "\n"
+
+
+def means_table(rows: list[dict[str, Any]]) -> list[str]:
+    """Return the lines of a table of means over cases, for each method and number of epochs."""
+    trained = {row["method"] for row in rows if row["trained"]}
+    shown = shown_of(rows)
+    lines = header(["method", "epochs", "seeds", *shown])
+    for (method, epoch), (mean, seeds) in means_of(rows).items():
+        cells = [text(mean.get(name)) + spread(seeds, name) for name in shown]
+        length = str(epoch or ("until converged" if method in trained else ""))
+        lines.append(row_of([method, length, str(mean["seeds"]), *cells]))
+    return lines
+
+
+def means_of(
+    rows: list[dict[str, Any]],
+) -> dict[tuple[str, int], tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """Return for each method and epoch that saw all cases the mean over these, and every seed's.
+
+    Each case counts once in the mean, however many its seeds; only seeds of all cases are listed.
+    """
+    n_cases = len({row["case"] for row in rows})
+    found = {}
+    for key, own in grouped(rows, "method", "epoch").items():
+        cases = averaged(own, "case").values()
+        if len(cases) == n_cases:
+            seeds = [seed for seed in averaged(own, "seed").values() if seed["n"] == n_cases]
+            mean = averaged([dict(case, all="") for case in cases], "all")[("",)]
+            found[key] = mean | {"seeds": min(case["n"] for case in cases)}, seeds
+    return found
+
+
+def last_epochs(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Keep the records of each method after its last epoch."""
+    last = {key: max(row["epoch"] for row in own) for key, own in grouped(rows, "method").items()}
+    return [row for row in rows if row["epoch"] == last[row["method"],]]
+
+
+def shown_of(rows: list[dict[str, Any]]) -> list[str]:
+    """Name the figures that there are."""
+    return [name for name in SHOWN if any(name in row for row in rows)]
 
 
 def header(columns: list[str]) -> list[str]:
@@ -105,14 +161,40 @@ def row_of(cells: list[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def counted(n: int, what: str) -> str:
-    """Return a number and what it counts."""
-    return f"{n} {what}{'' if n == 1 else 's'}"
-
-
 def text(value: float | None) -> str:
     """Write a figure, if there is one."""
-    return "" if value is None else f"{value:.2f}" if value < 1000 else f"{value:.0f}"
+    return "" if value is None else f"{value:.2f}"
+
+
+def spread(seeds: list[dict[str, Any]], name: str) -> str:
+    """Write how far the mean over all cases deviates from seed to seed, if there are several."""
+    means = [seed[name] for seed in seeds if name in seed]
+    return f" ± {np.std(means, ddof=1):.2f}" if len(means) > 1 else ""
+
+
+def quoted(results: Path) -> str:
+    """Return the README's table: the default, the paper's setting, the best of the baselines."""
+    lines = header(["images", "figure", "default", "paper's setting", "best baseline"])
+    for name, images in QUOTED.items():
+        rows = last_epochs(rows_of(results / f"{name}.json"))
+        means = {method: mean for (method, _), (mean, _) in means_of(rows).items()}
+        baselines = [method for method in means if not method.startswith("the ")]
+        for figure in shown_of(rows):
+            found = {m: f"{means[m][figure]:.1f}" for m in means if figure in means[m]}
+            paper = found.get("the paper's setting") or found["the authors' settings"]
+            known = [m for m in baselines if m in found]
+            best = max(known, key=lambda m: means[m][figure], default="")
+            cells = [images, figure, found["the default"], paper, f"{found.get(best, '')} {best}"]
+            lines.append(row_of([cell.strip() for cell in cells]))
+            images = ""
+    return "\n".join(lines)
+
+
+def with_quotes(readme: str, results: Path) -> str:
+    """Return the README with its table made anew."""
+    before, rest = readme.split(MARKS[0])
+    after = rest.split(MARKS[1])[1]
+    return f"{before}{MARKS[0]}\n{quoted(results)}\n{MARKS[1]}{after}"
 
 
 def page(results: Path) -> str:
@@ -131,22 +213,24 @@ def page(results: Path) -> str:
 def draw(file: Path, target: Path) -> None:
     """Draw the area of every method that the protocol is about, by default the image AUROC.
 
-    A dot is a case, a bar the mean.
+    A dot is a case, a bar the mean of a method of all cases.
     """
     from matplotlib.figure import Figure
 
-    rows, drawn = rows_of(file), read_protocol(file.stem, quick=False).get("drawn", "image AUROC")
-    last: dict[str, int] = {}
-    for row in rows:
-        last[row["method"]] = max(row["epoch"], last.get(row["method"], 0))
-    methods = list(last)[::-1]
-    found = averaged(rows, "method", "epoch", "case")
+    protocol = read_protocol(json.loads(file.read_text())["protocol"], quick=False)
+    drawn, rows = protocol.get("drawn", "image AUROC"), last_epochs(rows_of(file))
+    methods = list(dict.fromkeys(row["method"] for row in rows if drawn in row))[::-1]
+    means = {method: mean for (method, _), (mean, _) in means_of(rows).items()}
     figure = Figure(figsize=(7, 0.9 + 0.42 * len(methods)), layout="constrained")
     ax = figure.subplots()
+    found = averaged(rows, "method", "case")
     for place, method in enumerate(methods):
-        values = [v[drawn] for k, v in found.items() if k[:2] == (method, last[method])]
+        values = [each[drawn] for (m, _), each in found.items() if m == method and drawn in each]
         ax.plot(values, [place] * len(values), "o", alpha=0.5, color="tab:blue")
-        ax.plot([np.mean(values)], [place], "|", markersize=18, markeredgewidth=3, color="black")
+        if drawn in means.get(method, {}):
+            ax.plot(
+                means[method][drawn], place, "|", markersize=18, markeredgewidth=3, color="black"
+            )
     ax.set_yticks(range(len(methods)), methods)
     ax.set(xlabel=f"{drawn} in percent, after the last epoch", ylim=(-0.6, len(methods) - 0.4))
     ax.grid(axis="x", alpha=0.4)
@@ -154,10 +238,12 @@ def draw(file: Path, target: Path) -> None:
 
 
 def main() -> None:
-    """Write the page and its pictures."""
+    """Write the page and its pictures, and the README's table."""
     PAGE.write_text(page(RESULTS))
-    for file in sorted(RESULTS.glob("*.json")):
-        draw(file, PAGE.parent / "images" / f"results_{file.stem}.png")
+    README.write_text(with_quotes(README.read_text(), RESULTS))
+    for path in PROTOCOLS.glob("*.toml"):
+        if (file := RESULTS / f"{path.stem}.json").exists():
+            draw(file, PAGE.parent / "images" / f"results_{path.stem}.png")
 
 
 if __name__ == "__main__":

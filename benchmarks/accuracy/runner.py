@@ -24,6 +24,7 @@ from skmkd import MemKDDetector, MKDDetector
 from skmkd._detector import PAPER
 from skmkd.metrics import aupro_score, pixel_average_precision_score, pixel_roc_auc_score
 
+KEYS = ("case", "method", "seed", "settings")  # of what a run is
 FOLDER = Path(__file__).parent
 PROTOCOLS, RESULTS = FOLDER / "protocols", FOLDER / "results"
 ESTIMATORS: dict[str, Any] = {
@@ -47,8 +48,15 @@ LIKE: dict[str, dict[str, Any]] = {  # parameters of MKDDetector that a protocol
 
 
 def read_protocol(name: str, quick: bool) -> dict[str, Any]:
-    """Read a protocol; its table "quick" replaces entries where it is to be quick."""
+    """Read a protocol.
+
+    Its entries replace those of the protocol that "base" names, if any, and where it is to be
+    quick, those in its table "quick" replace them.
+    """
     protocol = tomllib.loads((PROTOCOLS / f"{name}.toml").read_text())
+    if "base" in protocol:
+        base = (PROTOCOLS / f"{protocol.pop('base')}.toml").read_text()
+        protocol = tomllib.loads(base) | protocol
     shorter = protocol.pop("quick", {})
     return {"epochs": [], "seeds": [0], "settings": {}, **protocol, **(shorter if quick else {})}
 
@@ -56,65 +64,67 @@ def read_protocol(name: str, quick: bool) -> dict[str, Any]:
 def run(name: str, data: Path | None, results: Path, quick: bool, jobs: int = 1) -> Path:
     """Run what is not yet in the results of a protocol; return their file.
 
-    Side by side, runs share the processor's cores.
+    Results of methods that are made of something else now, or no longer there, are dropped. Quick
+    ones have a file of their own. Side by side, runs share the processor's cores.
     """
     protocol = read_protocol(name, quick)
     data_set = DATA_SETS[protocol["data"]]
-    file = results / f"{name}.json"
+    file = results / f"{name}{'_quick' if quick else ''}.json"
     runs = json.loads(file.read_text())["runs"] if file.exists() else []
+    settings = {method: settings_of(protocol, method) for method in protocol["methods"]}
     plan = [
-        {"case": case, "method": method, "seed": seed, "settings": settings_of(protocol, method)}
+        {"case": case, "method": method, "seed": seed, "settings": settings[method]}
         for seed in protocol["seeds"]  # outermost: an interrupted protocol has whole seeds
         for case in protocol.get("cases") or data_set.names(data)
-        for method in protocol["methods"]
+        for method in settings
     ]
-    done = [{key: one[key] for key in plan[0]} for one in runs]
+    runs = [one for one in runs if settings.get(one["method"]) == one["settings"]]
+    done = [{key: one[key] for key in KEYS} for one in runs]
     left = [one for one in plan if one not in done]
-    runs = [one for one, key in zip(runs, done, strict=True) if key in plan]  # of older settings
+    write(file, {"protocol": name, "runs": runs})
     made = Parallel(jobs, return_as="generator")(
-        delayed(carry_out)(one, case)
-        for one, case in with_cases(left, data_set, data, protocol.get("limit"))
+        delayed(carry_out)(one, case) for one, case in with_cases(left, data_set, data)
     )
     for one in tqdm(made, name, total=len(left), unit="run"):
         runs.append(one)
-        write(file, {"protocol": name, "title": protocol["title"], "runs": runs})
+        write(file, {"protocol": name, "runs": runs})
     return file
 
 
 def with_cases(
-    plan: list[dict[str, Any]], data_set: DataSet, data: Path | None, limit: int | None
+    plan: list[dict[str, Any]], data_set: DataSet, data: Path | None
 ) -> Iterator[tuple[dict[str, Any], Case]]:
     """Give every run its case; runs of the same one follow each other, and it is read once."""
     for (case, seed), group in groupby(plan, key=itemgetter("case", "seed")):
-        read = thinned(data_set.read(case, data, seed), limit)
+        read = data_set.read(case, data, seed)
         for one in group:
-            yield one, read
+            yield one, thinned(read, one["settings"]["limit"])
 
 
 def carry_out(one: dict[str, Any], case: Case) -> dict[str, Any]:
     """Return a run with what it found, where and when."""
     made = {"machine": machine(), "day": time.strftime("%Y-%m-%d")}
-    return {**one, **made, "records": list(follow(one, case))}
+    return {**one, **made, "records": follow(one, case)}
 
 
 def settings_of(protocol: dict[str, Any], method: str) -> dict[str, Any]:
-    """Return what a method is made of: its estimator, parameters, and views of it when fitted.
+    """Return all that a method's figures depend on but the case and the seed.
 
-    The entry "like" stands for the parameters of that name. TOML has no word for None; "none"
-    stands for it.
+    That is its estimator, all parameters of it, views of it when fitted, the epochs to look at it,
+    and how many images of a kind there are. The entry "like" stands for the parameters of that
+    name. TOML has no word for None; "none" stands for it.
     """
     given = protocol["settings"] | protocol["methods"][method]
     if "like" in given:
         given = LIKE[given.pop("like")] | given
     estimator = given.pop("estimator", "MKDDetector")
     views = given.pop("views", {})
+    epochs = protocol["epochs"] if estimator in FOLLOWED else []
     parameters = {name: None if value == "none" else value for name, value in given.items()}
-    return {
-        "estimator": estimator,
-        "parameters": parameters,
-        "views": views,
-        "epochs": protocol["epochs"] if estimator in FOLLOWED else [],
-    }
+    whole = ESTIMATORS[estimator](**parameters).get_params()
+    del whole["random_state"]  # the seed
+    settings = {"estimator": estimator, "parameters": whole, "views": views, "epochs": epochs}
+    return json.loads(json.dumps({**settings, "limit": protocol.get("limit")}))
 
 
 def thinned(case: Case, limit: int | None) -> Case:
@@ -128,32 +138,40 @@ def thinned(case: Case, limit: int | None) -> Case:
     return Case(learn, [case.test[i] for i in kept], case.y[kept], masks)
 
 
-def follow(one: dict[str, Any], case: Case) -> Iterator[dict[str, Any]]:
-    """Fit, and yield a record for each view, at the end or after each of some epochs.
+def follow(one: dict[str, Any], case: Case) -> list[dict[str, Any]]:
+    """Fit, and return a record for each view, at the end and after each of some epochs before.
 
     The seconds of a fit leave out the looks that are taken at it on the way.
     """
-    settings, epochs = one["settings"], one["settings"]["epochs"]
-    model = ESTIMATORS[settings["estimator"]](random_state=one["seed"], **settings["parameters"])
+    settings = one["settings"]
+    epochs = settings["epochs"]
+    model = ESTIMATORS[settings["estimator"]](**settings["parameters"], random_state=one["seed"])
     views = settings["views"] or {"": {}}
     records: list[dict[str, Any]] = []
-    start = time.perf_counter()
+    looking, start = 0.0, time.perf_counter()
 
     def look(fitted: Any, epoch: int) -> None:
-        nonlocal start
-        if epoch in epochs:
-            stop = time.perf_counter()
-            for view, parameters in views.items():
-                found = judge(seen_as(fitted, parameters), case)
-                records.append({"view": view, "epoch": epoch, "fit s": stop - start, **found})
-            start += time.perf_counter() - stop
+        nonlocal looking
+        stop = time.perf_counter()
+        length = {"epochs run": fitted.n_iter_} if hasattr(fitted, "n_iter_") else {}
+        for view, parameters in views.items():
+            found = {"fit s": stop - start - looking, **judge(seen_as(fitted, parameters), case)}
+            records.append({"view": view, "epoch": epoch, **length, **found})
+        looking += time.perf_counter() - stop
 
+    def look_early(fitted: Any, epoch: int) -> None:
+        if epoch in earlier:
+            look(fitted, epoch)
+
+    *earlier, last = epochs or [0]
     if epochs:
-        model.set_params(max_iter=max(epochs), tol=None).fit(case.learn, callback=look)
-    else:
-        epochs = [0]
-        look(model.fit(case.learn), 0)
-    yield from records
+        model.set_params(max_iter=last, tol=None)
+    if earlier:
+        model.fit(case.learn, callback=look_early)
+    else:  # a callback costs each epoch an update of batch norms
+        model.fit(case.learn)
+    look(model, last)
+    return records
 
 
 def seen_as(fitted: Any, parameters: dict[str, Any]) -> Any:

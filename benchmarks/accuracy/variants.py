@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from sklearn.base import BaseEstimator
 from torch import Tensor
 
 from skmkd import MKDDetector
@@ -18,7 +20,8 @@ from skmkd._validation import check_images
 STEADY = 0.1  # of a layer's deviation, added to those of its positions, which are of few images
 
 
-class MapScores:
+@dataclass(kw_only=True, eq=False, repr=False)
+class MapScores(BaseEstimator):
     """MKDDetector, with the mean of the top share of a map for a score.
 
     Parameters
@@ -28,19 +31,30 @@ class MapScores:
     standardise : {"nothing", "layer", "position"}
         Over what the mean and deviation of the training images' maps, which are taken off each
         layer's map before these are summed, are computed.
+    epochs : int
+        How long to train.
+    image_size, device, precision, random_state
+        As in MKDDetector.
     """
 
-    def __init__(
-        self, *, share: float, standardise: str, epochs: int, random_state: int = 0, **settings: Any
-    ):
-        self.share, self.standardise = share, standardise
-        self._detector = MKDDetector(
-            **settings, max_iter=epochs, tol=None, random_state=random_state
-        )
+    share: float
+    standardise: str
+    epochs: int
+    image_size: int = 128
+    device: str = "auto"
+    precision: str = "auto"
+    random_state: int = 0
 
     def fit(self, X: Any) -> MapScores:
         """Train, and note what is usual at each layer."""
-        self._detector.fit(X)
+        self._detector = MKDDetector(
+            image_size=self.image_size,
+            device=self.device,
+            precision=self.precision,
+            random_state=self.random_state,
+            max_iter=self.epochs,
+            tol=None,
+        ).fit(X)
         axes = {"nothing": None, "layer": (0, 1, 2), "position": (0,)}[self.standardise]
         self._usual = [
             (0.0, 1.0)
