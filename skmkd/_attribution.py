@@ -6,11 +6,13 @@ an image, of shape (n, H, W), higher where it is more anomalous.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from sklearn.utils._param_validation import Interval, validate_parameter_constraints
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -20,7 +22,37 @@ from skmkd._discrepancy import Features, direction_map, total_discrepancy, value
 Network = Callable[[Tensor], Features]
 Loss = Callable[[Features, Features], Tensor]  # source's and cloner's features -> (n,)
 
+METHODS = ("discrepancy", "gradient", "smooth_grad", "guided_backprop")
+OPTIONS: dict[str, Any] = {
+    "through_source": False,
+    "n_samples": 16,
+    "noise": 0.1,
+    "value": False,
+}
+CONSTRAINTS: dict[str, list[Any]] = {
+    "through_source": ["boolean"],
+    "n_samples": [Interval(Integral, 1, None, closed="left")],
+    "noise": [Interval(Real, 0, None, closed="left")],
+    "value": ["boolean"],
+}
 RECTIFIERS = {F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
+
+
+def checked_options(given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the options of the methods, defaults filled in.
+
+    Raises
+    ------
+    ValueError
+        If there is no such option, or its value is not one of it.
+    """
+    given = dict(given or {})
+    if unknown := set(given) - set(OPTIONS):
+        raise ValueError(
+            f"localization_params must be among {sorted(OPTIONS)}; got {sorted(unknown)}."
+        )
+    validate_parameter_constraints(CONSTRAINTS, given, caller_name="localization_params")
+    return OPTIONS | given
 
 
 def input_gradient(

@@ -16,11 +16,17 @@ import torch
 from sklearn.utils._param_validation import (
     Interval,
     StrOptions,
-    validate_parameter_constraints,
 )
 from torch import Tensor, nn
 
-from skmkd._attribution import feature_discrepancy, gradient, guided_backprop, smooth_grad
+from skmkd._attribution import (
+    METHODS,
+    checked_options,
+    feature_discrepancy,
+    gradient,
+    guided_backprop,
+    smooth_grad,
+)
 from skmkd._backend import forked_rng, place, private_generator
 from skmkd._base import BaseDistillationDetector
 from skmkd._cloners import build_cloner, check_answer, cloner_blocks
@@ -239,19 +245,6 @@ class MKDDetector(BaseDistillationDetector):
     """
 
     _layer_rule = REDUCTIONS
-    _localization_methods = ("discrepancy", "gradient", "smooth_grad", "guided_backprop")
-    _localization_defaults: ClassVar[dict[str, Any]] = {
-        "through_source": False,
-        "n_samples": 16,
-        "noise": 0.1,
-        "value": False,
-    }
-    _localization_constraints: ClassVar[dict[str, list[Any]]] = {
-        "through_source": ["boolean"],
-        "n_samples": [Interval(Integral, 1, None, closed="left")],
-        "noise": [Interval(Real, 0, None, closed="left")],
-        "value": ["boolean"],
-    }
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **BaseDistillationDetector._parameter_constraints,
         "cloner": [StrOptions({"compact", "equal"}), nn.Module],
@@ -260,7 +253,7 @@ class MKDDetector(BaseDistillationDetector):
         "direction_weight": [StrOptions({"auto"}), Interval(Real, 0, None, closed="left")],
         "direction": [StrOptions({"position", "vector"})],
         "image_score": [StrOptions({"map_max", "loss"})],
-        "localization": [StrOptions(set(_localization_methods))],
+        "localization": [StrOptions(set(METHODS))],
         "localization_params": [dict, None],
     }
 
@@ -389,10 +382,9 @@ class MKDDetector(BaseDistillationDetector):
         ValueError
             If X or a parameter is not as described, or there is no such method.
         """
-        if method is not None and method not in self._localization_methods:
+        if method is not None and method not in METHODS:
             raise ValueError(
-                f"method must be one of {', '.join(self._localization_methods)}, or None; got "
-                f"{method!r}."
+                f"method must be one of {', '.join(METHODS)}, or None; got {method!r}."
             )
         return self._localize(X, partial(self._attribute, method=method or self.localization))
 
@@ -476,13 +468,13 @@ class MKDDetector(BaseDistillationDetector):
         made = {"localization": self.localization, **super()._map_settings()}
         if self.localization == "discrepancy":
             return made | self._discrepancy_settings()
-        return made | self._loss_settings() | self._localization_options()
+        return made | self._loss_settings() | checked_options(self.localization_params)
 
     def _loss_settings(self) -> dict[str, Any]:
         return {"value_weight": self.value_weight, "direction": self.direction}
 
     def _discrepancy_settings(self) -> dict[str, Any]:
-        with_value = self._localization_options()["value"]
+        with_value = checked_options(self.localization_params)["value"]
         return {"value": with_value} | ({"value_weight": self.value_weight} if with_value else {})
 
     def _attribution(self, batch: Batch) -> Tensor:
@@ -491,7 +483,7 @@ class MKDDetector(BaseDistillationDetector):
     def _attribute(self, batch: Batch, method: str) -> Tensor:
         if method == "discrepancy":
             return self._discrepancy_map(batch)
-        options = self._localization_options()
+        options = checked_options(self.localization_params)
         if method == "smooth_grad":
             return smooth_grad(
                 self.source_, self.cloner_, self._loss, batch.images, options["through_source"],
@@ -502,27 +494,15 @@ class MKDDetector(BaseDistillationDetector):
         return attribute(source, self.cloner_, self._loss, batch.images, options["through_source"])
 
     def _discrepancy_map(self, batch: Batch) -> Tensor:
-        both = self._localization_options()["value"]
+        both = checked_options(self.localization_params)["value"]
         weights = (self.value_weight, self.direction_weight_) if both else (0.0, 1.0)
         return feature_discrepancy(
             batch.target, self._answer(batch), self.score_layers_, self._prepare.size, *weights,
         )  # fmt: skip
 
-    def _localization_options(self) -> dict[str, Any]:
-        """Return the checked options of the localization methods, defaults filled in."""
-        given = self.localization_params or {}
-        if unknown := set(given) - set(self._localization_defaults):
-            raise ValueError(
-                f"localization_params must be among {sorted(self._localization_defaults)}; got "
-                f"{sorted(unknown)}."
-            )
-        constraints = self._localization_constraints
-        validate_parameter_constraints(constraints, given, caller_name="localization_params")
-        return self._localization_defaults | given
-
     def _check_options(self) -> None:
         super()._check_options()
-        with_value = self._localization_options()["value"]
+        with_value = checked_options(self.localization_params)["value"]
         if self.value_weight == 0 and self.direction_weight == 0:
             raise ValueError("value_weight and direction_weight must not both be 0.")
         if self.value_weight == 0 and with_value:

@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from skmkd import MKDDetector
-from skmkd._attribution import feature_discrepancy
+from skmkd._attribution import METHODS, feature_discrepancy
 from skmkd._backend import BFloat16, private_generator
 from skmkd._cloners import build_cloner, cloner_blocks
 from skmkd._critical_layers import REDUCTIONS
@@ -267,7 +267,7 @@ def test_image_score_from_the_map(value):
 )
 def test_options_of_localization_change_the_maps_of_their_methods(images, option, methods):
     detector = tiny_detector().fit(images)
-    plain = {m: detector.localize(images, m) for m in detector._localization_methods}
+    plain = {m: detector.localize(images, m) for m in METHODS}
     detector.set_params(localization_params=option)
     changed = {m for m in plain if not np.allclose(detector.localize(images, m), plain[m], 1e-3)}
     assert changed == methods

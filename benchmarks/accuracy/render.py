@@ -132,11 +132,10 @@ def means_of(
     n_cases = len({row["case"] for row in rows})
     found = {}
     for key, own in grouped(rows, "method", "epoch").items():
-        cases = averaged(own, "case").values()
+        cases = list(averaged(own, "case").values())
         if len(cases) == n_cases:
             seeds = [seed for seed in averaged(own, "seed").values() if seed["n"] == n_cases]
-            mean = averaged([dict(case, all="") for case in cases], "all")[("",)]
-            found[key] = mean | {"seeds": min(case["n"] for case in cases)}, seeds
+            found[key] = averaged(cases)[()] | {"seeds": min(case["n"] for case in cases)}, seeds
     return found
 
 
