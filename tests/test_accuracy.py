@@ -42,7 +42,7 @@ NAMED = {  # what a method of a name must be, written out
     },
 }  # fmt: skip
 AUTHORS = {  # the rest, and epochs, of the data sets that their program has settings for
-    "mnist": (51, 0.01, None), "fashion_mnist": (17, 0.01, None), "cifar10": (201, 0.01, "source"),
+    "mnist": (51, 0.01, None), "fashion_mnist": (51, 0.01, None), "cifar10": (201, 0.01, "source"),
     "mvtec_ad": (601, 0.5, None),
 }  # fmt: skip
 
