@@ -22,11 +22,7 @@ def main() -> None:
     add("--data", type=Path, help="folder of a data set that no package brings")
     add("--results", type=Path, default=RESULTS, help="folder of the results")
     add("--jobs", type=int, default=1, help="runs side by side, as many as there are cores")
-    add(
-        "--quick",
-        action="store_true",
-        help="a little, to see that it works; in files apart",
-    )
+    add("--quick", action="store_true", help="a little, to see that it works; in files apart")
     add("--tables", action="store_true", help="print tables of results, run nothing")
     given = parser.parse_args()
     for name in given.protocols:
