@@ -154,9 +154,9 @@ def industrial(load: Callable[..., Any]) -> DataSet:
 
     def names(data: Path | None) -> list[str]:
         folder = folder_of(data)
-        found = (path for path in folder.iterdir() for part in PARTS if (path / part).is_dir())
-        if names := sorted(path.name for path in found):
-            return names
+        found = [path for path in folder.iterdir() if any((path / p).is_dir() for p in PARTS)]
+        if found:
+            return sorted(path.name for path in found)
         raise ValueError(f"--data must hold a folder for every category; {folder} holds none.")
 
     def read(name: str, data: Path | None, _: int) -> Case:
