@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 
 os.environ["MPLBACKEND"] = "agg"  # no window opens
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # of torch; workers share the cores as they are
 os.environ.setdefault("SCIPY_ARRAY_API", "1")  # read when scipy is imported; some checks need it
 
 import numpy as np
