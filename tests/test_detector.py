@@ -310,7 +310,7 @@ def test_vgg16_gradient_maps_of_a_batch_equal_single_ones():
         assert_allclose(alone, single, rtol=1e-3, atol=1e-5 * single.max())
 
 
-def test_bfloat16_source_ranks_faces_as_float32_does():
+def test_bfloat16_source_ranks_faces_as_float32_does(tmp_path):
     images = data.lfw_subset()
     test, labels = images[70:], np.repeat([1, -1], [30, 100])
     gaps = []
@@ -318,7 +318,7 @@ def test_bfloat16_source_ranks_faces_as_float32_does():
         exact, rounded = (
             MKDDetector.paper(
                 image_size=32, batch_size=8, max_iter=8, tol=None, random_state=seed,
-                precision=precision, normalization="source",
+                precision=precision, normalization="source", memory=tmp_path,
             ).fit(images[:70])
             for precision in ("float32", "bfloat16")
         )  # fmt: skip
