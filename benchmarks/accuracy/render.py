@@ -85,8 +85,8 @@ def averaged(rows: list[dict[str, Any]], *keys: str) -> dict[tuple, dict[str, An
 def table(file: Path) -> str:
     """Return tables in Markdown: the means of each method, and each figure in each case.
 
-    Methods of fewer cases than others are left out of the means, which they would distort. Means
-    over cases that the defaults were not chosen with stand apart.
+    Means are of seeds that saw all cases. Those over cases that the defaults were not chosen with
+    stand apart.
     """
     name = json.loads(file.read_text())["protocol"]
     protocol, rows = read_protocol(name, quick=False), rows_of(file)
@@ -118,24 +118,23 @@ def means_table(rows: list[dict[str, Any]]) -> list[str]:
     for (method, epoch), (mean, seeds) in means_of(rows).items():
         cells = [text(mean.get(name)) + spread(seeds, name) for name in shown]
         length = str(epoch or ("until converged" if method in trained else ""))
-        lines.append(row_of([method, length, str(mean["seeds"]), *cells]))
+        lines.append(row_of([method, length, str(mean["n"]), *cells]))
     return lines
 
 
 def means_of(
     rows: list[dict[str, Any]],
 ) -> dict[tuple[str, int], tuple[dict[str, Any], list[dict[str, Any]]]]:
-    """Return for each method and epoch that saw all cases the mean over these, and every seed's.
+    """Return for each method and epoch the mean over its seeds that saw all cases, and each one's.
 
-    Each case counts once in the mean, however many its seeds; only seeds of all cases are listed.
+    Without such a seed a method has no mean.
     """
     n_cases = len({row["case"] for row in rows})
     found = {}
     for key, own in grouped(rows, "method", "epoch").items():
-        cases = list(averaged(own, "case").values())
-        if len(cases) == n_cases:
-            seeds = [seed for seed in averaged(own, "seed").values() if seed["n"] == n_cases]
-            found[key] = averaged(cases)[()] | {"seeds": min(case["n"] for case in cases)}, seeds
+        seeds = [seed for seed in averaged(own, "seed").values() if seed["n"] == n_cases]
+        if seeds:
+            found[key] = averaged(seeds)[()], seeds
     return found
 
 
