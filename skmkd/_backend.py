@@ -6,14 +6,17 @@ import copy
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from sklearn.utils import check_random_state
 from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -21,6 +24,7 @@ CPU = torch.device("cpu")
 PRECISIONS = ("float32", "bfloat16")
 BFLOAT16_CPU = ("avx512_bf16", "amx_bf16")  # instructions without which it is slower than float32
 BFLOAT16_CUDA = (8, 0)  # the first capability that computes in it
+PRODUCTS = (torch.conv1d, torch.conv2d, torch.conv3d, F.linear, torch.matmul)
 CGROUPS = Path("/sys/fs/cgroup")
 UNKNOWN_MEMORY = 2**32  # bytes taken for a machine's where the system does not say
 
@@ -164,8 +168,35 @@ class BFloat16(nn.Module):
 
     def forward(self, images: torch.Tensor) -> Any:
         """Run the network."""
-        with torch.autocast(images.device.type, torch.bfloat16):
+        kind = images.device.type
+        native = resolve_precision("auto", images.device) == "bfloat16"
+        products = nullcontext() if native else _RoundedProducts(kind)
+        with torch.autocast(kind, torch.bfloat16), products:
             return self.network(images)
+
+
+class _RoundedProducts(TorchFunctionMode):
+    """Compute bfloat16 products in float32, for hardware that would take many times as long.
+
+    Factors and results are rounded as they would be there; either way, sums are in float32.
+    """
+
+    def __init__(self, device_type: str) -> None:
+        super().__init__()
+        self.device_type = device_type
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Run one of torch's functions."""
+        kwargs = kwargs or {}
+        if function not in PRODUCTS:
+            return function(*args, **kwargs)
+        with torch.autocast(self.device_type, enabled=False):
+            args, kwargs = tree_map_only(
+                torch.Tensor, lambda factor: factor.to(torch.bfloat16).float(), (args, kwargs)
+            )
+            return function(*args, **kwargs).to(torch.bfloat16)
 
 
 def portable_state(state: dict[str, Any]) -> dict[str, Any]:

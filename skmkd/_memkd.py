@@ -162,7 +162,7 @@ class MemKDDetector(BaseDistillationDetector):
         Where the networks are.
     precision_ : str
         What the source computes in, here and on any other machine, so that thresholds keep
-        their meaning; bfloat16 is slow on hardware without it.
+        their meaning: hardware without bfloat16 rounds as others do, and computes in float32.
     n_features_in_ : int
         H * W * C; only if X was an array.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
