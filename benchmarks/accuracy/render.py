@@ -43,12 +43,13 @@ is measured by [benchmarks](benchmarks.md), in ratios.
 def rows_of(file: Path) -> list[dict[str, Any]]:
     """Return the records of a file of results, each with its case, method and seed.
 
-    They are in the order of the protocol's methods.
+    They are in the order of the protocol's methods. Seeds that have not seen all cases yet are left
+    out, if their method has others.
     """
     content = json.loads(file.read_text())
     methods = list(read_protocol(content["protocol"], quick=False)["methods"])
     runs = sorted(content["runs"], key=lambda run: methods.index(run["method"]))
-    return [
+    rows = [
         {
             **record,
             "case": run["case"],
@@ -59,6 +60,14 @@ def rows_of(file: Path) -> list[dict[str, Any]]:
         for run in runs
         for record in run["records"]
     ]
+    return [row for own in grouped(rows, "method").values() for row in of_whole_seeds(own, rows)]
+
+
+def of_whole_seeds(own: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Keep a method's rows of seeds that saw all cases, or all if there is no such seed."""
+    n_cases = len({row["case"] for row in rows})
+    seen = {seed: {row["case"] for row in of} for (seed,), of in grouped(own, "seed").items()}
+    return [row for row in own if len(seen[row["seed"]]) == n_cases] or own
 
 
 def grouped(rows: list[dict[str, Any]], *keys: str) -> dict[tuple, list[dict[str, Any]]]:
