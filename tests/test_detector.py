@@ -11,7 +11,7 @@ from skimage import data
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
-from skmkd import MKDDetector
+from skmkd import MKDDetector, _backend
 from skmkd._attribution import METHODS, feature_discrepancy
 from skmkd._backend import BFloat16, private_generator
 from skmkd._cloners import build_cloner, cloner_blocks
@@ -310,10 +310,11 @@ def test_vgg16_gradient_maps_of_a_batch_equal_single_ones():
         assert_allclose(alone, single, rtol=1e-3, atol=1e-5 * single.max())
 
 
-def test_bfloat16_source_ranks_faces_as_float32_does(tmp_path):
+def test_bfloat16_source_ranks_faces_as_float32_does(tmp_path, monkeypatch):
+    monkeypatch.setattr(_backend, "resolve_precision", lambda *_: "bfloat16")  # slow if it is not
     images = data.lfw_subset()
     test, labels = images[70:], np.repeat([1, -1], [30, 100])
-    ranks, gaps = [], []
+    gaps = []
     for seed in range(3):  # a training's own AUROC is off by up to seven of 3,000 pairs
         exact, rounded = (
             MKDDetector.paper(
@@ -323,12 +324,11 @@ def test_bfloat16_source_ranks_faces_as_float32_does(tmp_path):
             for precision in ("float32", "bfloat16")
         )  # fmt: skip
         scores = [detector.score_samples(test) for detector in (exact, rounded)]
-        ranks.append(spearmanr(*scores).statistic)
+        assert spearmanr(*scores).statistic >= 0.999
         gaps.append(abs(np.subtract(*(roc_auc_score(labels, score) for score in scores))))
         if seed == 0:  # others drift apart by up to 1.4 % within eight epochs
             for term, curve in exact.loss_curve_.items():
                 assert_allclose(rounded.loss_curve_[term], curve, rtol=0.01)
-    assert np.mean(ranks) >= 0.999
     assert np.mean(gaps) <= 0.002
 
 
