@@ -246,9 +246,9 @@ class BaseDistillationDetector(BaseInference):
 
         The student knows its training images better than any others, so the thresholds of `fit`
         raise more false alarms on new images than `contamination` says: of `MKDDetector` in a
-        benchmark 60 % instead of 5 % after learning from 100 images, 26 % after 500. Those set here
-        raise them on a share of at most `fpr` of new normal images, in the mean over calibration
-        sets (4.9 % and 4.8 % there).
+        benchmark with images of 32 px 60 % instead of 5 % after learning from 100, 26 % after 500.
+        Those set here raise them on a share of at most `fpr` of new normal images, in the mean over
+        calibration sets (4.9 % and 4.8 % there).
 
         Parameters
         ----------

@@ -91,7 +91,8 @@ class MKDDetector(BaseDistillationDetector):
         What makes an image anomalous: the maximum of the blurred feature discrepancy map, or the
         total discrepancy, as in the paper.
     normalization : {"source"} or None, default="source"
-        Whether pixels, scaled to 0-1, are normalised as the source's training images were.
+        Whether pixels, scaled to 0-1, are normalised as the training images of torchvision's
+        weights were; with ImageNet's mean and deviation for a source that is a module.
     image_size : int or tuple (height, width), default=128
         What images are resized to, in pixels, bilinearly and without keeping their aspect.
     image_shape : tuple (H, W) or (H, W, C), or None, default=None

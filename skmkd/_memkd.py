@@ -74,7 +74,8 @@ class MemKDDetector(BaseDistillationDetector):
         Where both networks are compared: the maps that the last k halvings of the source's grid
         begin with, or layers by name. "auto" is the last three, for a ResNet its stages 1 to 3.
     normalization : {"source"} or None, default="source"
-        Whether pixels, scaled to 0-1, are normalised as the source's training images were.
+        Whether pixels, scaled to 0-1, are normalised as the training images of torchvision's
+        weights were; with ImageNet's mean and deviation for a source that is a module.
     image_size : int or tuple (height, width), default=128
         What images are resized to, in pixels, bilinearly and without keeping their aspect. The
         papers' is 256.

@@ -117,8 +117,6 @@ def rebuild_source(
         network, state = copy.deepcopy(given), None
     else:
         network, state, _ = _load(origin.name, given, seed=0)
-        if hasattr(network, "transform_input"):  # torchvision ties it to its own weights
-            vars(network)["transform_input"] = origin.weights == "imagenet"
     tapped = tap(network.eval().requires_grad_(False), layers)
     return _freeze(tapped, state, device, precision)
 
@@ -184,14 +182,28 @@ def _load(
             f"source_weights must be 'imagenet', a path, a state dict or None for {source!r}, "
             f"since only {BUNDLED_SOURCE!r} comes with weights; got {weights!r}."
         )
+    normalization = _torchvisions_normalization(source)
     if weights is None:
-        return _random_network(source, seed), None, IMAGENET
+        return _random_network(source, seed), None, normalization
     if weights == "imagenet":
-        return _download(source, seed)
+        return _download(source, seed), None, normalization
     state = _read_bundled() if weights in ("auto", "bundled") else _read_state(weights)
     # some constructors compute, and cannot do so on the meta device
     with torch.device("meta") if source == BUNDLED_SOURCE else forked_rng(seed):
-        return get_model(source, weights=None), state, IMAGENET
+        return _network(source), state, normalization
+
+
+def _torchvisions_normalization(source: str) -> Normalization:
+    preset = get_model_weights(source).DEFAULT.transforms()
+    return Normalization(tuple(preset.mean), tuple(preset.std))
+
+
+def _network(source: str) -> nn.Module:
+    """Build torchvision's network as its own weights need it, which it does with these only."""
+    network = get_model(source, weights=None)
+    if hasattr(network, "transform_input"):
+        vars(network)["transform_input"] = True
+    return network
 
 
 def _random_network(source: str, seed: int) -> nn.Module:
@@ -202,15 +214,14 @@ def _random_network(source: str, seed: int) -> nn.Module:
         stacklevel=2,
     )
     with forked_rng(seed):
-        return get_model(source, weights=None)
+        return _network(source)
 
 
-def _download(source: str, seed: int) -> tuple[nn.Module, None, Normalization]:
+def _download(source: str, seed: int) -> nn.Module:
     weights = get_model_weights(source).DEFAULT
-    preset = weights.transforms()
     try:
         with forked_rng(seed):
-            network = get_model(source, weights=weights, progress=False)
+            return get_model(source, weights=weights, progress=False)
     except OSError as error:
         raise ConnectionError(
             f"source_weights='imagenet' needs {weights.url}, which could not be downloaded "
@@ -218,7 +229,6 @@ def _download(source: str, seed: int) -> tuple[nn.Module, None, Normalization]:
             f"source_weights, or put it into {torch.hub.get_dir()}/checkpoints; or use "
             f"source={BUNDLED_SOURCE!r} with source_weights='bundled', which needs no network."
         ) from error
-    return network, None, Normalization(tuple(preset.mean), tuple(preset.std))
 
 
 def _read_bundled() -> State:

@@ -137,11 +137,12 @@ def test_download_that_fails_says_what_to_do(monkeypatch):
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_imagenet_weights_bring_their_own_normalization(monkeypatch):
-    monkeypatch.setattr(_sources, "get_model", lambda name, weights, progress: TinySource())
-    source = build("efficientnet_v2_l", "imagenet", layers=2)
+@pytest.mark.parametrize("weights", ["imagenet", TinySource(seed=1).state_dict()])
+def test_torchvision_s_networks_have_their_own_normalization(monkeypatch, weights):
+    monkeypatch.setattr(_sources, "get_model", lambda name, **_: TinySource())
+    source = build("efficientnet_v2_l", weights, layers=2)
     assert source.normalization == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    assert build("resnet18", "imagenet", layers=2).normalization == IMAGENET
+    assert build("resnet18", weights, layers=2).normalization == IMAGENET
 
 
 BAD_WEIGHTS = {
@@ -197,16 +198,15 @@ def test_rebuilt_source_computes_the_same(precision):
 
 
 @pytest.mark.filterwarnings("ignore:The default weight initialization:FutureWarning")
-def test_rebuilt_inception_treats_its_input_as_its_weights_ask(monkeypatch):
+def test_inception_treats_its_input_as_torchvision_s_weights_ask(monkeypatch):
     torchvision_s = get_model("inception_v3", init_weights=False, transform_input=True).eval()
-    monkeypatch.setattr(_sources, "_download", lambda *_: (torchvision_s, None, IMAGENET))
+    monkeypatch.setattr(_sources, "_download", lambda *_: torchvision_s)
     first = build_source("inception_v3", "imagenet", 1, REDUCTIONS, (75, 75), CPU, "float32", 0)
     assert first.origin == ("inception_v3", "imagenet")
-    state, layers = source_state(first.network), critical(first)
-    again = rebuild_source(first.origin, state, layers, CPU, "float32")
-    assert again.code == first.network.code
-    other = rebuild_source(first.origin._replace(weights="given"), state, layers, CPU, "float32")
-    assert other.code != first.network.code
+    state = source_state(first.network)
+    given = build_source("inception_v3", state, 1, REDUCTIONS, (75, 75), CPU, "float32", 0)
+    again = rebuild_source(first.origin, state, critical(first), CPU, "float32")
+    assert given.network.code == again.code == first.network.code
 
 
 def test_origins():
