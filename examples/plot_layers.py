@@ -8,8 +8,7 @@ brick wall, and where each critical layer finds them.
 """
 
 # %%
-# A detector that learns at four layers can be asked with each of them alone: ``score_layers`` says
-# which ones score and make maps.
+# ``score_layers`` says which of the four layers that are learned score and make maps.
 
 import matplotlib.pyplot as plt
 import numpy as np

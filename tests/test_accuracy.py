@@ -393,7 +393,8 @@ def test_tables_hold_means_of_what_was_run(toy, tmp_path, monkeypatch, capsys):
     chosen = [r for r in rows if r["method"] == "MKD, loss" and r["epoch"] == 2]
     assert len(chosen) == 2
     mean = np.mean([row["image AUROC"] for row in chosen])
-    monkeypatch.setattr(command, "PROTOCOLS", tmp_path)
+    for module in (command, render):
+        monkeypatch.setattr(module, "PROTOCOLS", tmp_path)
     arguments = ["accuracy", "toy", "--tables", "--results", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", arguments)
     command.main()
@@ -500,6 +501,14 @@ def test_the_page_says_what_the_results_say():
     assert table.count("image AUROC") == len(render.QUOTED)
 
 
+def test_the_page_leaves_out_what_has_not_run_yet(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(render, "PROTOCOLS", tmp_path)
+    runner.write(tmp_path / "toy.json", {"protocol": "toy", "runs": []})
+    assert render.page(tmp_path) == render.TITLE
+    runner.run("toy", None, tmp_path, quick=False)
+    assert "python -m benchmarks.accuracy toy" in render.page(tmp_path)
+
+
 def test_pictures_are_drawn(toy, tmp_path):
     file = runner.run("toy", None, tmp_path, quick=True)
     render.draw(file, tmp_path / "toy.png")
@@ -516,7 +525,8 @@ def test_quick_figures_do_not_mix_with_real_ones(toy, tmp_path, monkeypatch):
 
 
 def test_results_that_are_not_there_are_asked_for(toy, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(command, "PROTOCOLS", tmp_path)
+    for module in (command, render):
+        monkeypatch.setattr(module, "PROTOCOLS", tmp_path)
     arguments = ["accuracy", "toy", "--tables", "--results", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(SystemExit):

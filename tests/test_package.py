@@ -16,7 +16,6 @@ import pytest
 from numpydoc.validate import validate
 from PIL import Image
 from skimage.data import lfw_subset
-from sklearn.base import clone
 from sklearn.metrics import roc_auc_score
 
 import skmkd
@@ -230,8 +229,8 @@ def test_code_of_the_guide_runs(page, tmp_path, monkeypatch, capsys):
     X, y = faces[[*range(12), *range(190, 196)]], np.repeat([1, -1], [12, 6])
     names = {
         "skmkd": skmkd, "MKDDetector": skmkd.MKDDetector, "MemKDDetector": skmkd.MemKDDetector,
-        "good": list_images("good"), "X": X, "y": y, "X_validation": X, "clone": clone,
-        "roc_auc_score": roc_auc_score, "detector": skmkd.MKDDetector(),
+        "good": list_images("good"), "X": X, "y": y, "X_validation": X,
+        "detector": skmkd.MKDDetector(),
     }  # fmt: skip
     if page == "guide/saving.md":
         names["detector"].fit(names["good"])

@@ -33,6 +33,15 @@ settings, seeds and versions, on which processor and when each run was made. The
 table makes what is not there yet, and prints the table; with `--results FOLDER` it makes all of
 it anew, in a folder of yours. `python -m benchmarks.accuracy.render` writes this page.
 
+"The default" and "the paper's setting" are `MKDDetector()` and `MKDDetector.paper()`. "The
+authors' settings" are the paper's with what their program sets for a set of images: a weight of
+values, λ = 1, a number of epochs, scores from the last three layers. "Total" is the paper's loss,
+of whole layers, but with normalised images and maps of discrepancies; "value" and "direction" are
+its terms alone. Baselines stand on the same VGG-16, at the same size of images: nearest patches
+on 20,000 of them that are drawn at random, where PatchCore chooses a core set, and
+IsolationForest and OneClassSVM on the mean of each channel. The files in
+`benchmarks/accuracy/protocols` say the rest.
+
 Areas are in percent; behind ± is the standard deviation over seeds, where there are several. AUPRO
 goes to a false-positive rate of 0.3. "Until converged" is until the parameter `tol` stops the
 training, or after 200 epochs. Defects are synthetic where the title says so. What the methods cost
@@ -207,14 +216,19 @@ def with_quotes(readme: str, results: Path) -> str:
 def page(results: Path) -> str:
     """Return the page: a section for each protocol that has results, ablations last."""
     sections = []
-    names = (path.stem for path in PROTOCOLS.glob("*.toml"))
-    for name in sorted(names, key=lambda name: (name.startswith("ablation"), name)):
-        file = results / f"{name}.json"
-        if file.exists():
-            picture = f"![Areas under the ROC curve, a dot a case](images/results_{name}.png)\n"
-            note = read_protocol(name, quick=False).get("note", "")
-            sections.append("\n".join(filter(None, (table(file), note, picture))))
+    for file in files_of(results):
+        picture = f"![Areas under the ROC curve, a dot a case](images/results_{file.stem}.png)\n"
+        note = read_protocol(file.stem, quick=False).get("note", "")
+        sections.append("\n".join(filter(None, (table(file), note, picture))))
     return "\n".join([TITLE, *sections])
+
+
+def files_of(results: Path) -> list[Path]:
+    """Return the files of the protocols that have a run in them, ablations last."""
+    names = (path.stem for path in PROTOCOLS.glob("*.toml"))
+    ordered = sorted(names, key=lambda name: (name.startswith("ablation"), name))
+    files = [results / f"{name}.json" for name in ordered]
+    return [file for file in files if file.exists() and rows_of(file)]
 
 
 def draw(file: Path, target: Path) -> None:
@@ -248,9 +262,8 @@ def main() -> None:
     """Write the page and its pictures, and the README's table."""
     PAGE.write_text(page(RESULTS))
     README.write_text(with_quotes(README.read_text(), RESULTS))
-    for path in PROTOCOLS.glob("*.toml"):
-        if (file := RESULTS / f"{path.stem}.json").exists():
-            draw(file, PAGE.parent / "images" / f"results_{path.stem}.png")
+    for file in files_of(RESULTS):
+        draw(file, PAGE.parent / "images" / f"results_{file.stem}.png")
 
 
 if __name__ == "__main__":
