@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from threading import RLock
 from typing import Any, TypeVar
 
 import numpy as np
@@ -27,6 +28,7 @@ BFLOAT16_CUDA = (8, 0)  # the first capability that computes in it
 PRODUCTS = (torch.conv1d, torch.conv2d, torch.conv3d, F.linear, torch.matmul)
 CGROUPS = Path("/sys/fs/cgroup")
 UNKNOWN_MEMORY = 2**32  # bytes taken for a machine's where the system does not say
+GENERATORS = RLock()  # torch's global ones: for one thread at a time to borrow
 
 
 def resolve_device(device: str) -> torch.device:
@@ -116,7 +118,8 @@ def private_generator(seed: int) -> torch.Generator:
 @contextmanager
 def forked_rng(seed: int, device: torch.device = CPU) -> Iterator[None]:
     """Let layers draw from torch's global generators, seeded, then put these back."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    devices = [device] if device.type == "cuda" else []
+    with GENERATORS, torch.random.fork_rng(devices=devices):
         torch.default_generator.manual_seed(seed)
         if device.type == "cuda":
             with torch.cuda.device(device):

@@ -1,4 +1,4 @@
-"""Where a network is compared: its layers found, chosen by name or number, and tapped."""
+"""Where a network is compared: its layers found, and chosen by name or number."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
-from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
-QUIETLY = {"suppress_diff_warning": True}  # where layers differ between training and eval mode
+from skmkd._tracing import trace
+
 PROBE_SIDE = 256  # pixels; at twice as many, feature maps grow and pooled heads do not
 
 Shapes = dict[str, tuple[int, int, int]]  # node -> (C, h, w), in order of computation
@@ -152,8 +152,7 @@ class _Probe:
 
     def __init__(self, network: nn.Module) -> None:
         try:
-            skeleton = _without_storage(network).float()
-            self._graph = _extractor(skeleton, get_graph_node_names(skeleton, **QUIETLY)[1])
+            self._graph, self._names = trace(_without_storage(network).float())
         except Exception as error:  # whatever the module's own forward raises under tracing
             raise ValueError(
                 f"source must be a network that torch.fx can trace; {type(network).__name__} is "
@@ -163,7 +162,7 @@ class _Probe:
 
     def shapes(self, size: tuple[int, int]) -> Shapes:
         """Return the shapes of all maps for images of a size; keep why it ended early, if so."""
-        reader = _ShapeReader(self._graph)
+        reader = _ShapeReader(self._graph, self._names)
         self.failure = None
         try:
             with torch.device("meta"):
@@ -174,12 +173,12 @@ class _Probe:
 
 
 class _ShapeReader(fx.Interpreter):
-    """Run a feature extractor and note the shape of each map that it comes by."""
+    """Run a network and note the shape of each map that it comes by."""
 
-    def __init__(self, extractor: fx.GraphModule) -> None:
-        super().__init__(extractor)
+    def __init__(self, network: fx.GraphModule, names: dict[fx.Node, str]) -> None:
+        super().__init__(network)
         self.shapes: Shapes = {}
-        self._names = {node: name for name, node in _outputs(extractor).items()}
+        self._names = names
 
     def run_node(self, n: fx.Node) -> object:
         output = super().run_node(n)
@@ -211,32 +210,3 @@ def _scales(small: tuple[int, int, int], large: tuple[int, int, int] | None) -> 
 def _prefixes(name: str) -> list[str]:
     """List the modules around a node, outermost first, and the node itself."""
     return list(accumulate(name.split("."), lambda outer, inner: f"{outer}.{inner}"))
-
-
-def tap(network: nn.Module, layers: Sequence[str]) -> fx.GraphModule:
-    """Cut a network down to what gives the layers, each copied before anything overwrites it."""
-    extractor = _extractor(network, layers)
-    graph = extractor.graph
-    copies = {}
-    for layer, node in _outputs(extractor).items():
-        with graph.inserting_after(node):
-            copies[layer] = graph.call_method("clone", (node,))
-    for node in graph.nodes:
-        node.type = None  # annotations, which need not be importable where this is unpickled
-        if node.op == "output":
-            node.args = (copies,)
-    return fx.GraphModule(extractor, graph).eval()
-
-
-def _extractor(network: nn.Module, layers: Sequence[str]) -> fx.GraphModule:
-    """Build torchvision's feature extractor of a network in eval mode."""
-    train_nodes, _ = get_graph_node_names(network, **QUIETLY)
-    return create_feature_extractor(
-        network, train_return_nodes=train_nodes[-1:], eval_return_nodes=list(layers), **QUIETLY
-    ).eval()
-
-
-def _outputs(extractor: fx.GraphModule) -> dict[str, fx.Node]:
-    """Return the node behind each output of a feature extractor."""
-    (output,) = (node for node in extractor.graph.nodes if node.op == "output")
-    return output.args[0]

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights, list_models
 
 from skmkd._backend import BFloat16, forked_rng, place
-from skmkd._critical_layers import LayerRule, Stage, Survey, tap
+from skmkd._critical_layers import LayerRule, Stage, Survey
+from skmkd._tracing import tap
 
 BUNDLED_SOURCE, BUNDLED_FILE = "vgg16", "vgg16_imagenet_fp16.pt"
 BUNDLED_SHA256 = "6b9c253227bf6b67f2b2b63e69b90f5a7a6047ad2d02ed9e6a058a4269b1c048"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,24 @@ def test_generators_leave_the_global_one_alone():
     with forked_rng(7):
         assert torch.equal(first, nn.Linear(3, 3).weight)
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_generators_are_lent_to_one_thread_at_a_time():
+    before = torch.get_rng_state()
+
+    def draw():
+        with forked_rng(7):
+            return torch.rand(3)
+
+    with ThreadPoolExecutor(1) as thread:
+        with forked_rng(7):
+            first = torch.rand(1)
+            waiting = thread.submit(draw)
+            with pytest.raises(TimeoutError):
+                waiting.result(timeout=0.2)
+            rest = torch.rand(2)
+        assert torch.equal(waiting.result(), torch.cat([first, rest]))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_plain_arithmetic_ignores_the_caller_s_default_device():

@@ -4,6 +4,7 @@ import pickle
 import shutil
 import warnings
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from math import ceil
 
 import joblib
@@ -20,6 +21,7 @@ from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_sco
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
+import skmkd
 from skmkd import _base as base
 from skmkd._backend import resolve_precision
 
@@ -47,6 +49,21 @@ def test_same_seed_same_scores_and_maps_to_the_bit(images):
 def test_no_seed_gives_another_cloner_every_time(images):
     first, second = (tiny_detector(random_state=None).fit(images) for _ in range(2))
     assert (first.score_samples(images) != second.score_samples(images)).all()
+
+
+def test_threads_fit_load_and_score_side_by_side(detector, images, tmp_path):
+    expected, pickled = detector.score_samples(images), pickle.dumps(detector)
+    detector.save(tmp_path / "model.skmkd")
+    works = [
+        lambda: detector,
+        lambda: tiny_detector().fit(images),
+        lambda: skmkd.load(tmp_path / "model.skmkd", source=TinySource()),
+        lambda: pickle.loads(pickled),
+    ]
+    with ThreadPoolExecutor(len(works)) as threads:
+        scores = threads.map(lambda work: work().score_samples(images), 4 * works)
+        for each in scores:
+            assert_allclose(each, expected, rtol=1e-5)
 
 
 def test_input_is_not_modified(images):

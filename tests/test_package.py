@@ -25,8 +25,9 @@ from skmkd.datasets import list_images
 ROOT = Path(__file__).parents[1]
 ORDER = [
     "_version", "_backend", "_image_files", "_validation", "_preprocessing", "_discrepancy",
-    "_critical_layers", "_sources", "_observation", "_feature_cache", "_cloners", "_distillation",
-    "_attribution", "_localization", "_thresholds", "_memory", "_residual", "_reverse", "_forward",
+    "_tracing", "_critical_layers", "_sources", "_observation", "_feature_cache", "_cloners",
+    "_distillation", "_attribution", "_localization", "_thresholds", "_memory", "_residual",
+    "_reverse", "_forward",
     "_archive", "_persistence", "_inference", "_base", "_detector", "_memkd", "_loading", "_report",
     "metrics._pixels", "metrics._ranking", "metrics._pixelwise", "metrics._per_region_overlap",
     "metrics.__init__", "model_selection._split", "model_selection._scorers",
