@@ -29,6 +29,11 @@ OPTIONS: dict[str, Any] = {
     "noise": 0.1,
     "value": False,
 }
+USED = {  # options by the methods that gradients are taken in
+    "gradient": ("through_source",),
+    "smooth_grad": ("through_source", "n_samples", "noise"),
+    "guided_backprop": ("through_source",),
+}
 CONSTRAINTS: dict[str, list[Any]] = {
     "through_source": ["boolean"],
     "n_samples": [Interval(Integral, 1, None, closed="left")],

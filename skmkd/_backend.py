@@ -46,7 +46,7 @@ def resolve_device(device: str) -> torch.device:
     try:
         named = torch.device(device)
         torch.ones(1, device=named).item()
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise ValueError(
             f"device must be 'auto' or a device that torch can use here; got {device!r}: "
             f"{str(error).splitlines()[0]}"

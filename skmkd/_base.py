@@ -119,7 +119,8 @@ class BaseDistillationDetector(BaseInference):
             Ignored: every image of X is taken for normal.
         callback : callable, default=None
             Called after each epoch as ``callback(detector, epoch)`` with a detector that can
-            already score and localize, but has no thresholds yet.
+            already score and localize, but has no thresholds yet. Parameters that it sets, such
+            as another `image_score`, hold until it returns.
 
         Returns
         -------
@@ -222,8 +223,11 @@ class BaseDistillationDetector(BaseInference):
     def _show(
         self, callback: Callable[[Self, int], Any], read: Read, images: Images, epoch: int
     ) -> None:
+        """Hand over the detector as it is now; parameters that are changed there change back."""
         self._settle(read, images)
+        given = self.get_params(deep=False)
         callback(self, epoch)
+        self.__dict__.update(given)
 
     def _set_thresholds(self, read: Read, images: Images) -> None:
         """Put the allowed share of training images on the far side of both thresholds."""

@@ -7,9 +7,10 @@ import csv
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from io import BytesIO, StringIO
+from io import BytesIO, StringIO, TextIOWrapper
+from math import ceil
 from operator import attrgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -44,6 +45,7 @@ UNCALIBRATED = (
     "The thresholds are those of the images that were learned from, which many new good ones will "
     "exceed. Set them with others: --hold-out SHARE, or --calibrate FOLDER."
 )
+UNDECODED = "surrogateescape"  # writes the bytes of file names that are no text as they are
 COLUMNS = ("path", "score", "decision", "threshold")
 LAYOUTS: dict[str, Callable[..., Any]] = {
     "mvtec_ad": datasets.load_mvtec_ad,
@@ -62,13 +64,15 @@ def fit(given: argparse.Namespace) -> None:
     check_target(given.output)
     learn, held_out = files(given.folder), files(given.calibrate or [])
     chosen, fpr = given.parameters, 0.05 if given.fpr is None else given.fpr
+    detector = METHODS[given.method](**{"verbose": int(sys.stderr.isatty())} | chosen)
+    detector._validate_params()
     if given.hold_out:
-        learn, held_out = divided(learn, given.hold_out, chosen.get("random_state"))
+        learn, held_out = divided(learn, given.hold_out, detector.random_state)
     if held_out:
+        held_out = detector._without_unreadable(held_out)
         check_fpr(fpr, len(held_out), "--hold-out" if given.hold_out else "--calibrate")
     elif given.fpr is not None:
         raise ValueError("--fpr must come with --hold-out or --calibrate.")
-    detector = METHODS[given.method](**{"verbose": int(sys.stderr.isatty())} | chosen)
     detector.fit(learn).set_params(verbose=chosen.get("verbose", 0))
     if held_out:
         detector.calibrate(held_out, fpr=fpr)
@@ -83,8 +87,11 @@ def divided(
     """Draw which images are to be held out of learning."""
     if not 0 < share < 1:
         raise ValueError(f"--hold-out must be a share between 0 and 1; got {share:g}.")
-    if len(paths) < 3:
-        raise ValueError(f"--hold-out must have at least 3 images to divide; got {len(paths)}.")
+    if (left := len(paths) - ceil(share * len(paths))) < 2:
+        raise ValueError(
+            f"--hold-out must leave at least 2 images to learn from; got {share:g}, which leaves "
+            f"{left} of {len(paths)}."
+        )
     learn, held_out = train_test_split(paths, test_size=share, random_state=draw_seed(random_state))
     return sorted(learn), sorted(held_out)
 
@@ -100,6 +107,8 @@ def score(given: argparse.Namespace) -> None:
         check_target(target)
     detector, paths = loaded(given), files(given.images)
     threshold = detector._threshold("offset_")
+    if given.report:
+        detector._threshold("map_offset_")
     entries: list[Entry] = []
     rows_are_seen = given.output is None and sys.stdout.isatty()
     with written(given.output) as stream:
@@ -111,8 +120,7 @@ def score(given: argparse.Namespace) -> None:
             if given.format == "csv":
                 table.writerow(row)
             else:
-                plain = [None if value != value else value for value in row]  # NaN is no JSON
-                stream.write(json.dumps(dict(zip(COLUMNS, plain, strict=True))) + "\n")
+                stream.write(json_of(dict(zip(COLUMNS, row, strict=True))) + "\n")
             entries.append(Entry(str(path), each, None))
     if given.report:
         shown = worst(entries)
@@ -174,7 +182,7 @@ def evaluate(given: argparse.Namespace) -> None:
         figures = image_figures(data.y, scores, threshold)
         if data.masks is not None:
             figures |= pixel_figures(data.masks, maps)
-    print(json.dumps(figures, indent=2))
+    print(json_of(figures, indent=2))
 
 
 def info(given: argparse.Namespace) -> None:
@@ -186,7 +194,15 @@ def info(given: argparse.Namespace) -> None:
         "final loss": {name: float(curve[-1]) for name, curve in detector.loss_curve_.items()},
         "parameters": detector.get_params(deep=False),
     }
-    print(json.dumps(facts, indent=2, default=repr))
+    if isinstance(weights := facts["parameters"].get("source_weights"), Mapping):
+        facts["parameters"]["source_weights"] = f"a dict of {len(weights)} tensors"
+    print(json_of(facts, indent=2))
+
+
+def json_of(facts: dict[str, Any], indent: int | None = None) -> str:
+    """Return JSON, which knows no NaN: null stands for it."""
+    plain = {name: None if value != value else value for name, value in facts.items()}
+    return json.dumps(plain, indent=indent, default=repr, allow_nan=False)
 
 
 class StoredMaps(Sequence[np.ndarray]):
@@ -361,8 +377,10 @@ def progressing(work: Iterable[T], total: int | None = None, silent: bool = Fals
 def written(path: Path | None) -> Iterator[TextIO]:
     """Give standard output, or what becomes a file when all is there."""
     if path is None:
+        if isinstance(sys.stdout, TextIOWrapper):
+            sys.stdout.reconfigure(errors=UNDECODED)
         yield sys.stdout
         return
     content = StringIO()
     yield content
-    write_whole(path, content.getvalue().encode(errors="surrogateescape"))
+    write_whole(path, content.getvalue().encode(errors=UNDECODED))

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from skmkd._attribution import (
     METHODS,
+    USED,
     checked_options,
     feature_discrepancy,
     gradient,
@@ -469,7 +470,8 @@ class MKDDetector(BaseDistillationDetector):
         made = {"localization": self.localization, **super()._map_settings()}
         if self.localization == "discrepancy":
             return made | self._discrepancy_settings()
-        return made | self._loss_settings() | checked_options(self.localization_params)
+        options = checked_options(self.localization_params)
+        return made | self._loss_settings() | {n: options[n] for n in USED[self.localization]}
 
     def _loss_settings(self) -> dict[str, Any]:
         return {"value_weight": self.value_weight, "direction": self.direction}

@@ -31,7 +31,7 @@ def test_devices():
     assert torch.zeros(1, device=best).device.type == best.type
 
 
-@pytest.mark.parametrize("device", ["abacus", "cpu:x", "meta"])
+@pytest.mark.parametrize("device", ["abacus", "cpu:x", "meta", "hpu"])
 def test_unknown_device(device):
     with pytest.raises(ValueError, match=f"device must be 'auto' or .* got '{device}'"):
         resolve_device(device)

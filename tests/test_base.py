@@ -305,6 +305,20 @@ def test_callback_s_detector_has_no_thresholds_and_is_another_object(detector, i
     assert detector.smoothing_sigma == 4.0
 
 
+def test_what_a_callback_sets_holds_until_it_returns(images):
+    seen = []
+
+    def watch(unfinished, epoch):
+        unfinished.set_params(smoothing_sigma=1.0, max_iter=77)
+        seen.append(unfinished.score_samples(images))
+
+    watched = tiny_detector(image_score="map_max").fit(images, callback=watch)
+    expected = tiny_detector(image_score="map_max").fit(images)
+    assert watched.get_params().items() >= {"smoothing_sigma": 4.0, "max_iter": 2}.items()
+    assert watched.offset_ == expected.offset_
+    assert (seen[-1] != watched.score_samples(images)).all()
+
+
 # Parameters
 
 

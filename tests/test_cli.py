@@ -62,7 +62,15 @@ def test_values_are_read_as_python_writes_them(text, value):
             "fit {place}/learn -o {new}/m.skmkd --hold-out 0.5",
             "--hold-out must hold at least 19 images",
         ),
-        ("fit {place}/set/good/0.png -o {new}/m.skmkd --hold-out 0.5", "at least 3 images"),
+        (
+            "fit {place}/set/good/0.png {place}/learn/0.png -o {new}/m.skmkd --hold-out 0.1",
+            "--hold-out must leave at least 2 images to learn from; got 0.1, which leaves 1 of 2",
+        ),
+        ("fit {place}/learn -o {new}/m.skmkd --hold-out 0.99", "leave at least 2 images"),
+        (
+            "fit {place}/learn -o {new}/m.skmkd --hold-out 0.5 --random-state abc",
+            "'random_state' parameter of MKDDetector must be",
+        ),
         ("fit {place}/learn -o {new}/m.skmkd --fpr 0.1", "--fpr must come with --hold-out or"),
         ("fit {place}/learn -o {place}/set", "something that is not a file: '{place}/set'"),
         ("score {place}/model.skmkd {place}/learn --report {new}/no/r.html", "There is no folder"),

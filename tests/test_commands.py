@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,14 +17,26 @@ from conftest import QUICK
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 from skimage.data import lfw_subset
+from sklearn.exceptions import UndefinedMetricWarning
 
 import skmkd
 from skmkd import MemKDDetector, MKDDetector, _commands
 from skmkd._cli import main
 from skmkd._commands import divided
+from skmkd._sources import source_state
 from skmkd.datasets import list_images
-from skmkd.metrics import aupro_score
-from skmkd.model_selection import anomaly_average_precision, anomaly_f1_max, anomaly_roc_auc
+from skmkd.metrics import (
+    aupro_score,
+    pixel_average_precision_score,
+    pixel_f1_max_score,
+    pixel_roc_auc_score,
+)
+from skmkd.model_selection import (
+    anomaly_average_precision,
+    anomaly_f1_max,
+    anomaly_roc_auc,
+    neg_anomaly_fpr95,
+)
 
 
 @pytest.fixture
@@ -54,6 +69,18 @@ def test_fit_holds_images_out_to_set_thresholds(place, tmp_path):
     assert detector.offset_ == expected.calibrate(held_out, fpr=0.1).offset_
 
 
+def test_fit_counts_the_held_out_files_that_can_be_read(place, tmp_path, capsys):
+    (tmp_path / "held_out").mkdir()
+    for i, path in enumerate(list_images(place / "held_out")[:19]):
+        shutil.copy(path, tmp_path / f"held_out/{i}.png")
+    (tmp_path / "held_out/0.png").write_bytes(b"")
+    words = ["fit", place / "learn", "--calibrate", tmp_path / "held_out", "--on-error", "skip",
+             "-o", tmp_path / "model.skmkd"]  # fmt: skip
+    with pytest.warns(UserWarning, match="It is left out"):
+        assert main([str(word) for word in words]) == 1
+    assert "--calibrate must hold at least 19 images" in capsys.readouterr().err
+
+
 def test_fit_takes_the_other_method(place, tmp_path, capsys):
     settings = "--image-size 16 --max-iter 1 --tol None --random-state 0 --device cpu"
     words = ["fit", place / "learn", "-o", tmp_path / "model.skmkd", "--method", "memkd",
@@ -82,6 +109,26 @@ def test_thresholds_of_other_scores_are_refused(place, detector, tmp_path, capsy
         assert main(words) == 1
         assert "offset_ holds for" in capsys.readouterr().err
     assert not (tmp_path / "maps").exists()
+
+
+def test_a_report_is_refused_before_the_work_if_its_threshold_is_stale(
+    place, detector, tmp_path, capsys
+):
+    stale, report = str(tmp_path / "stale.skmkd"), tmp_path / "report.html"
+    detector.set_params(opening_size=5).save(stale)
+    assert main(["score", stale, str(place / "learn"), "--report", str(report)]) == 1
+    printed = capsys.readouterr()
+    assert "map_offset_ holds for" in printed.err
+    assert printed.out == ""
+
+
+def test_names_that_are_no_text_are_printed_as_they_are(place, tmp_path):
+    path = os.fsencode(tmp_path) + b"/\xff.png"
+    shutil.copy(place / "learn/0.png", path)
+    program = "import sys; from skmkd._cli import main; sys.exit(main())"
+    words = [sys.executable, "-c", program, "score", place / "model.skmkd", path]
+    printed = subprocess.run(words, check=True, capture_output=True).stdout
+    assert printed.splitlines()[1].startswith(path)
 
 
 def test_score_gives_the_library_s_numbers(place, detector, capsys):
@@ -209,8 +256,33 @@ def test_evaluate_prints_the_library_s_metrics(place, detector, capsys):
     assert figures["anomalies found"] == pytest.approx(np.mean(labels[data.y == -1] == -1))
     assert figures["false alarms"] == pytest.approx(np.mean(labels[data.y == 1] == -1))
     maps = detector.localize(data.paths)
+    assert figures["image FPR at 95 % TPR"] == pytest.approx(-neg_anomaly_fpr95(*case))
     assert figures["AUPRO"] == pytest.approx(aupro_score(data.masks, maps))
-    assert {"pixel AUROC", "pixel average precision", "pixel F1 max"} < set(figures)
+    for name, score in [
+        ("pixel AUROC", pixel_roc_auc_score),
+        ("pixel average precision", pixel_average_precision_score),
+        ("pixel F1 max", pixel_f1_max_score),
+    ]:
+        assert figures[name] == pytest.approx(score(data.masks, maps))
+
+
+def test_evaluate_needs_no_masks_and_writes_null_for_nan(place, tmp_path, capsys):
+    shutil.copytree(place / "set", tmp_path / "set")
+    masks = tmp_path / "set/ground_truth/other"
+    for path in masks.iterdir():
+        Image.fromarray(np.zeros_like(np.asarray(Image.open(path)))).save(path)
+    words = ["evaluate", str(place / "model.skmkd"), str(tmp_path / "set")]
+    with (
+        pytest.warns(UndefinedMetricWarning),
+        pytest.warns(UserWarning, match="No positive class found"),
+    ):
+        assert main(words) == 0
+    black = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert black["pixel AUROC"] is None
+    shutil.rmtree(masks.parent)
+    assert main(words) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures == {n: v for n, v in black.items() if "pixel" not in n and n != "AUPRO"}
 
 
 def test_evaluate_takes_published_layouts(place, tmp_path, capsys):
@@ -230,6 +302,14 @@ def test_evaluate_takes_published_layouts(place, tmp_path, capsys):
     assert layout == pytest.approx(json.loads(capsys.readouterr().out))
     assert main(words) == 1
     assert "--category must be given for --layout mvtec_ad" in capsys.readouterr().err
+
+
+def test_info_counts_weights_instead_of_printing_them(place, detector, tmp_path, capsys):
+    path, weights = tmp_path / "model.skmkd", source_state(detector.source_)
+    detector.set_params(source_weights=weights).save(path)
+    assert main(["info", str(path)]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["parameters"]["source_weights"] == f"a dict of {len(weights)} tensors"
 
 
 def test_info_prints_what_a_model_is(place, detector, capsys):

@@ -133,6 +133,69 @@ def test_what_changes_maps_makes_their_threshold_stale(detector, images, change)
         detector.predict_mask(images)
 
 
+def untouched_detector(**parameters):
+    """A tiny detector that scores and maps by default."""
+    return MKDDetector(
+        source=TinySource(), critical_layers=2, image_size=16, max_iter=1, tol=None,
+        random_state=0, **parameters,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "change"),
+    [
+        ({}, {"smoothing_sigma": 1.0}),
+        ({}, {"image_score": "loss"}),
+        ({"value_weight": 1.0}, {"localization_params": {"value": True}}),
+        (
+            {"value_weight": 1.0, "localization_params": {"value": True}},
+            {"value_weight": 2.0},
+        ),
+    ],
+    ids=str,
+)
+def test_what_changes_scores_makes_their_threshold_stale(images, given, change):
+    detector = untouched_detector(**given).fit(images)
+    before = detector.score_samples(images)
+    detector.set_params(**change)
+    assert not np.allclose(detector.score_samples(images), before, rtol=1e-3)
+    for method in (detector.predict, detector.decision_function):
+        with pytest.raises(ValueError, match=r"offset_ holds for .* calibrate or fit again"):
+            method(images)
+
+
+@pytest.mark.parametrize(
+    ("localization", "options"),
+    [
+        ("gradient", {"n_samples": 2, "noise": 0.5, "value": True}),
+        ("guided_backprop", {"n_samples": 2, "noise": 0.5, "value": True}),
+        ("smooth_grad", {"value": True}),
+    ],
+)
+def test_options_of_other_maps_leave_their_threshold_as_it_is(images, localization, options):
+    detector = untouched_detector(localization=localization, value_weight=1.0).fit(images)
+    before = detector.predict_mask(images)
+    detector.set_params(localization_params=options)
+    assert_array_equal(detector.predict_mask(images), before)
+
+
+@pytest.mark.parametrize(
+    ("localization", "options"),
+    [
+        ("gradient", {"through_source": True}),
+        ("smooth_grad", {"n_samples": 2}),
+        ("smooth_grad", {"noise": 0.5}),
+    ],
+)
+def test_options_of_maps_make_their_threshold_stale(images, localization, options):
+    detector = untouched_detector(localization=localization).fit(images)
+    before = detector.localize(images)
+    detector.set_params(localization_params=options)
+    assert not np.allclose(detector.localize(images), before, rtol=1e-3)
+    with pytest.raises(ValueError, match="map_offset_ holds for"):
+        detector.predict_mask(images)
+
+
 @pytest.mark.parametrize(
     ("change", "methods"),
     [
@@ -144,8 +207,7 @@ def test_what_changes_maps_makes_their_threshold_stale(detector, images, change)
     ids=str,
 )
 def test_what_changes_nothing_leaves_thresholds_as_they_are(images, change, methods):
-    detector = MKDDetector(source=TinySource(), critical_layers=2, image_size=16, max_iter=1)
-    detector.set_params(tol=None, random_state=0).fit(images)
+    detector = untouched_detector().fit(images)
     before = {method: getattr(detector, method)(images) for method in methods}
     detector.set_params(**change)
     for method, answer in before.items():
@@ -179,7 +241,6 @@ def test_answers_do_not_depend_on_the_caller_s_mode(detector, images):
 
 
 def test_moved_state_keeps_the_device(detector, images):
-    assert detector.device_ == torch.device("cpu") or torch.cuda.is_available()
     state = detector.__getstate__()
     state["device_"] = torch.device("cuda", torch.cuda.device_count())  # one that is not here
     moved = object.__new__(type(detector))
