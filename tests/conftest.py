@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 from pathlib import Path
 
 os.environ["MPLBACKEND"] = "agg"  # no window opens
@@ -18,12 +19,27 @@ from matplotlib import pyplot
 from PIL import Image
 from skimage.data import lfw_subset
 from torch import nn
+from torchvision.models import get_model
 
-from skmkd import MKDDetector
+from skmkd import MKDDetector, _observation
 from skmkd._cli import main
+from skmkd._critical_layers import Survey
+from skmkd._residual import Style, style_of
 
 settings.register_profile("same everywhere", deadline=None, derandomize=True, database=None)
 settings.load_profile("same everywhere")
+
+USUAL_BATCHES = dict(_observation.BATCH_PIXELS)
+SMALL_BATCHES = {("cpu", "float32"): 2**13, ("cpu", "bfloat16"): 2**14}
+_observation.BATCH_PIXELS |= SMALL_BATCHES  # a few tiny images are padded to a batch
+
+
+@cache
+def surveyed(name: str) -> tuple[Survey, Style]:
+    """Return the survey and the style of a network of torchvision."""
+    with torch.device("meta"):
+        network = get_model(name).eval()
+    return Survey(network), style_of(network)
 
 
 class TinySource(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import pickle
+import shutil
 import sys
 from pathlib import Path
 
@@ -298,16 +299,40 @@ seeds = [0]
 """
 
 
-@pytest.fixture
-def toy(tmp_path, monkeypatch):
+def set_up(folder, patch):
+    """Put the toy protocol into a folder, and its data set among the others; return its case."""
     learn, (good, bad) = spotted(6, 0)[0], spotted(3, 1)
     masks = np.zeros((6, 32, 32), bool)
     masks[3:, 12:20, 4:12] = True
     case = Case(learn, np.concatenate([good, bad]), np.repeat([1, -1], 3), masks)
-    monkeypatch.setitem(DATA_SETS, "toy", cases.DataSet(lambda _: ["a"], lambda *_: case))
-    monkeypatch.setattr(runner, "PROTOCOLS", tmp_path)
-    (tmp_path / "toy.toml").write_text(PROTOCOL)
+    patch.setitem(DATA_SETS, "toy", cases.DataSet(lambda _: ["a"], lambda *_: case))
+    patch.setattr(runner, "PROTOCOLS", folder)
+    (folder / "toy.toml").write_text(PROTOCOL)
     return case
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    return set_up(tmp_path, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def toy_results(tmp_path_factory):
+    """Whole and quick results of the toy protocol."""
+    folder = tmp_path_factory.mktemp("toy")
+    with pytest.MonkeyPatch.context() as patch:
+        set_up(folder, patch)
+        return [runner.run("toy", None, folder, quick) for quick in (False, True)]
+
+
+@pytest.fixture
+def whole_file(toy, toy_results, tmp_path):
+    return Path(shutil.copy(toy_results[0], tmp_path))
+
+
+@pytest.fixture
+def quick_file(toy, toy_results, tmp_path):
+    return Path(shutil.copy(toy_results[1], tmp_path))
 
 
 def test_runs_are_recorded_and_not_repeated(toy, tmp_path, monkeypatch):
@@ -387,9 +412,8 @@ methods = { forest = { estimator = "PooledForest" } }
         assert each["records"][0]["image AUROC"] == other["records"][0]["image AUROC"]
 
 
-def test_tables_hold_means_of_what_was_run(toy, tmp_path, monkeypatch, capsys):
-    file = runner.run("toy", None, tmp_path, quick=False)
-    rows = render.rows_of(file)
+def test_tables_hold_means_of_what_was_run(whole_file, tmp_path, monkeypatch, capsys):
+    rows = render.rows_of(whole_file)
     chosen = [r for r in rows if r["method"] == "MKD, loss" and r["epoch"] == 2]
     assert len(chosen) == 2
     mean = np.mean([row["image AUROC"] for row in chosen])
@@ -405,40 +429,37 @@ def test_tables_hold_means_of_what_was_run(toy, tmp_path, monkeypatch, capsys):
     assert "| forest |  | 2 |" in printed
 
 
-def test_seeds_that_saw_some_cases_only_wait_for_the_others(toy, tmp_path):
-    file = runner.run("toy", None, tmp_path, quick=True)
-    content = json.loads(file.read_text())
+def test_seeds_that_saw_some_cases_only_wait_for_the_others(quick_file, tmp_path):
+    content = json.loads(quick_file.read_text())
     forest = content["runs"][1]
     for case, seed, auroc in (("a", 0, 40.0), ("a", 1, 60.0), ("b", 0, 90.0)):
         records = [forest["records"][0] | {"image AUROC": auroc}]
         content["runs"].append(
             {**forest, "method": "m", "case": case, "seed": seed, "records": records}
         )
-    file.write_text(json.dumps(content))
+    quick_file.write_text(json.dumps(content))
     (tmp_path / "toy.toml").write_text("methods.m = {}\n" + PROTOCOL)
-    means, single = render.table(file).split("Image AUROC of each case")
+    means, single = render.table(quick_file).split("Image AUROC of each case")
     assert "| m |  | 1 | 65.00 |" in means
     assert "| m | 40.00 | 90.00 |" in single
 
 
-def test_cases_that_defaults_were_not_chosen_with_stand_apart(toy, tmp_path):
-    file = runner.run("toy", None, tmp_path, quick=True)
-    content = json.loads(file.read_text())
+def test_cases_that_defaults_were_not_chosen_with_stand_apart(quick_file, tmp_path):
+    content = json.loads(quick_file.read_text())
     forest = content["runs"][1]
     content["runs"] = [
         {**forest, "case": case, "records": [forest["records"][0] | {"image AUROC": auroc}]}
         for case, auroc in (("a", 40.0), ("b", 90.0), ("c", 80.0))
     ]
-    file.write_text(json.dumps(content))
+    quick_file.write_text(json.dumps(content))
     (tmp_path / "toy.toml").write_text('chosen_with = ["a"]\n' + PROTOCOL)
-    means, apart = render.table(file).split("The default was chosen with a at hand.")
+    means, apart = render.table(quick_file).split("The default was chosen with a at hand.")
     assert "| forest |  | 1 | 70.00 |" in means
     assert "| forest |  | 1 | 85.00 |" in apart
 
 
-def test_the_readme_quotes_the_best_of_the_baselines(toy, tmp_path, monkeypatch):
-    runs = runner.run("toy", None, tmp_path, quick=True).read_text()
-    content = json.loads(runs)
+def test_the_readme_quotes_the_best_of_the_baselines(quick_file, tmp_path, monkeypatch):
+    content = json.loads(quick_file.read_text())
     mkd, forest = content["runs"]
     named = {"the default": (mkd, 70.0), "the paper's setting": (mkd, 60.0),
              "forest": (forest, 50.04), "MKD": (forest, 40.0)}  # fmt: skip
@@ -453,12 +474,11 @@ def test_the_readme_quotes_the_best_of_the_baselines(toy, tmp_path, monkeypatch)
     assert "| toys | image AUROC | 70.0 | 60.0 | 50.0 forest |" in render.quoted(tmp_path)
 
 
-def test_a_method_of_fewer_cases_has_no_mean(toy, tmp_path):
-    file = runner.run("toy", None, tmp_path, quick=True)
-    content = json.loads(file.read_text())
+def test_a_method_of_fewer_cases_has_no_mean(quick_file):
+    content = json.loads(quick_file.read_text())
     content["runs"].append({**content["runs"][1], "case": "b"})
-    file.write_text(json.dumps(content))
-    means, single = render.table(file).split("Image AUROC of each case")
+    quick_file.write_text(json.dumps(content))
+    means, single = render.table(quick_file).split("Image AUROC of each case")
     assert "Means over 2 cases:" in means
     assert "| forest |" in means
     assert "| MKD, loss |" not in means
@@ -501,26 +521,23 @@ def test_the_page_says_what_the_results_say():
     assert table.count("image AUROC") == len(render.QUOTED)
 
 
-def test_the_page_leaves_out_what_has_not_run_yet(toy, tmp_path, monkeypatch):
+def test_the_page_leaves_out_what_has_not_run_yet(whole_file, tmp_path, monkeypatch):
     monkeypatch.setattr(render, "PROTOCOLS", tmp_path)
-    runner.write(tmp_path / "toy.json", {"protocol": "toy", "runs": []})
-    assert render.page(tmp_path) == render.TITLE
-    runner.run("toy", None, tmp_path, quick=False)
     assert "python -m benchmarks.accuracy toy" in render.page(tmp_path)
+    runner.write(whole_file, {"protocol": "toy", "runs": []})
+    assert render.page(tmp_path) == render.TITLE
 
 
-def test_pictures_are_drawn(toy, tmp_path):
-    file = runner.run("toy", None, tmp_path, quick=True)
-    render.draw(file, tmp_path / "toy.png")
+def test_pictures_are_drawn(quick_file, tmp_path):
+    render.draw(quick_file, tmp_path / "toy.png")
     with Image.open(tmp_path / "toy.png") as picture:
         assert picture.width > 500
 
 
-def test_quick_figures_do_not_mix_with_real_ones(toy, tmp_path, monkeypatch):
-    file = runner.run("toy", None, tmp_path, quick=False)
-    before = file.read_bytes()
+def test_quick_figures_do_not_mix_with_real_ones(whole_file, tmp_path):
+    before = whole_file.read_bytes()
     quick = runner.run("toy", None, tmp_path, quick=True)
-    assert (quick.stem, file.read_bytes()) == ("toy_quick", before)
+    assert (quick.stem, whole_file.read_bytes()) == ("toy_quick", before)
     assert len(json.loads(quick.read_text())["runs"]) == 2
 
 

@@ -24,6 +24,7 @@ from sklearn.preprocessing import FunctionTransformer
 import skmkd
 from skmkd import _base as base
 from skmkd._backend import resolve_precision
+from skmkd._thresholds import training_threshold
 
 METHODS = ["gradient", "smooth_grad", "guided_backprop", "discrepancy"]
 
@@ -87,6 +88,15 @@ def test_contamination_is_the_share_of_training_images_below_the_threshold(image
         assert (detector.predict(images) == -1).sum() == outliers
         marked = detector.predict_mask(images).any((1, 2)).sum()
         assert marked == outliers
+
+
+def test_some_training_images_evenly_spaced_set_the_threshold_of_maps(images, monkeypatch):
+    monkeypatch.setattr(base, "MAP_THRESHOLD_IMAGES", 5)
+    detector = tiny_detector(contamination=0.2).fit(images)
+    maxima = detector.localize(images).max((1, 2))
+    chosen = maxima[[0, 2, 5, 8, 11]].astype(np.float64)
+    assert detector.map_offset_ == training_threshold(chosen, 0.2)
+    assert detector.map_offset_ != training_threshold(maxima.astype(np.float64), 0.2)
 
 
 # In scikit-learn's tools

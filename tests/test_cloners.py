@@ -2,19 +2,18 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import surveyed
 from torch import nn
-from torchvision.models import get_model
 
 from skmkd import _cloners
 from skmkd._cloners import Block, Cloner, build_cloner, cloner_blocks
-from skmkd._critical_layers import REDUCTIONS, Stage, Survey
+from skmkd._critical_layers import REDUCTIONS, Stage
 
 VGG_POOLS = ["features.9", "features.16", "features.23", "features.30"]
 
 
 def stages(name, size, layers="auto"):
-    with torch.device("meta"):
-        survey = Survey(get_model(name).eval())
+    survey, _ = surveyed(name)
     return survey.stages(survey.choose(layers, REDUCTIONS), size)
 
 

@@ -204,11 +204,11 @@ def test_code_of_the_readme_runs():
     assert names["best"].score_samples(names["X"]).shape == (40,)
 
 
-GUIDE = [
-    "index.md",
-    "getting_started.md",
-    *(f"guide/{p.name}" for p in (ROOT / "docs/guide").glob("*.md")),
-]
+GUIDE = sorted(
+    str(page.relative_to(ROOT / "docs"))
+    for page in [*(ROOT / "docs").glob("*.md"), *(ROOT / "docs/guide").glob("*.md")]
+    if "```python" in page.read_text()
+)
 
 
 @pytest.mark.parametrize("page", GUIDE)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import TinySource
-from torchvision.models import get_model
+from conftest import TinySource, surveyed
 
 from skmkd._critical_layers import STAGE_ENDS, Survey
 from skmkd._memory import MemoryPlan
-from skmkd._residual import OTHER_STYLE, build_residual, style_of
+from skmkd._residual import OTHER_STYLE, build_residual
 from skmkd._reverse import EMBEDDING, ReverseCloner
 
 PLAN = MemoryPlan(50, (1, 2, 3), 0.1)
@@ -17,11 +16,9 @@ PLAN = MemoryPlan(50, (1, 2, 3), 0.1)
 
 def plan_of(name, side):
     """Return the stages that are critical in a network of torchvision, and its style."""
-    with torch.device("meta"):
-        network = get_model(name).eval()
-    survey = Survey(network)
+    survey, style = surveyed(name)
     stages = survey.stages(survey.choose("auto", STAGE_ENDS), (side, side))
-    return tuple(stage for stage in stages if stage.critical), style_of(network)
+    return tuple(stage for stage in stages if stage.critical), style
 
 
 SHAPES = {

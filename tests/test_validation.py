@@ -211,7 +211,9 @@ PREDICT_ERRORS = {
     "uint8, 0-1": (noise((3, 4, 4), np.uint8), noise((3, 4, 4)), "uint8 .* 0 to 255.* got float"),
     "0-1, uint8": (noise((3, 4, 4)), noise((3, 4, 4), np.uint8), "float .* 0 to 1.* got uint8"),
     "0-1, 0-255": (noise((3, 4, 4)), 255 * noise((3, 4, 4)), r"X\[0\] must lie near .* 0 to 1 "),
-    "alpha": (noise((3, 4, 4, 4)), np.full((2, 4, 4, 4), 1.5), r"X\[0\] must lie near"),
+    "far above": (noise((3, 4, 4)), np.full((2, 4, 4), 11.1), r"X\[0\] must lie near"),
+    "far below": (noise((3, 4, 4)), np.full((2, 4, 4), -10.1), r"X\[0\] must lie near"),
+    "alpha": (noise((3, 4, 4, 4)), np.full((2, 4, 4, 4), 1.02), r"X\[0\] must lie near"),
     "late kind": (
         [noise((4, 4))] * 2,
         [noise((4, 4)), noise((4, 4), np.uint8)],
@@ -237,9 +239,21 @@ def test_bad_images_at_predict(X, other, message):
         (noise((3, 4, 4)), [noise((9, 8)), noise((5, 4))]),
         ([noise((9, 8)), noise((5, 4))], noise((2, 16))),
         (noise((3, 4, 4)) - 3, np.full((2, 4, 4), 2.0)),
+        (noise((3, 4, 4)), np.stack([np.full((4, 4), 10.9), np.full((4, 4), -9.9)])),
+        (noise((3, 4, 4, 4)), np.full((2, 4, 4, 4), 1.005)),
         (noise((3, 4, 4)), noise((3, 4, 4), seed=1).astype(np.float32)),
     ],
-    ids=["fewer", "rows", "images", "list", "rows after list", "a little outside", "float32"],
+    ids=[
+        "fewer",
+        "rows",
+        "images",
+        "list",
+        "rows after list",
+        "a little outside",
+        "not so far outside",
+        "rounded alpha",
+        "float32",
+    ],
 )
 def test_what_predict_takes(X, other):
     images = check_images(fitted_to(X), other, reset=False)
