@@ -7,8 +7,8 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
 import numpy as np
@@ -122,13 +122,14 @@ def test_a_report_is_refused_before_the_work_if_its_threshold_is_stale(
     assert printed.out == ""
 
 
-def test_names_that_are_no_text_are_printed_as_they_are(place, tmp_path):
+def test_names_that_are_no_text_are_printed_as_they_are(place, tmp_path, monkeypatch):
     path = os.fsencode(tmp_path) + b"/\xff.png"
     shutil.copy(place / "learn/0.png", path)
-    program = "import sys; from skmkd._cli import main; sys.exit(main())"
-    words = [sys.executable, "-c", program, "score", place / "model.skmkd", path]
-    printed = subprocess.run(words, check=True, capture_output=True).stdout
-    assert printed.splitlines()[1].startswith(path)
+    printed = BytesIO()
+    monkeypatch.setattr(sys, "stdout", TextIOWrapper(printed, encoding="utf-8"))
+    assert main(["score", str(place / "model.skmkd"), os.fsdecode(path)]) == 0
+    sys.stdout.flush()
+    assert printed.getvalue().splitlines()[1].startswith(path)
 
 
 def test_score_gives_the_library_s_numbers(place, detector, capsys):
