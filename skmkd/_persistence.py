@@ -13,7 +13,7 @@ from sklearn.base import BaseEstimator
 from torch import Tensor, nn
 
 from skmkd._archive import read_archive, write_archive
-from skmkd._backend import forked_rng, place, plain_arithmetic, resolve_device, restored_device
+from skmkd._backend import place, plain_arithmetic, resolve_device, restored_device
 from skmkd._cloners import Cloner
 from skmkd._forward import ForwardCloner
 from skmkd._reverse import ReverseCloner
@@ -74,7 +74,7 @@ def load_detector(
     origin, target = learned["_origin"], learned["device_"]
     target = restored_device(target) if device is None else resolve_device(device)
     learned["device_"] = target
-    with plain_arithmetic(True, target), forked_rng(learned["_seed"], target):
+    with plain_arithmetic(True, target):
         given = _source_weights(file, origin, source, _part(tensors, "source_"))
         seen = _source(file, given, learned, target, values["source_sha256"])
         learned["source_"] = seen

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from threading import RLock, get_ident
 from typing import Any
@@ -12,6 +13,10 @@ from torch import fx, nn
 from torchvision.models.feature_extraction import NodePathTracer
 
 TRACING = RLock()  # for one thread at a time: torch.fx changes nn.Module itself meanwhile
+if hasattr(os, "register_at_fork"):  # else a child would wait for a thread that it does not have
+    os.register_at_fork(
+        before=TRACING.acquire, after_in_parent=TRACING.release, after_in_child=TRACING.release
+    )
 LEAVES = tuple(
     each
     for each in vars(torchvision.ops).values()
@@ -75,25 +80,30 @@ def trace(network: nn.Module) -> tuple[fx.GraphModule, dict[fx.Node, str]]:
 def tap(network: nn.Module, layers: Sequence[str]) -> Tapped:
     """Cut a network down to what gives the layers, each copied before anything overwrites it.
 
-    A layer is a node by its name, or what the last node of a module gives.
+    A layer is a node by its name, or what the last node of a module gives. The images are copied,
+    too, so that those of the caller stay as they are.
     """
     whole, names = trace(network)
     graph = whole.graph
-    ends = {layer: _end(names, layer) for layer in layers}
-    last = max(ends.values(), key=list(graph.nodes).index)
-    for node in reversed(graph.nodes):
-        if node is last:
-            break
-        graph.erase_node(node)
-    copies = {}
-    for layer, node in ends.items():
-        with graph.inserting_after(node):
-            copies[layer] = graph.call_method("clone", (node,))
-    graph.output(copies)
+    images = next(node for node in graph.nodes if node.op == "placeholder")
+    own = _copied(images)
+    images.replace_all_uses_with(own, delete_user_cb=lambda user: user is not own)
+    copies = {layer: _copied(_end(names, layer)) for layer in layers}
     for node in graph.nodes:
         node.type = None  # annotations, which need not be importable where this is unpickled
+        if node.op == "output":
+            node.args = (copies,)
+    graph.eliminate_dead_code()
     return Tapped(whole, graph).eval()
 
 
+def _copied(node: fx.Node) -> fx.Node:
+    with node.graph.inserting_after(node):
+        return node.graph.call_method("clone", (node,))
+
+
 def _end(names: dict[fx.Node, str], layer: str) -> fx.Node:
-    return next(n for n, name in reversed(names.items()) if f"{name}.".startswith(f"{layer}."))
+    for node, name in reversed(names.items()):
+        if f"{name}.".startswith(f"{layer}."):
+            return node
+    raise ValueError(f"there is no layer {layer!r}")

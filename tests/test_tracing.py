@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -59,39 +61,59 @@ def test_what_follows_the_last_layer_is_cut_off():
     }
 
 
-def test_what_is_overwritten_as_a_statement_is():
-    class Statement(nn.Module):
-        def forward(self, x):
-            x = x - 1
-            x.relu_()
-            return torch.nn.functional.max_pool2d(x, 2)
+def test_what_leads_to_no_layer_is_left_out():
+    class Branching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.early = nn.Parameter(torch.ones(5))
+            self.stem, self.side, self.last = (nn.Conv2d(3, 3, 1) for _ in range(3))
 
-    with torch.no_grad():
-        got = tap(Statement(), ["sub", "max_pool2d"])(images())
-    assert torch.equal(got["sub"], images() - 1)
+        def forward(self, x):
+            early = self.early
+            x = self.stem(x)
+            side = self.side(x).mean()
+            return self.last(x), side, early
+
+    tapped = tap(Branching().eval(), ["stem", "last"])
+    assert {name.partition(".")[0] for name in tapped.state_dict()} == {"stem", "last"}
+
+
+def test_the_caller_s_images_stay_as_they_are():
+    class Overwriting(nn.Module):
+        def forward(self, x):
+            return torch.nn.functional.max_pool2d(x.sub_(1).relu_(), 2)
+
+    given = images()
+    got = tap(Overwriting(), ["max_pool2d"])(given)
+    assert torch.equal(given, images())
     expected = torch.nn.functional.max_pool2d((images() - 1).relu(), 2)
     assert torch.equal(got["max_pool2d"], expected)
 
 
 @contextmanager
-def traced_meanwhile() -> Iterator[None]:
-    """Keep a thread in the midst of tracing."""
+def traced_meanwhile() -> Iterator[nn.Module]:
+    """Keep a thread in the midst of tracing a network, and give that."""
     begun, over = Event(), Event()
 
     class Slow(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.shift = nn.Parameter(torch.ones(1))
+
         def forward(self, x):
             begun.set()
             assert over.wait(60)
-            return x + 1
+            return x + self.shift
 
+    slow = Slow()
     with ThreadPoolExecutor(1) as thread:
-        tracing = thread.submit(trace, Slow())
+        tracing = thread.submit(trace, slow)
         try:
             assert begun.wait(60)
-            yield
+            yield slow
         finally:
             over.set()
-        assert list(tracing.result()[1].values()) == ["x", "add"]
+        assert list(tracing.result()[1].values()) == ["x", "shift", "add"]
 
 
 def test_other_threads_compute_while_one_traces():
@@ -99,7 +121,8 @@ def test_other_threads_compute_while_one_traces():
     with torch.no_grad():
         expected = network(images())
         parts = tapped(images())
-        with traced_meanwhile():
+        with traced_meanwhile() as traced:
+            assert isinstance(traced.shift, nn.Parameter)
             assert torch.equal(network(images()), expected)
             assert_alike(tapped(images()), parts)
 
@@ -129,6 +152,37 @@ def test_a_pickle_is_read_with_other_threads_in_mind():
     assert not again.training
     assert again.code == first.code
     assert_alike(again.state_dict(), first.state_dict())
+
+
+def test_threads_read_different_pickles_side_by_side():
+    tapped = [tap(TinySource().eval(), layers) for layers in (LAYERS, LAYERS[:1], LAYERS[1:])]
+    pickles = [pickle.dumps(each) for each in tapped]
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(3) as threads:
+            read = list(threads.map(pickle.loads, 20 * pickles))
+    finally:
+        sys.setswitchinterval(usual)
+    assert [each.code for each in read] == 20 * [each.code for each in tapped]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_fork_waits_until_a_network_is_traced():
+    with ThreadPoolExecutor(2) as threads:
+        with traced_meanwhile():
+            forked = threads.submit(_free_in_a_fork)
+            with pytest.raises(TimeoutError):
+                forked.result(timeout=0.2)
+        assert forked.result() == 0
+
+
+def _free_in_a_fork() -> int:
+    """Return the exit code of a fork, which is 0 if networks can be traced in it."""
+    if child := os.fork():
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    os._exit(0 if TRACING.acquire(timeout=10) else 1)
 
 
 def test_an_error_ends_tracing():
