@@ -52,8 +52,8 @@ is measured by [benchmarks](benchmarks.md), in ratios.
 def rows_of(file: Path) -> list[dict[str, Any]]:
     """Return the records of a file of results, each with its case, method and seed.
 
-    They are in the order of the protocol's methods. Seeds that have not seen all cases yet are left
-    out, if their method has others.
+    They are in the order of the protocol's methods. Seeds that have not seen all cases yet, which
+    are not "whole", are left out if their method has others.
     """
     content = json.loads(file.read_text())
     methods = list(read_protocol(content["protocol"], quick=False)["methods"])
@@ -69,14 +69,13 @@ def rows_of(file: Path) -> list[dict[str, Any]]:
         for run in runs
         for record in run["records"]
     ]
-    return [row for own in grouped(rows, "method").values() for row in of_whole_seeds(own, rows)]
-
-
-def of_whole_seeds(own: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Keep a method's rows of seeds that saw all cases, or all if there is no such seed."""
     n_cases = len({row["case"] for row in rows})
-    seen = {seed: {row["case"] for row in of} for (seed,), of in grouped(own, "seed").items()}
-    return [row for row in own if len(seen[row["seed"]]) == n_cases] or own
+    for own in grouped(rows, "method", "seed").values():
+        whole = len({row["case"] for row in own}) == n_cases
+        for row in own:
+            row["whole"] = whole
+    methods = grouped(rows, "method").values()
+    return [row for own in methods for row in ([r for r in own if r["whole"]] or own)]
 
 
 def grouped(rows: list[dict[str, Any]], *keys: str) -> dict[tuple, list[dict[str, Any]]]:
@@ -143,16 +142,14 @@ def means_table(rows: list[dict[str, Any]]) -> list[str]:
 def means_of(
     rows: list[dict[str, Any]],
 ) -> dict[tuple[str, int], tuple[dict[str, Any], list[dict[str, Any]]]]:
-    """Return for each method and epoch the mean over its seeds that saw all cases, and each one's.
+    """Return for each method and epoch the mean over its whole seeds, and each one's.
 
     Without such a seed a method has no mean.
     """
-    n_cases = len({row["case"] for row in rows})
     found = {}
-    for key, own in grouped(rows, "method", "epoch").items():
-        seeds = [seed for seed in averaged(own, "seed").values() if seed["n"] == n_cases]
-        if seeds:
-            found[key] = averaged(seeds)[()], seeds
+    for key, own in grouped([row for row in rows if row["whole"]], "method", "epoch").items():
+        seeds = list(averaged(own, "seed").values())
+        found[key] = averaged(seeds)[()], seeds
     return found
 
 
