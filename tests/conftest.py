@@ -21,17 +21,13 @@ from skimage.data import lfw_subset
 from torch import nn
 from torchvision.models import get_model
 
-from skmkd import MKDDetector, _observation
+from skmkd import MKDDetector
 from skmkd._cli import main
 from skmkd._critical_layers import Survey
 from skmkd._residual import Style, style_of
 
 settings.register_profile("same everywhere", deadline=None, derandomize=True, database=None)
 settings.load_profile("same everywhere")
-
-USUAL_BATCHES = dict(_observation.BATCH_PIXELS)
-SMALL_BATCHES = {("cpu", "float32"): 2**13, ("cpu", "bfloat16"): 2**14}
-_observation.BATCH_PIXELS |= SMALL_BATCHES  # a few tiny images are padded to a batch
 
 
 @cache

@@ -17,6 +17,7 @@ from skmkd._backend import BFloat16, private_generator
 from skmkd._cloners import build_cloner, cloner_blocks
 from skmkd._critical_layers import REDUCTIONS
 from skmkd._discrepancy import discrepancies
+from skmkd._observation import BATCH_PIXELS
 from skmkd._preprocessing import shuffled_batches
 from skmkd._sources import build_source
 from skmkd._validation import check_images
@@ -312,6 +313,7 @@ def test_vgg16_gradient_maps_of_a_batch_equal_single_ones():
 
 def test_bfloat16_source_ranks_faces_as_float32_does(tmp_path, monkeypatch):
     monkeypatch.setattr(_backend, "resolve_precision", lambda *_: "bfloat16")  # slow if it is not
+    monkeypatch.setitem(BATCH_PIXELS, ("cpu", "bfloat16"), 10 * 32 * 32)  # nothing is padded
     images = data.lfw_subset()
     test, labels = images[70:], np.repeat([1, -1], [30, 100])
     gaps = []

@@ -10,11 +10,10 @@ import joblib
 import numpy as np
 import pytest
 import torch
-from conftest import USUAL_BATCHES, Counting, TinySource
+from conftest import Counting, TinySource
 from numpy.testing import assert_array_equal
 from torch import nn
 
-from skmkd import _observation as observation
 from skmkd._critical_layers import REDUCTIONS
 from skmkd._observation import (
     Batch,
@@ -140,8 +139,7 @@ def test_a_padded_batch_pads_what_the_source_saw():
     assert batch.padded(2) is batch
 
 
-def test_batches_get_smaller_as_images_grow(monkeypatch):
-    monkeypatch.setattr(observation, "BATCH_PIXELS", USUAL_BATCHES)
+def test_batches_get_smaller_as_images_grow():
     sizes = [batch_size((s, s), CPU, "float32") for s in (32, 64, 128, 1024)]
     assert sizes == [32, 8, 2, 1]
     assert batch_size((128, 128), CPU, "bfloat16") == 8

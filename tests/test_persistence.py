@@ -11,7 +11,7 @@ import joblib
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL_BATCHES, TinySource, tiny_detector
+from conftest import TinySource, tiny_detector
 from numpy.testing import assert_array_equal
 from safetensors.torch import save_file
 from sklearn.base import clone
@@ -349,8 +349,7 @@ def test_load_in_a_fresh_process(images, fitted, path, tmp_path):
     fitted.save(path)
     np.save(tmp_path / "images.npy", images)
     program = (
-        "import numpy as np, skmkd, skmkd._observation\n"
-        f"skmkd._observation.BATCH_PIXELS.update({SMALL_BATCHES})\n"
+        "import numpy as np, skmkd\n"
         "loaded = skmkd.load('detector.skmkd')\n"
         "np.save('scores.npy', loaded.score_samples(np.load('images.npy')))\n"
     )
