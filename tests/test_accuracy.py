@@ -417,8 +417,7 @@ def test_tables_hold_means_of_what_was_run(whole_file, tmp_path, monkeypatch, ca
     chosen = [r for r in rows if r["method"] == "MKD, loss" and r["epoch"] == 2]
     assert len(chosen) == 2
     mean = np.mean([row["image AUROC"] for row in chosen])
-    for module in (command, render):
-        monkeypatch.setattr(module, "PROTOCOLS", tmp_path)
+    monkeypatch.setattr(command, "PROTOCOLS", tmp_path)
     arguments = ["accuracy", "toy", "--tables", "--results", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", arguments)
     command.main()
@@ -542,8 +541,7 @@ def test_quick_figures_do_not_mix_with_real_ones(whole_file, tmp_path):
 
 
 def test_results_that_are_not_there_are_asked_for(toy, tmp_path, monkeypatch, capsys):
-    for module in (command, render):
-        monkeypatch.setattr(module, "PROTOCOLS", tmp_path)
+    monkeypatch.setattr(command, "PROTOCOLS", tmp_path)
     arguments = ["accuracy", "toy", "--tables", "--results", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(SystemExit):

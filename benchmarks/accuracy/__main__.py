@@ -9,8 +9,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from benchmarks.accuracy.render import files_of, table
-from benchmarks.accuracy.runner import PROTOCOLS, RESULTS, run
+from benchmarks.accuracy.render import table
+from benchmarks.accuracy.runner import PROTOCOLS, RESULTS, run, runs_in
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
     for name in given.protocols:
         if not given.tables:
             print(table(run(name, given.data, given.results, given.quick, given.jobs)))
-        elif (file := given.results / f"{name}.json") in files_of(given.results):
+        elif runs_in(file := given.results / f"{name}.json"):
             print(table(file))
         else:
             parser.error(f"no results of {name} yet in {given.results}")

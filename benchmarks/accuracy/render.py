@@ -13,7 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.accuracy.runner import FOLDER, FOLLOWED, PROTOCOLS, RESULTS, read_protocol
+from benchmarks.accuracy.runner import (
+    FOLDER,
+    FOLLOWED,
+    PROTOCOLS,
+    RESULTS,
+    read_protocol,
+    runs_in,
+)
 
 PAGE = FOLDER.parents[1] / "docs" / "results.md"
 README = FOLDER.parents[1] / "README.md"
@@ -225,7 +232,7 @@ def files_of(results: Path) -> list[Path]:
     names = (path.stem for path in PROTOCOLS.glob("*.toml"))
     ordered = sorted(names, key=lambda name: (name.startswith("ablation"), name))
     files = [results / f"{name}.json" for name in ordered]
-    return [file for file in files if file.exists() and rows_of(file)]
+    return [file for file in files if runs_in(file)]
 
 
 def draw(file: Path, target: Path) -> None:

@@ -70,7 +70,7 @@ def run(name: str, data: Path | None, results: Path, quick: bool, jobs: int = 1)
     protocol = read_protocol(name, quick)
     data_set = DATA_SETS[protocol["data"]]
     file = results / f"{name}{'_quick' if quick else ''}.json"
-    runs = json.loads(file.read_text())["runs"] if file.exists() else []
+    runs = runs_in(file)
     settings = {method: settings_of(protocol, method) for method in protocol["methods"]}
     plan = [
         {"case": case, "method": method, "seed": seed, "settings": settings[method]}
@@ -89,6 +89,11 @@ def run(name: str, data: Path | None, results: Path, quick: bool, jobs: int = 1)
         runs.append(one)
         write(file, {"protocol": name, "runs": runs})
     return file
+
+
+def runs_in(file: Path) -> list[dict[str, Any]]:
+    """Return the runs in a file of results, if it is there."""
+    return json.loads(file.read_text())["runs"] if file.exists() else []
 
 
 def with_cases(
