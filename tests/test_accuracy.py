@@ -43,8 +43,8 @@ NAMED = {  # what a method of a name must be, written out
     },
 }  # fmt: skip
 AUTHORS = {  # the rest, and epochs, of the data sets that their program has settings for
-    "mnist": (51, 0.01, None), "fashion_mnist": (51, 0.01, None), "cifar10": (201, 0.01, "source"),
-    "mvtec_ad": (601, 0.5, None),
+    "mnist": (51, 0.01, None), "ablation_authors": (51, 0.01, None),
+    "cifar10": (201, 0.01, "source"), "mvtec_ad": (601, 0.5, None),
 }  # fmt: skip
 
 

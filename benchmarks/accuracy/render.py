@@ -201,10 +201,10 @@ def quoted(results: Path) -> str:
         baselines = [method for method in means if not method.startswith("the ")]
         for figure in shown_of(rows):
             found = {m: f"{means[m][figure]:.1f}" for m in means if figure in means[m]}
-            paper = found.get("the paper's setting") or found["the authors' settings"]
             known = [m for m in baselines if m in found]
             best = max(known, key=lambda m: means[m][figure], default="")
-            cells = [images, figure, found["the default"], paper, f"{found.get(best, '')} {best}"]
+            ours = found["the default"], found["the paper's setting"]
+            cells = [images, figure, *ours, f"{found.get(best, '')} {best}"]
             lines.append(row_of([cell.strip() for cell in cells]))
             images = ""
     return "\n".join(lines)
