@@ -42,7 +42,7 @@ NAMED = {  # what a method of a name must be, written out
         "localization": "gradient", "score_layers": 3,
     },
 }  # fmt: skip
-AUTHORS = {  # the rest, and epochs, of the data sets that their program has settings for
+AUTHORS = {  # the rest, and epochs, of the protocols that are run with these
     "mnist": (51, 0.01, None), "ablation_authors": (51, 0.01, None),
     "cifar10": (201, 0.01, "source"), "mvtec_ad": (601, 0.5, None),
 }  # fmt: skip
