@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import vgg16
 
-from skmkd._sources import IMAGENET, _read_bundled
+from skmkd._networks.sources import IMAGENET, _read_bundled
 
 WIDTHS = ((16, 16), (16, 128), (16, 16, 256), (16, 16, 512), (16, 16, 512))  # Fig. 2, compact
 POOLS = (9, 16, 23, 30)  # the last four of VGG-16

@@ -13,8 +13,8 @@ from timing import PEAK_SIDE, medians, operations, parser, product, report, text
 from torch.profiler import ProfilerActivity, profile
 
 from skmkd import MKDDetector
-from skmkd._feature_cache import feature_cache
-from skmkd._validation import Images
+from skmkd._features.cache import feature_cache
+from skmkd._images.checks import Images
 
 BATCH = 64
 

@@ -21,7 +21,7 @@ from skimage import data
 from torch.utils.flop_counter import FlopCounterMode
 
 from skmkd import __version__
-from skmkd._backend import resolve_precision
+from skmkd._runtime import resolve_precision
 
 PEAK_SIDE = 2048  # of the square matrices whose product is the machine's peak
 

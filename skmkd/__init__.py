@@ -1,9 +1,9 @@
 """Image anomaly detection and localization by multiresolution knowledge distillation."""
 
 from skmkd import datasets, inspection, metrics, model_selection
-from skmkd._detector import MKDDetector
 from skmkd._loading import load
 from skmkd._memkd import MemKDDetector
+from skmkd._mkd import MKDDetector
 from skmkd._version import __version__
 
 __all__ = [

@@ -18,7 +18,21 @@ from sklearn.utils import Tags
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from torch import nn
 
-from skmkd._backend import (
+from skmkd._features.batches import Batch, Read, layer_keys
+from skmkd._features.cache import byte_budget, feature_cache
+from skmkd._images.checks import Images, ImagesLike, check_images
+from skmkd._images.image_files import readable
+from skmkd._images.preparation import (
+    Preprocessing,
+    mild_augmentation,
+    resized_shape,
+    shuffled_batches,
+)
+from skmkd._inference import BaseInference
+from skmkd._maps.discrepancy import Features
+from skmkd._networks.layers import LayerRule
+from skmkd._networks.sources import IDENTITY, build_source
+from skmkd._runtime import (
     PRECISIONS,
     draw_seed,
     plain_arithmetic,
@@ -26,22 +40,8 @@ from skmkd._backend import (
     resolve_device,
     resolve_precision,
 )
-from skmkd._critical_layers import LayerRule
-from skmkd._discrepancy import Features
-from skmkd._distillation import Terms, distill, divergence, settle_batch_norm
-from skmkd._feature_cache import byte_budget, feature_cache
-from skmkd._image_files import readable
-from skmkd._inference import BaseInference
-from skmkd._observation import Batch, Read, layer_keys
-from skmkd._preprocessing import (
-    Preprocessing,
-    mild_augmentation,
-    resized_shape,
-    shuffled_batches,
-)
-from skmkd._sources import IDENTITY, build_source
 from skmkd._thresholds import check_fpr, conformal_threshold, training_threshold
-from skmkd._validation import Images, ImagesLike, check_images
+from skmkd._training import Terms, distill, divergence, settle_batch_norm
 
 MAP_THRESHOLD_IMAGES = 256  # training images, evenly spaced, whose maps set map_offset_
 

@@ -14,10 +14,7 @@ from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils.validation import check_is_fitted, check_memory
 from torch import Tensor
 
-from skmkd._backend import plain_arithmetic, portable_state, restored_device
-from skmkd._discrepancy import Features
-from skmkd._localization import localization_maps, resize_map
-from skmkd._observation import (
+from skmkd._features.batches import (
     Batch,
     Observer,
     Read,
@@ -26,8 +23,11 @@ from skmkd._observation import (
     fixed_batches,
     layer_keys,
 )
-from skmkd._persistence import save_detector
-from skmkd._validation import Images, ImagesLike, check_images
+from skmkd._files.persistence import save_detector
+from skmkd._images.checks import Images, ImagesLike, check_images
+from skmkd._maps.discrepancy import Features
+from skmkd._maps.finishing import localization_maps, resize_map
+from skmkd._runtime import plain_arithmetic, portable_state, restored_device
 from skmkd._version import __version__
 
 Maps = np.ndarray | list[np.ndarray]

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from skmkd._detector import MKDDetector
+from skmkd._files.persistence import load_detector
 from skmkd._memkd import MemKDDetector
-from skmkd._persistence import load_detector
+from skmkd._mkd import MKDDetector
 
 DETECTORS = {detector.__name__: detector for detector in (MKDDetector, MemKDDetector)}
 

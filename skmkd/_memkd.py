@@ -14,20 +14,20 @@ import torch
 from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor, nn
 
-from skmkd._attribution import feature_discrepancy
-from skmkd._backend import place, plain_arithmetic, private_generator
 from skmkd._base import BaseDistillationDetector, trainable
-from skmkd._critical_layers import STAGE_ENDS, Stage
-from skmkd._discrepancy import Features, direction_discrepancy
-from skmkd._distillation import Terms
-from skmkd._forward import ForwardCloner
-from skmkd._localization import blurred_maximum
-from skmkd._memory import MemoryPlan, Remembering, entropy
-from skmkd._observation import Batch, fixed_batches
-from skmkd._residual import build_residual, style_of
-from skmkd._reverse import ReverseCloner
-from skmkd._sources import Source
-from skmkd._validation import ImagesLike
+from skmkd._features.batches import Batch, fixed_batches
+from skmkd._images.checks import ImagesLike
+from skmkd._maps.attribution import feature_discrepancy
+from skmkd._maps.discrepancy import Features, direction_discrepancy
+from skmkd._maps.finishing import blurred_maximum
+from skmkd._networks.forward import ForwardCloner
+from skmkd._networks.layers import STAGE_ENDS, Stage
+from skmkd._networks.recall import MemoryPlan, Remembering, entropy
+from skmkd._networks.residual import build_residual, style_of
+from skmkd._networks.reverse import ReverseCloner
+from skmkd._networks.sources import Source
+from skmkd._runtime import place, plain_arithmetic, private_generator
+from skmkd._training import Terms
 
 
 class MemKDDetector(BaseDistillationDetector):

@@ -23,8 +23,8 @@ from torchvision.models import get_model
 
 from skmkd import MKDDetector
 from skmkd._cli import main
-from skmkd._critical_layers import Survey
-from skmkd._residual import Style, style_of
+from skmkd._networks.layers import Survey
+from skmkd._networks.residual import Style, style_of
 
 settings.register_profile("same everywhere", deadline=None, derandomize=True, database=None)
 settings.load_profile("same everywhere")

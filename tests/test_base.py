@@ -23,7 +23,7 @@ from sklearn.preprocessing import FunctionTransformer
 
 import skmkd
 from skmkd import _base as base
-from skmkd._backend import resolve_precision
+from skmkd._runtime import resolve_precision
 from skmkd._thresholds import training_threshold
 
 METHODS = ["gradient", "smooth_grad", "guided_backprop", "discrepancy"]

@@ -18,8 +18,8 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import cross_val_score
 
 from skmkd import MKDDetector
-from skmkd import _observation as observation
-from skmkd._validation import check_images
+from skmkd._features import batches as observation
+from skmkd._images.checks import check_images
 from skmkd.model_selection import NormalOnlySplit, anomaly_roc_auc
 
 METHODS = ["gradient", "smooth_grad", "guided_backprop", "discrepancy"]

@@ -22,9 +22,9 @@ from torchvision.models import get_model
 import skmkd
 from skmkd import MemKDDetector
 from skmkd import _base as base
-from skmkd._backend import private_generator
-from skmkd._preprocessing import shuffled_batches
-from skmkd._sources import build_source
+from skmkd._images.preparation import shuffled_batches
+from skmkd._networks.sources import build_source
+from skmkd._runtime import private_generator
 from skmkd.model_selection import NormalOnlySplit, anomaly_roc_auc
 
 

@@ -24,9 +24,9 @@ from sklearn.svm import OneClassSVM
 from torch import Tensor
 
 from skmkd import MKDDetector
-from skmkd._localization import blur, resize_map
-from skmkd._observation import fixed_batches
-from skmkd._validation import check_images
+from skmkd._features.batches import fixed_batches
+from skmkd._images.checks import check_images
+from skmkd._maps.finishing import blur, resize_map
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

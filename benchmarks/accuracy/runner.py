@@ -21,7 +21,7 @@ from benchmarks.accuracy.cases import DATA_SETS, Case, DataSet, spaced
 from benchmarks.accuracy.variants import MapScores
 from benchmarks.timing import machine
 from skmkd import MemKDDetector, MKDDetector
-from skmkd._detector import PAPER
+from skmkd._mkd import PAPER
 from skmkd.metrics import aupro_score, pixel_average_precision_score, pixel_roc_auc_score
 
 KEYS = ("case", "method", "seed", "settings")  # of what a run is

@@ -12,10 +12,10 @@ from sklearn.base import BaseEstimator
 from torch import Tensor
 
 from skmkd import MKDDetector
-from skmkd._discrepancy import direction_map
-from skmkd._localization import blur
-from skmkd._observation import fixed_batches
-from skmkd._validation import check_images
+from skmkd._features.batches import fixed_batches
+from skmkd._images.checks import check_images
+from skmkd._maps.discrepancy import direction_map
+from skmkd._maps.finishing import blur
 
 STEADY = 0.1  # of a layer's deviation, added to those of its positions, which are of few images
 

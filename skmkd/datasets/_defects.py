@@ -11,8 +11,8 @@ from scipy import ndimage
 from skimage.draw import bezier_curve
 from skimage.transform import rotate
 
-from skmkd._backend import draw_seed
-from skmkd._validation import PixelRange, image_list
+from skmkd._images.checks import PixelRange, image_list
+from skmkd._runtime import draw_seed
 
 SMALLEST = 16  # pixels, the shorter side of an image
 AREA = (0.005, 0.15)  # shares of the image that a defect may take

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import ImageOps
 
-from skmkd._image_files import ImageFile, opened
+from skmkd._images.image_files import ImageFile, opened
 
 
 class LazyMasks(Sequence[np.ndarray]):

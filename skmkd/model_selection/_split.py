@@ -12,8 +12,8 @@ from sklearn.model_selection import BaseCrossValidator, StratifiedGroupKFold, St
 from sklearn.utils._param_validation import Interval, validate_parameter_constraints
 from sklearn.utils.validation import _num_samples, check_consistent_length, column_or_1d
 
-from skmkd._backend import draw_seed
-from skmkd._validation import check_labels
+from skmkd._images.checks import check_labels
+from skmkd._runtime import draw_seed
 
 
 class NormalOnlySplit(BaseCrossValidator):

@@ -1,0 +1,1 @@
+"""Features: what the source computes for images, in batches, cached or stored."""

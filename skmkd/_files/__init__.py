@@ -1,0 +1,1 @@
+"""Files: fitted detectors, saved and loaded."""

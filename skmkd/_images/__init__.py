@@ -1,0 +1,1 @@
+"""Images: files read, input checked, pixels prepared."""

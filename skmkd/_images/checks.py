@@ -1,0 +1,399 @@
+"""Array-likes at the door: X becomes a lazy sequence of checked images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from math import isqrt, prod
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+from PIL.Image import Image
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import column_or_1d, validate_data
+
+from skmkd._images.image_files import (
+    ImageFile,
+    UnreadableImageError,
+    is_path_list,
+    open_files,
+    warn_of,
+)
+
+CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
+INTEGER_RANGES = {"bool": (0.0, 1.0), "uint8": (0.0, 255.0), "uint16": (0.0, 65535.0)}
+LARGEST = float(np.finfo(np.float32).max)
+FAR_OUTSIDE = 10.0  # widths of the learned range that new floats may lie past it
+ALPHA_OUTSIDE = 0.01  # the same for RGBA, since alpha beyond 0-1 has no meaning
+PLAIN_MODES = ("1", "L", "I;16", "I", "F", "RGB", "RGBA")  # whose pixels are what they show
+
+ImagesLike = ArrayLike | Sequence[ArrayLike] | Sequence[str | os.PathLike[str]]
+ImageShape = tuple[int | None, int | None, int]
+
+
+class PixelRange(NamedTuple):
+    """What the lowest and the highest pixel value mean, and for which kind of number."""
+
+    low: float
+    high: float
+    kind: str  # "bool", "uint8", "uint16" or "float"
+
+
+class Images:
+    """Images of one kind, read and checked when they are asked for.
+
+    Parameters
+    ----------
+    items : sequence of array-like
+        Anything with a length that gives one image, or one flattened row, for an integer.
+    shape : tuple (H, W, C)
+        Shape of each image; H and W are None where images differ in size.
+    blank : ndarray of shape (1, 1, C), default=None
+        What stands, with a warning, for a file that cannot be read. None raises the error.
+    unreadable : iterable of int, default=()
+        Indices of items that are the blank already; as a set that grows, an attribute.
+
+    Attributes
+    ----------
+    pixel_range : PixelRange or None
+        What new images are held against.
+    """
+
+    def __init__(
+        self,
+        items: Any,
+        shape: ImageShape,
+        blank: np.ndarray | None = None,
+        unreadable: Iterable[int] = (),
+    ) -> None:
+        self._items = items
+        self.shape = shape
+        self._blank = blank
+        self.pixel_range: PixelRange | None = None
+        self.unreadable = set(unreadable)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, indices: Iterable[int]) -> list[np.ndarray]:
+        """Return the images at the indices, each of shape (H, W, C)."""
+        return [self._read(int(i)) for i in indices]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self._read(i) for i in range(len(self)))
+
+    @property
+    def of_one_size(self) -> bool:
+        """Whether the images came as one array."""
+        return self.shape[0] is not None
+
+    def sizes(self, indices: Iterable[int]) -> list[tuple[int, int]]:
+        """Return height and width of the images at the indices, without reading pixels."""
+        height, width, _ = self.shape
+        if height is not None and width is not None:
+            return [(height, width) for _ in indices]
+        return [np.shape(self._items[i])[:2] for i in indices]
+
+    def kind(self, index: int) -> str:
+        """Return the kind of number that an image is made of, without reading a file's pixels."""
+        return _pixel_kind(_header(self._items[index], index).dtype, index)
+
+    def _read(self, index: int) -> np.ndarray:
+        try:
+            image = _as_numbers(self._items[index], index)
+        except UnreadableImageError as error:
+            if self._blank is None:
+                raise
+            self.unreadable.add(index)
+            warn_of(error, "It is skipped.")
+            return self._blank
+        height, width, channels = self.shape
+        image = image.reshape(height or image.shape[0], width or image.shape[1], channels)
+        kind = _pixel_kind(image.dtype, index)
+        if self.pixel_range is not None and kind != self.pixel_range.kind:
+            name = _named(self._items[index], index)
+            raise ValueError(_kind_message(name, kind, self.pixel_range))
+        if kind == "float":
+            _check_values(image, index, self.pixel_range)
+        return image
+
+
+def check_images(estimator: BaseEstimator, X: Any, *, reset: bool) -> Images:
+    """Check X, learn from it (``reset=True``) or hold it against what was learned.
+
+    Sets ``image_shape_``, ``pixel_range_`` and, where images have one size, ``n_features_in_``
+    on the estimator when ``reset`` is true.
+
+    Files that cannot be read are errors, too, unless the estimator's ``on_error`` is "skip" and
+    ``reset`` is false.
+
+    Raises
+    ------
+    ValueError
+        If X is empty, ragged, not numeric, not finite, of another size, channel count or
+        pixel range than at fit, or holds a single image at fit.
+    """
+    images = _as_images(estimator, X, reset)
+    if reset:
+        estimator.image_shape_ = images.shape
+        if images.of_one_size:
+            estimator.n_features_in_ = prod(images.shape)
+        images.pixel_range = estimator.pixel_range_ = _learn_range(images)
+    else:
+        _check_shape(images.shape, estimator.image_shape_)
+        images.pixel_range = estimator.pixel_range_
+        if (kind := images.kind(0)) != estimator.pixel_range_.kind:
+            raise ValueError(_kind_message("X", kind, estimator.pixel_range_))
+    return images
+
+
+def image_list(items: np.ndarray | Sequence[ArrayLike]) -> Images:
+    """Check images that belong to no estimator; arrays may differ in size.
+
+    Raises
+    ------
+    ValueError
+        If there is none, or they differ in channels or kind of number, or are not finite.
+    """
+    if len(items) == 0:
+        raise ValueError("X must hold at least one image; got none.")
+    images = Images(items, _list_shape(items))
+    images.pixel_range = _learn_range(images)
+    return images
+
+
+def check_labels(y: ArrayLike) -> np.ndarray:
+    """Return labels (n,) of normal images, +1, and anomalies, -1.
+
+    Raises
+    ------
+    ValueError
+        If y is not as described.
+    """
+    labels = column_or_1d(y)
+    if not np.isin(labels, (1, -1)).all():
+        others = [label for label in dict.fromkeys(labels.tolist()) if label not in (1, -1)]
+        raise ValueError(
+            "y must hold +1 for normal images and -1 for anomalies only; got "
+            f"{', '.join(map(repr, others[:3]))}."
+        )
+    return labels
+
+
+def _as_images(estimator: BaseEstimator, X: Any, reset: bool) -> Images:
+    minimum = 2 if reset else 1
+    if isinstance(X, (str, os.PathLike)):
+        raise ValueError(
+            f"X must be a list of paths; got the single path {os.fspath(X)!r}. For the images of a "
+            "folder, give skmkd.datasets.list_images(folder)."
+        )
+    if isinstance(X, (list, tuple)) and not X:
+        raise ValueError("X must hold at least one image; got none.")
+    if is_path_list(X):
+        blank = None if reset or estimator.on_error == "raise" else _blank(estimator)
+        files, unreadable = open_files(X, blank)
+        images = Images(files, _list_shape(files), blank, unreadable)
+    elif _is_image_list(X):
+        images = Images(list(X), _list_shape(X))
+    else:
+        if not hasattr(X, "ndim") and np.ndim(_as_array(X)) > 2:
+            X = _as_array(X)
+        if getattr(X, "ndim", 2) < 3:
+            X = validate_data(
+                estimator, X, reset=reset, ensure_all_finite=False, ensure_min_samples=minimum
+            )
+            return Images(X, _row_shape(estimator, X.shape[1]))
+        images = Images(X, _array_shape(tuple(X.shape), estimator.image_shape))
+    if len(images) < minimum:
+        raise ValueError(
+            f"Found {len(images)} image(s) in X while a minimum of {minimum} is required by "
+            f"{type(estimator).__name__}."
+        )
+    return images
+
+
+def _blank(estimator: BaseEstimator) -> np.ndarray:
+    """Return an image of one pixel, the darkest that the estimator has learned."""
+    low, _, kind = estimator.pixel_range_
+    dtype = np.float32 if kind == "float" else np.dtype(kind)
+    return np.full((1, 1, estimator.image_shape_[2]), low, dtype=dtype)
+
+
+def _is_image_list(X: Any) -> bool:
+    """Tell a list of image arrays, whatever their sizes, from nested numbers."""
+    if isinstance(X, np.ndarray) and not (X.ndim == 1 and X.dtype == object):
+        return False
+    return isinstance(X, (list, tuple, np.ndarray)) and any(
+        (hasattr(item, "__array__") or hasattr(item, "__array_interface__")) and np.ndim(item) > 1
+        for item in X
+    )
+
+
+def _as_array(X: Any) -> np.ndarray:
+    try:
+        return np.asarray(X)
+    except ValueError as error:
+        raise ValueError(
+            "X must be an array of images of one shape, or a list of arrays if they differ; got "
+            f"ragged nested sequences: {error}"
+        ) from error
+
+
+def _as_numbers(item: Any, index: int) -> np.ndarray:
+    if isinstance(item, Image) and item.mode not in PLAIN_MODES:
+        raise ValueError(
+            f"X[{index}] must be an image of mode {', '.join(PLAIN_MODES)}; got {item.mode!r}: "
+            "convert it first."
+        )
+    try:
+        array = np.asarray(item)
+        return array.astype(np.float64) if array.dtype == object else array
+    except UnreadableImageError:
+        raise
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"X[{index}] must hold numbers; got objects that do not convert: {error}"
+        ) from error
+
+
+def _pixel_kind(dtype: np.dtype, index: int) -> str:
+    if dtype.kind not in "biuf":
+        raise ValueError(f"X[{index}] must hold real numbers; got dtype {dtype}.")
+    return dtype.name if dtype.name in INTEGER_RANGES else "float"
+
+
+def _header(item: Any, index: int) -> ImageFile | np.ndarray:
+    """Return what tells the shape and dtype of an image; of a file, no pixel is read."""
+    return item if isinstance(item, ImageFile) else _as_numbers(item, index)
+
+
+def _named(item: Any, index: int) -> str:
+    """Name an image in an error, by its path if it has one."""
+    return f"X[{index}] ({item.path})" if isinstance(item, ImageFile) else f"X[{index}]"
+
+
+def _list_shape(X: np.ndarray | Sequence[Any]) -> ImageShape:
+    """Check that all images of a list have the same channels; their sizes are free."""
+    channels = None
+    for index, item in enumerate(X):
+        found = _channels(_header(item, index).shape, _named(item, index))
+        if channels not in (None, found):
+            raise ValueError(
+                f"The images of X must all have the same channels; {_named(X[0], 0)} has "
+                f"{channels} and {_named(item, index)} has {found}."
+            )
+        channels = found
+    assert channels is not None
+    return None, None, channels
+
+
+def _array_shape(shape: tuple[int, ...], image_shape: Any) -> ImageShape:
+    if len(shape) == 3 and shape[-1] in (3, 4) and shape[1] > 4:
+        raise ValueError(
+            f"X has shape {shape}, which looks like one colour image; wrap it as X[None] "
+            "(thin grey images take a channel axis: X[..., None])."
+        )
+    channels = _channels(shape[1:], "X")
+    found = (shape[1], shape[2], channels)
+    if image_shape is not None and found != _full_shape(image_shape):
+        raise ValueError(
+            f"image_shape must be the shape of the images; got {tuple(image_shape)} for images "
+            f"of shape {shape[1:]}."
+        )
+    return found
+
+
+def _channels(shape: tuple[int, ...], name: str) -> int:
+    channels = shape[2] if len(shape) == 3 else 1
+    if len(shape) == 3 and channels not in CHANNELS and shape[0] in CHANNELS:
+        raise ValueError(
+            f"{name} must hold images of shape (H, W, C); got {shape}, which looks channels-first: "
+            "move the channels last with np.moveaxis(X, -3, -1)."
+        )
+    if len(shape) not in (2, 3) or channels not in CHANNELS or 0 in shape:
+        raise ValueError(
+            f"{name} must hold images of shape (H, W) or (H, W, C) with C in 1, 3, 4; got {shape}."
+        )
+    return channels
+
+
+def _full_shape(image_shape: Any) -> tuple[int, int, int]:
+    shape = tuple(image_shape)
+    if len(shape) not in (2, 3) or not all(
+        isinstance(side, (int, np.integer)) and side > 0 for side in shape
+    ):
+        raise ValueError(f"image_shape must be (H, W) or (H, W, C), positive; got {image_shape!r}.")
+    return int(shape[0]), int(shape[1]), _channels(shape, "image_shape")
+
+
+def _row_shape(estimator: BaseEstimator, n_features: int) -> ImageShape:
+    """Return the shape of the images that rows of n_features stand for."""
+    fitted = getattr(estimator, "image_shape_", (None, None, 1))
+    if fitted[0] is not None:
+        return fitted
+    if estimator.image_shape is not None:
+        shape = _full_shape(estimator.image_shape)
+        if prod(shape) != n_features:
+            raise ValueError(
+                f"image_shape must hold as many pixels as a row of X; got {shape} = "
+                f"{prod(shape)} for {n_features} features."
+            )
+        return shape
+    side = isqrt(n_features)
+    return (side, side, 1) if side * side == n_features else (1, n_features, 1)
+
+
+def _check_shape(shape: ImageShape, fitted: ImageShape) -> None:
+    sizes_differ = None not in (shape[0], fitted[0]) and shape[:2] != fitted[:2]
+    if sizes_differ or shape[2] != fitted[2]:
+        expected, got = (tuple("any" if s is None else s for s in t) for t in (fitted, shape))
+        raise ValueError(
+            f"X must hold images of shape (H, W, C) = {expected}, as at fit; got {got}."
+        )
+
+
+def _learn_range(images: Images) -> PixelRange:
+    """Read every image once: integers range by their dtype, floats in 0-1 or as they lie."""
+    kinds = [images.kind(i) for i in range(len(images))] if not images.of_one_size else []
+    kind = images.kind(0)
+    if other := next((i for i, k in enumerate(kinds) if k != kind), None):
+        raise ValueError(
+            f"The images of X must all be of one kind; X[0] is {kind}, X[{other}] {kinds[other]}."
+        )
+    if kind in INTEGER_RANGES:
+        return PixelRange(*INTEGER_RANGES[kind], kind)
+    extremes = np.array([(image.min(), image.max()) for image in images], dtype=np.float64)
+    low, high = float(extremes[:, 0].min()), float(extremes[:, 1].max())
+    if low >= 0 and high <= 1:
+        return PixelRange(0.0, 1.0, kind)
+    if images.shape[2] == 4:
+        raise ValueError(
+            "X with an alpha channel must be uint8, uint16, or float from 0 to 1; got floats "
+            f"from {low:g} to {high:g}."
+        )
+    return PixelRange(low, high, kind)
+
+
+def _check_values(image: np.ndarray, index: int, known: PixelRange | None) -> None:
+    low, high = float(image.min()), float(image.max())
+    if np.isnan(low):
+        raise ValueError(f"X[{index}] contains NaN.")
+    if max(-low, high) > LARGEST:
+        raise ValueError(f"X[{index}] contains infinity or a value too large for dtype('float32').")
+    if known is None:
+        return
+    share = ALPHA_OUTSIDE if image.shape[2] == 4 else FAR_OUTSIDE
+    reach = share * ((known.high - known.low) or 1.0)
+    if low < known.low - reach or high > known.high + reach:
+        raise ValueError(
+            f"X[{index}] must lie near the pixel range {known.low:g} to {known.high:g} learned "
+            f"at fit; got values from {low:g} to {high:g}. Scale X as it was scaled for fit."
+        )
+
+
+def _kind_message(name: str, kind: str, fitted: PixelRange) -> str:
+    return (
+        f"{name} must hold {fitted.kind} pixels in the range {fitted.low:g} to {fitted.high:g}, "
+        f"as at fit; got {kind} pixels."
+    )

@@ -1,0 +1,1 @@
+"""Maps: discrepancies, attributions and what finishes them."""

@@ -1,0 +1,145 @@
+"""Which pixels an anomaly comes from: gradients of the discrepancy, or the discrepancy itself.
+
+Each function takes a batch of images (n, 3, H, W) or their features, and returns one raw map
+an image, of shape (n, H, W), higher where it is more anomalous.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral, Real
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from sklearn.utils._param_validation import Interval, validate_parameter_constraints
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from skmkd._maps.discrepancy import Features, direction_map, total_discrepancy, value_map
+from skmkd._runtime import private_generator
+
+Network = Callable[[Tensor], Features]
+Loss = Callable[[Features, Features], Tensor]  # source's and cloner's features -> (n,)
+
+METHODS = ("discrepancy", "gradient", "smooth_grad", "guided_backprop")
+OPTIONS: dict[str, Any] = {
+    "through_source": False,
+    "n_samples": 16,
+    "noise": 0.1,
+    "value": False,
+}
+USED = {  # options by the methods that gradients are taken in
+    "gradient": ("through_source",),
+    "smooth_grad": ("through_source", "n_samples", "noise"),
+    "guided_backprop": ("through_source",),
+}
+CONSTRAINTS: dict[str, list[Any]] = {
+    "through_source": ["boolean"],
+    "n_samples": [Interval(Integral, 1, None, closed="left")],
+    "noise": [Interval(Real, 0, None, closed="left")],
+    "value": ["boolean"],
+}
+RECTIFIERS = {F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
+
+
+def checked_options(given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the options of the methods, defaults filled in.
+
+    Raises
+    ------
+    ValueError
+        If there is no such option, or its value is not one of it.
+    """
+    given = dict(given or {})
+    if unknown := set(given) - set(OPTIONS):
+        raise ValueError(
+            f"localization_params must be among {sorted(OPTIONS)}; got {sorted(unknown)}."
+        )
+    validate_parameter_constraints(CONSTRAINTS, given, caller_name="localization_params")
+    return OPTIONS | given
+
+
+def input_gradient(
+    source: Network, cloner: Network, loss: Loss, images: Tensor, through_source: bool
+) -> Tensor:  # (n, 3, H, W)
+    """Differentiate the loss by the pixels (MKD, Eq. 5), through the cloner or through both.
+
+    Images do not see one another in eval mode, so one backward pass serves the batch.
+    """
+    with torch.enable_grad():
+        pixels = images.clone().requires_grad_()
+        target = source(pixels if through_source else images)
+        (gradient,) = torch.autograd.grad(loss(target, cloner(pixels)).sum(), pixels)
+    return gradient
+
+
+def gradient(
+    source: Network, cloner: Network, loss: Loss, images: Tensor, through_source: bool = False
+) -> Tensor:
+    """Sum the absolute gradient over channels."""
+    return input_gradient(source, cloner, loss, images, through_source).abs().sum(1)
+
+
+def guided_backprop(
+    source: Network, cloner: Network, loss: Loss, images: Tensor, through_source: bool = False
+) -> Tensor:
+    """Cut negative gradients at every ReLU on their way back (Springenberg et al., 2015)."""
+    with _GuidedReLU():
+        return gradient(source, cloner, loss, images, through_source)
+
+
+class _GuidedReLU(TorchFunctionMode):
+    """Hook the output tensor of each ReLU that runs; no module is touched."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if func in RECTIFIERS and output.requires_grad:
+            output.register_hook(lambda gradient: gradient.clamp(min=0))
+        return output
+
+
+def smooth_grad(
+    source: Network,
+    cloner: Network,
+    loss: Loss,
+    images: Tensor,
+    through_source: bool = False,
+    *,
+    n_samples: int,
+    noise: float,
+    seed: int,
+) -> Tensor:
+    """Average the gradient over noisy copies of each image (Smilkov et al., 2017).
+
+    The noise is Gaussian, its standard deviation a share of each image's own range, and its
+    draws are the same for every image, so that a map does not depend on its neighbours.
+    """
+    generator = private_generator(seed)
+    spread = noise * (images.amax((1, 2, 3), keepdim=True) - images.amin((1, 2, 3), keepdim=True))
+    total = torch.zeros_like(images)
+    for _ in range(n_samples):
+        draw = torch.randn(images.shape[1:], generator=generator, dtype=torch.float32).to(images)
+        total += input_gradient(source, cloner, loss, images + spread * draw, through_source)
+    return (total / n_samples).abs().sum(1)
+
+
+def feature_discrepancy(
+    source: Features,
+    cloner: Features,
+    layers: Sequence[str],
+    size: tuple[int, int],
+    value_weight: float,
+    direction_weight: float,
+) -> Tensor:
+    """Sum the layers' per-position discrepancies, each upsampled bilinearly to the image."""
+
+    def upsampled(layer: str) -> Tensor:
+        value = value_map(source[layer], cloner[layer])
+        direction = direction_map(source[layer], cloner[layer])
+        total = total_discrepancy(value, direction, value_weight, direction_weight)
+        return F.interpolate(total[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+
+    return torch.stack([upsampled(layer) for layer in layers]).sum(0)

@@ -1,0 +1,1 @@
+"""Networks: traced, tapped and built."""

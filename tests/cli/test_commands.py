@@ -1,0 +1,354 @@
+"""The commands: their answers are the library's, their files are whole."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+import sys
+from io import BytesIO, TextIOWrapper
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import QUICK
+from numpy.testing import assert_allclose, assert_array_equal
+from PIL import Image
+from skimage.data import lfw_subset
+from sklearn.exceptions import UndefinedMetricWarning
+
+import skmkd
+from skmkd import MemKDDetector, MKDDetector
+from skmkd._cli import commands, main
+from skmkd._cli.commands import divided
+from skmkd._networks.sources import source_state
+from skmkd.datasets import list_images
+from skmkd.metrics import (
+    aupro_score,
+    pixel_average_precision_score,
+    pixel_f1_max_score,
+    pixel_roc_auc_score,
+)
+from skmkd.model_selection import (
+    anomaly_average_precision,
+    anomaly_f1_max,
+    anomaly_roc_auc,
+    neg_anomaly_fpr95,
+)
+
+
+@pytest.fixture
+def detector(place):
+    return skmkd.load(place / "model.skmkd")
+
+
+def test_fit_does_what_the_library_does(place, detector):
+    expected = MKDDetector(
+        image_size=32, batch_size=8, max_iter=2, tol=None, random_state=0, device="cpu"
+    ).fit(list_images(place / "learn"))
+    expected.calibrate(list_images(place / "held_out"), fpr=0.05)
+    assert detector.offset_ == expected.offset_
+    assert detector.map_offset_ == expected.map_offset_
+    assert detector.get_params() == expected.get_params()
+
+
+def test_fit_holds_images_out_to_set_thresholds(place, tmp_path):
+    words = ["fit", place / "learn", place / "held_out", "--hold-out", "0.6", "--fpr", "0.1",
+             "-o", tmp_path / "model.skmkd", *QUICK.split()]  # fmt: skip
+    assert main([str(word) for word in words]) == 0
+    detector = skmkd.load(tmp_path / "model.skmkd")
+    paths = [*list_images(place / "learn"), *list_images(place / "held_out")]
+    learn, held_out = divided(paths, 0.6, 0)
+    assert (len(learn), len(held_out)) == (14, 22)
+    assert sorted(learn + held_out) == sorted(paths)
+    expected = MKDDetector(
+        image_size=32, batch_size=8, max_iter=2, tol=None, random_state=0, device="cpu"
+    ).fit(learn)
+    assert detector.offset_ == expected.calibrate(held_out, fpr=0.1).offset_
+
+
+def test_fit_counts_the_held_out_files_that_can_be_read(place, tmp_path, capsys):
+    (tmp_path / "held_out").mkdir()
+    for i, path in enumerate(list_images(place / "held_out")[:19]):
+        shutil.copy(path, tmp_path / f"held_out/{i}.png")
+    (tmp_path / "held_out/0.png").write_bytes(b"")
+    words = ["fit", place / "learn", "--calibrate", tmp_path / "held_out", "--on-error", "skip",
+             "-o", tmp_path / "model.skmkd"]  # fmt: skip
+    with pytest.warns(UserWarning, match="It is left out"):
+        assert main([str(word) for word in words]) == 1
+    assert "--calibrate must hold at least 19 images" in capsys.readouterr().err
+
+
+def test_fit_takes_the_other_method(place, tmp_path, capsys):
+    settings = "--image-size 16 --max-iter 1 --tol None --random-state 0 --device cpu"
+    words = ["fit", place / "learn", "-o", tmp_path / "model.skmkd", "--method", "memkd",
+             "--memory-size", "3", *settings.split()]  # fmt: skip
+    assert main([str(word) for word in words]) == 0
+    expected = MemKDDetector(
+        memory_size=3, image_size=16, max_iter=1, tol=None, random_state=0, device="cpu"
+    ).fit(list_images(place / "learn"))
+    detector = skmkd.load(tmp_path / "model.skmkd")
+    assert detector.offset_ == expected.offset_
+    assert detector.get_params() == expected.get_params()
+    assert "--hold-out SHARE" in capsys.readouterr().err  # no threshold of others' was asked for
+    assert main(["info", str(tmp_path / "model.skmkd")]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["class"] == "MemKDDetector"
+    assert facts["memory_levels_"] == [1, 2, 3]
+    assert set(facts["final loss"]) == {"total", "distillation", "exemplar", "orthogonality"}
+
+
+def test_thresholds_of_other_scores_are_refused(place, detector, tmp_path, capsys):
+    stale, images = str(tmp_path / "stale.skmkd"), str(place / "learn")
+    detector.set_params(image_score="loss", localization="gradient").save(stale)
+    folder = str(tmp_path / "maps")
+    for words in (["score", stale, images], ["localize", stale, images, "-o", folder],
+                  ["evaluate", stale, str(place / "set")]):  # fmt: skip
+        assert main(words) == 1
+        assert "offset_ holds for" in capsys.readouterr().err
+    assert not (tmp_path / "maps").exists()
+
+
+def test_a_report_is_refused_before_the_work_if_its_threshold_is_stale(
+    place, detector, tmp_path, capsys
+):
+    stale, report = str(tmp_path / "stale.skmkd"), tmp_path / "report.html"
+    detector.set_params(opening_size=5).save(stale)
+    assert main(["score", stale, str(place / "learn"), "--report", str(report)]) == 1
+    printed = capsys.readouterr()
+    assert "map_offset_ holds for" in printed.err
+    assert printed.out == ""
+
+
+def test_names_that_are_no_text_are_printed_as_they_are(place, tmp_path, monkeypatch):
+    path = os.fsencode(tmp_path) + b"/\xff.png"
+    shutil.copy(place / "learn/0.png", path)
+    printed = BytesIO()
+    monkeypatch.setattr(sys, "stdout", TextIOWrapper(printed, encoding="utf-8"))
+    assert main(["score", str(place / "model.skmkd"), os.fsdecode(path)]) == 0
+    sys.stdout.flush()
+    assert printed.getvalue().splitlines()[1].startswith(path)
+
+
+def test_score_gives_the_library_s_numbers(place, detector, capsys):
+    assert main(["score", str(place / "model.skmkd"), str(place / "set/good"),
+                 str(place / "set/other/3.png")]) == 0  # fmt: skip
+    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    paths = [*list_images(place / "set/good"), place / "set/other/3.png"]
+    assert [row["path"] for row in rows] == [str(path) for path in paths]
+    for column, expected in [
+        ("score", detector.score_samples(paths)),
+        ("decision", detector.decision_function(paths)),
+        ("threshold", np.full(7, detector.offset_)),
+    ]:
+        assert_allclose([float(row[column]) for row in rows], expected, rtol=1e-12, atol=1e-12)
+
+
+def test_score_writes_json_lines_to_a_file(place, detector, tmp_path, capsys):
+    output = tmp_path / "scores.jsonl"
+    words = ["score", place / "model.skmkd", place / "set", "--format", "jsonl", "-o", output]
+    assert main([str(word) for word in words]) == 0
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert len(rows) == 18  # masks are images, too
+    assert_array_equal(
+        [row["score"] for row in rows], detector.score_samples([row["path"] for row in rows])
+    )
+    printed = capsys.readouterr()
+    assert printed.out == printed.err == ""  # silent where there is no terminal
+
+
+def test_localize_writes_maps_and_pictures(place, detector, tmp_path):
+    words = ["localize", place / "model.skmkd", place / "set", place / "learn/0.png",
+             "-o", tmp_path / "maps", "--report", tmp_path / "report.html"]  # fmt: skip
+    assert main([str(word) for word in words]) == 0
+    maps = detector.localize(list_images(place / "set/other"))
+    for i, expected in enumerate(maps):
+        assert_array_equal(np.load(tmp_path / f"maps/set/other/{i}.npy"), expected)
+        with Image.open(tmp_path / f"maps/set/other/{i}.png") as picture:
+            assert picture.size == (25, 25)
+            assert (np.ptp(np.asarray(picture), axis=2) > 0).any() == (
+                expected.max() > detector.map_offset_
+            )
+    assert (tmp_path / "maps/0.npy").is_file()
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<img ") == 19
+    assert page.count("5.png</th>") == 3
+
+
+def test_score_writes_a_report(place, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(commands, "PICTURED", 3)
+    words = ["score", place / "model.skmkd", place / "set", "--report", tmp_path / "report.html"]
+    assert main([str(word) for word in words]) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<img ") == 3
+    assert page.count('scope="row"') == 18
+
+
+def test_localize_looks_once_at_each_image(place, tmp_path, monkeypatch):
+    passes = []
+    load = commands.load
+
+    def watched(*arguments, **options):
+        detector = load(*arguments, **options)
+        detector.source_.register_forward_hook(lambda *_: passes.append(1))
+        return detector
+
+    monkeypatch.setattr(commands, "load", watched)
+    words = ["localize", place / "model.skmkd", place / "learn/0.png", "-o", tmp_path / "maps"]
+    assert main([str(word) for word in [*words, "--report", tmp_path / "maps/a/report.html"]]) == 0
+    assert len(passes) == 1
+    assert (tmp_path / "maps/a/report.html").is_file()  # a folder that is not there yet
+
+
+def test_report_of_maps_pictures_the_worst(place, detector, tmp_path, monkeypatch):
+    monkeypatch.setattr(commands, "PICTURED", 3)
+    paths = list_images(place / "set")
+    words = ["localize", place / "model.skmkd", place / "set", "-o", tmp_path / "maps"]
+    assert main([str(word) for word in [*words, "--report", tmp_path / "report.html"]]) == 0
+    page = (tmp_path / "report.html").read_text()
+    expected = [str(paths[i]) for i in np.argsort(detector.score_samples(paths))[:3]]
+    assert re.findall(r'<img alt="Overlay of ([^"]+)"', page) == expected
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_rows_and_progress_do_not_share_a_terminal(place, terminal, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    words = ["score", place / "model.skmkd", place / "learn"]
+    output = [] if terminal else ["-o", tmp_path / "scores.csv"]
+    assert main([str(word) for word in [*words, *output]]) == 0
+    assert ("100%" in capsys.readouterr().err) == (not terminal)
+
+
+def test_commands_of_the_readme_run(place, tmp_path, monkeypatch):
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    commands = re.findall(r"^skmkd (.*)$", readme, re.M)
+    assert [command.split()[0] for command in commands] == ["fit", "score", "localize"]
+    monkeypatch.chdir(tmp_path)
+    Path("good").mkdir()
+    for i, face in enumerate((255 * lfw_subset()[:100]).astype(np.uint8)):
+        Image.fromarray(face).save(f"good/{i}.png")
+    Path("new").symlink_to(place / "held_out")
+    for command in commands:
+        settings = QUICK if command.startswith("fit") else ""
+        assert main([*command.split(), *settings.split()]) == 0
+    paths = list_images("new")
+    detector = skmkd.load("model.skmkd")
+    rows = list(csv.DictReader(Path("scores.csv").read_text().splitlines()))
+    scores = [float(row["score"]) for row in rows]
+    assert_allclose(scores, detector.score_samples(paths), rtol=1e-12)
+    maps = [np.load(f"maps/{path.stem}.npy") for path in paths]
+    assert_array_equal(maps, detector.localize(paths))
+    assert Path("report.html").read_text().count("<img ") == len(paths)
+
+
+def test_evaluate_prints_the_library_s_metrics(place, detector, capsys):
+    assert main(["evaluate", str(place / "model.skmkd"), str(place / "set")]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    data = skmkd.datasets.load_image_folder(place / "set")
+    case = detector, data.paths, data.y
+    assert figures["images"] == 12
+    assert figures["image AUROC"] == pytest.approx(anomaly_roc_auc(*case))
+    assert figures["image average precision"] == pytest.approx(anomaly_average_precision(*case))
+    assert figures["image F1 max"] == pytest.approx(anomaly_f1_max(*case))
+    labels = detector.predict(data.paths)
+    assert figures["anomalies found"] == pytest.approx(np.mean(labels[data.y == -1] == -1))
+    assert figures["false alarms"] == pytest.approx(np.mean(labels[data.y == 1] == -1))
+    maps = detector.localize(data.paths)
+    assert figures["image FPR at 95 % TPR"] == pytest.approx(-neg_anomaly_fpr95(*case))
+    assert figures["AUPRO"] == pytest.approx(aupro_score(data.masks, maps))
+    for name, score in [
+        ("pixel AUROC", pixel_roc_auc_score),
+        ("pixel average precision", pixel_average_precision_score),
+        ("pixel F1 max", pixel_f1_max_score),
+    ]:
+        assert figures[name] == pytest.approx(score(data.masks, maps))
+
+
+def test_evaluate_needs_no_masks_and_writes_null_for_nan(place, tmp_path, capsys):
+    shutil.copytree(place / "set", tmp_path / "set")
+    masks = tmp_path / "set/ground_truth/other"
+    for path in masks.iterdir():
+        Image.fromarray(np.zeros_like(np.asarray(Image.open(path)))).save(path)
+    words = ["evaluate", str(place / "model.skmkd"), str(tmp_path / "set")]
+    with (
+        pytest.warns(UndefinedMetricWarning),
+        pytest.warns(UserWarning, match="No positive class found"),
+    ):
+        assert main(words) == 0
+    black = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert black["pixel AUROC"] is None
+    shutil.rmtree(masks.parent)
+    assert main(words) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures == {n: v for n, v in black.items() if "pixel" not in n and n != "AUPRO"}
+
+
+def test_evaluate_takes_published_layouts(place, tmp_path, capsys):
+    for folder, source in [("train/good", "learn"), ("test/good", "set/good"),
+                           ("test/hole", "set/other")]:  # fmt: skip
+        (tmp_path / "thing" / folder).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "thing" / folder).symlink_to(place / source)
+    (tmp_path / "thing/ground_truth/hole").mkdir(parents=True)
+    for i in range(6):
+        (tmp_path / f"thing/ground_truth/hole/{i}_mask.png").symlink_to(
+            place / f"set/ground_truth/other/{i}.png"
+        )
+    words = ["evaluate", str(place / "model.skmkd"), str(tmp_path), "--layout", "mvtec_ad"]
+    assert main([*words, "--category", "thing"]) == 0
+    layout = json.loads(capsys.readouterr().out)
+    assert main(["evaluate", str(place / "model.skmkd"), str(place / "set")]) == 0
+    assert layout == pytest.approx(json.loads(capsys.readouterr().out))
+    assert main(words) == 1
+    assert "--category must be given for --layout mvtec_ad" in capsys.readouterr().err
+
+
+def test_info_counts_weights_instead_of_printing_them(place, detector, tmp_path, capsys):
+    path, weights = tmp_path / "model.skmkd", source_state(detector.source_)
+    detector.set_params(source_weights=weights).save(path)
+    assert main(["info", str(path)]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["parameters"]["source_weights"] == f"a dict of {len(weights)} tensors"
+
+
+def test_info_prints_what_a_model_is(place, detector, capsys):
+    assert main(["info", str(place / "model.skmkd")]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["class"] == "MKDDetector"
+    assert facts["offset_"] == detector.offset_
+    assert facts["parameters"]["image_size"] == 32
+    assert set(facts["parameters"]) == set(detector.get_params())
+
+
+def test_results_are_no_images_the_second_time(place, tmp_path):
+    (tmp_path / "0.png").symlink_to(place / "learn/0.png")
+    for _ in range(2):
+        words = ["localize", place / "model.skmkd", tmp_path, "-o", tmp_path / "maps"]
+        assert main([str(word) for word in words]) == 0
+        assert sorted(p.name for p in (tmp_path / "maps").iterdir()) == ["0.npy", "0.png"]
+
+
+def test_unreadable_files_are_skipped_if_wanted(place, tmp_path, capsys):
+    (tmp_path / "bad.png").write_bytes(b"")
+    words = ["score", place / "model.skmkd", tmp_path / "bad.png", place / "learn/0.png",
+             "--format", "jsonl", "--report", tmp_path / "report.html"]  # fmt: skip
+    assert main([str(word) for word in words]) == 1
+    assert "bad.png cannot be read as an image" in capsys.readouterr().err
+    words += ["--on-error", "skip"]
+    with pytest.warns(UserWarning, match="It is skipped"):
+        assert main([str(word) for word in words]) == 0
+    first, second = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert first["score"] is None
+    assert second["score"] < 0
+    assert (tmp_path / "report.html").read_text().count("<img ") == 1
+
+
+def test_a_report_may_have_nothing_to_show(place, tmp_path, capsys):
+    (tmp_path / "bad.png").write_bytes(b"")
+    words = ["score", place / "model.skmkd", tmp_path / "bad.png", "--on-error", "skip",
+             "--report", tmp_path / "report.html"]  # fmt: skip
+    with pytest.warns(UserWarning, match="It is skipped"):
+        assert main([str(word) for word in words]) == 0
+    assert (tmp_path / "report.html").read_text().count("<img ") == 0

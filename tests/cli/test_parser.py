@@ -1,0 +1,193 @@
+"""The command line: options become parameters, errors are told, interruptions leave nothing."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from conftest import QUICK
+from PIL import Image
+
+from skmkd import MemKDDetector, MKDDetector
+from skmkd._cli import commands
+from skmkd._cli.parser import literal, main, parameters
+
+DETECTORS = (MKDDetector, MemKDDetector)
+
+
+def test_every_parameter_has_its_option_and_help(capsys):
+    expected = [name for detector in DETECTORS for name in inspect.signature(detector).parameters]
+    assert list(parameters()) == list(dict.fromkeys(expected))
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--help"])
+    assert stop.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for name, told in parameters().items():
+        assert f"--{name.replace('_', '-')} VALUE {told[:20]}" in text
+    assert parameters()["batch_size"].endswith("(mkd: default: 64; memkd: default: 16)")
+    assert parameters()["memory_size"].endswith("(memkd: default: 50)")
+    assert parameters()["tol"].endswith("(default: 0.02)")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("3", 3), ("2e-2", 0.02), ("None", None), ("auto", "auto"), ("(64, 128)", (64, 128)),
+     ("['features.9']", ["features.9"]), ("cuda:0", "cuda:0"), ("weights.pt", "weights.pt")],
+)  # fmt: skip
+def test_values_are_read_as_python_writes_them(text, value):
+    assert literal(text) == value
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("score {place}/nowhere.skmkd {place}/learn", "nowhere.skmkd"),
+        ("score {place}/learn/0.png {place}/learn", "cannot be loaded"),
+        (
+            "score {place}/model.skmkd {place}/nowhere.png",
+            "{place}/nowhere.png must be a folder or a file",
+        ),
+        ("score {place}/model.skmkd {place}/model.skmkd", "model.skmkd cannot be read as an image"),
+        ("score {place}/model.skmkd {place}/empty", "folder must hold images"),
+        ("fit {place}/nothing -o {new}/model.skmkd", "{place}/nothing must be a folder or a file"),
+        ("fit {place}/learn -o {new}/no/model.skmkd", "There is no folder: '{new}/no'"),
+        ("fit {place}/learn -o {new}/m.skmkd --hold-out 2", "--hold-out must be a share"),
+        (
+            "fit {place}/learn -o {new}/m.skmkd --hold-out 0.5",
+            "--hold-out must hold at least 19 images",
+        ),
+        (
+            "fit {place}/set/good/0.png {place}/learn/0.png -o {new}/m.skmkd --hold-out 0.1",
+            "--hold-out must leave at least 2 images to learn from; got 0.1, which leaves 1 of 2",
+        ),
+        ("fit {place}/learn -o {new}/m.skmkd --hold-out 0.99", "leave at least 2 images"),
+        (
+            "fit {place}/learn -o {new}/m.skmkd --hold-out 0.5 --random-state abc",
+            "'random_state' parameter of MKDDetector must be",
+        ),
+        ("fit {place}/learn -o {new}/m.skmkd --fpr 0.1", "--fpr must come with --hold-out or"),
+        ("fit {place}/learn -o {place}/set", "something that is not a file: '{place}/set'"),
+        ("score {place}/model.skmkd {place}/learn --report {new}/no/r.html", "There is no folder"),
+        ("evaluate {place}/model.skmkd {place}/one_kind", "one kind only"),
+        ("localize {place}/model.skmkd {place}/learn -o {place}/learn", "would be replaced"),
+        ("localize {place}/model.skmkd {place}/learn/0.png -o {place}/learn", "would be replaced"),
+        ("fit {place}/learn -o {new}/model.skmkd --batch-size 0", "'batch_size' parameter"),
+        (
+            "localize {place}/model.skmkd {place}/learn/0.png {place}/held_out/0.png -o {new}",
+            "images must have names of their own",
+        ),
+    ],
+)
+def test_errors_are_told_and_nothing_is_written(place, tmp_path, words, message, capsys):
+    (place / "empty").mkdir(exist_ok=True)
+    (place / "one_kind").mkdir(exist_ok=True)
+    if not (place / "one_kind/good").exists():
+        (place / "one_kind/good").symlink_to(place / "learn")
+    before = sorted(place.rglob("*"))
+    assert main(words.format(place=place, new=tmp_path).split()) == 1
+    printed = capsys.readouterr()
+    assert printed.err.startswith("skmkd: error: ")
+    assert message.format(place=place, new=tmp_path) in printed.err
+    assert sorted(place.rglob("*")) == before
+    assert "Traceback" not in printed.err
+    assert list(tmp_path.iterdir()) == []
+
+
+WRONG = [
+    "", "fit", "guess", "score model", "fit a -o b --no-such 3", "fit a -o b --method other",
+    "fit a -o b --hold-out 0.2 --calibrate c", "fit a -o b --memory-size 3",
+    "fit a -o b --method memkd --cloner equal",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", WRONG)
+def test_a_wrong_command_line_exits_with_2(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(words.split())
+    assert stop.value.code == 2
+    assert "usage: skmkd" in capsys.readouterr().err
+
+
+def test_interruption_leaves_no_file(place, tmp_path, monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(MKDDetector, "score_samples", interrupted)
+    words = ["score", place / "model.skmkd", place / "learn", "-o", tmp_path / "scores.csv"]
+    assert main([str(word) for word in words]) == 130
+    assert capsys.readouterr().err == "skmkd: interrupted\n"
+    monkeypatch.setattr(MKDDetector, "fit", interrupted)
+    words = ["fit", place / "learn", "-o", tmp_path / "model.skmkd"]
+    assert main([str(word) for word in words]) == 130
+    assert list(tmp_path.iterdir()) == []
+
+
+@contextmanager
+def running(*words):
+    """Run a command in a process of its own."""
+    command = [sys.executable, "-m", "skmkd", *map(str, words)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_ctrl_c_while_learning_leaves_no_file(place, tmp_path):
+    settings = [*QUICK.split(), "--max-iter", "1000000", "--verbose", "1"]
+    with running("fit", place / "learn", "-o", tmp_path / "model.skmkd", *settings) as process:
+        while process.stderr.read(1) != "%":  # of the first epoch's progress
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.endswith("skmkd: interrupted\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_while_localizing_leaves_whole_files_only(place, tmp_path):
+    (tmp_path / "new").mkdir()
+    for i in range(2000):
+        (tmp_path / f"new/{i}.png").symlink_to(place / "learn/0.png")
+    words = ["localize", place / "model.skmkd", tmp_path / "new", "-o", tmp_path / "maps"]
+    with running(*words, "--report", tmp_path / "report.html") as process:
+        while not list(tmp_path.glob("maps/*.png")):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said == "skmkd: interrupted\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["maps", "new"]
+    written = sorted((tmp_path / "maps").iterdir())
+    assert 1 < len(written) < 4000
+    for path in written:  # a temporary file would have another suffix
+        whole = np.load(path) if path.suffix == ".npy" else np.asarray(Image.open(path))
+        assert whole.shape[:2] == (25, 25)
+
+
+def test_interruption_leaves_no_report(place, tmp_path, monkeypatch, capsys):
+    def interrupted(stream, *_, **__):
+        stream.write("half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "write_report", interrupted)
+    words = ["score", place / "model.skmkd", place / "learn/0.png", "--report", tmp_path / "r.html"]
+    assert main([str(word) for word in words]) == 130
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reader_that_has_had_enough_is_no_error(place, monkeypatch, capsys):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert main(["info", str(place / "model.skmkd")]) == 1
+    assert capsys.readouterr().err == ""

@@ -1,0 +1,299 @@
+from __future__ import annotations
+
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from numpy.testing import assert_array_equal
+from PIL import Image
+from scipy import sparse
+from sklearn.base import BaseEstimator
+
+from skmkd._images.checks import check_images
+
+
+class Estimator(BaseEstimator):
+    def __init__(self, image_shape=None):
+        self.image_shape = image_shape
+
+
+def fitted_to(X, **parameters):
+    estimator = Estimator(**parameters)
+    check_images(estimator, X, reset=True)
+    return estimator
+
+
+def noise(shape, dtype=np.float64, seed=0):
+    values = np.random.default_rng(seed).random(shape)
+    return values if np.dtype(dtype).kind == "f" else (values * 200).astype(dtype)
+
+
+@pytest.mark.parametrize(
+    ("shape", "image_shape"),
+    [
+        ((3, 5, 6), (5, 6, 1)),
+        ((3, 5, 6, 1), (5, 6, 1)),
+        ((3, 5, 6, 3), (5, 6, 3)),
+        ((3, 5, 6, 4), (5, 6, 4)),
+        ((3, 25), (5, 5, 1)),
+        ((3, 26), (1, 26, 1)),
+        ((3, 2, 3, 1), (2, 3, 1)),
+    ],
+)
+def test_shapes(shape, image_shape):
+    X = noise(shape)
+    estimator = fitted_to(X)
+    assert estimator.image_shape_ == image_shape
+    assert estimator.n_features_in_ == np.prod(shape[1:])
+    images = check_images(estimator, X, reset=False)
+    assert len(images) == 3
+    assert_array_equal(np.stack(list(images)), X.reshape(3, *image_shape))
+    assert images.sizes([0, 2]) == [image_shape[:2]] * 2
+
+
+def test_image_shape_of_rows():
+    X = noise((4, 24))
+    images = check_images(Estimator(image_shape=(4, 2, 3)), X, reset=True)
+    assert_array_equal(images[[1]][0], X[1].reshape(4, 2, 3))
+
+
+def test_list_of_different_sizes():
+    X = [noise((4, 5)), noise((7, 3)), noise((6, 6))]
+    estimator = Estimator()
+    images = check_images(estimator, X, reset=True)
+    assert estimator.image_shape_ == (None, None, 1)
+    assert not hasattr(estimator, "n_features_in_")
+    assert images.sizes(range(3)) == [(4, 5), (7, 3), (6, 6)]
+    assert [image.shape for image in images] == [(4, 5, 1), (7, 3, 1), (6, 6, 1)]
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        tuple,
+        lambda images: np.array([*images, None], dtype=object)[:-1],
+        lambda images: [Image.fromarray(image) for image in images],
+        lambda images: [torch.from_numpy(image) for image in images],
+    ],
+    ids=["tuple", "object array", "PIL", "torch"],
+)
+def test_other_lists_of_images(convert):
+    X = [noise((4, 5), np.uint8), noise((7, 3), np.uint8)]
+    images = check_images(Estimator(), convert(X), reset=True)
+    assert not images.of_one_size
+    for got, expected in zip(images, X, strict=True):
+        assert_array_equal(got[..., 0], expected)
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        np.asfortranarray,
+        lambda X: X.astype(X.dtype.newbyteorder(">")),
+        lambda X: np.ascontiguousarray(X[::-1])[::-1],
+        lambda X: X.astype(object),
+        lambda X: X.tolist(),
+        torch.from_numpy,
+    ],
+    ids=["fortran", "big-endian", "reversed", "object", "nested list", "torch"],
+)
+@pytest.mark.parametrize("shape", [(3, 4, 5), (3, 4, 5, 3), (3, 20)])
+def test_other_arrays(convert, shape):
+    X = noise(shape)
+    images = check_images(Estimator(), convert(X), reset=True)
+    assert_array_equal(np.stack(list(images)).ravel(), X.ravel())
+
+
+def test_memory_map_is_read_lazily(tmp_path):
+    np.save(tmp_path / "images.npy", noise((3, 4, 5), np.uint8))
+    X = np.load(tmp_path / "images.npy", mmap_mode="r")
+    images = check_images(Estimator(), X, reset=True)
+    assert np.shares_memory(images[[1]][0], X)
+
+
+def test_data_frame_keeps_its_names():
+    X = pd.DataFrame(noise((3, 4)), columns=list("abcd"))
+    assert fitted_to(X).feature_names_in_.tolist() == list("abcd")
+
+
+@pytest.mark.parametrize(
+    ("X", "expected"),
+    [
+        (noise((2, 3, 3), np.uint8), (0, 255, "uint8")),
+        (noise((2, 3, 3), ">u2"), (0, 65535, "uint16")),
+        (noise((2, 3, 3), np.uint8) > 9, (0, 1, "bool")),
+        (np.array([[[0.2, 0.5]], [[0.9, 0.3]]]), (0, 1, "float")),
+        (np.array([[[0, 16]], [[4, 7]]]), (0, 16, "float")),
+        (np.array([[[-2.0, 3]], [[0, 1]]], np.float16), (-2, 3, "float")),
+        (np.full((2, 3, 3), 7.0), (7, 7, "float")),
+    ],
+    ids=["uint8", "uint16", "bool", "0-1", "int64", "float16", "constant"],
+)
+def test_pixel_range(X, expected):
+    assert tuple(fitted_to(X).pixel_range_) == expected
+
+
+FIT_ERRORS = {
+    "empty": (np.empty((0, 4, 4)), r"Found 0 image\(s\) in X while a minimum of 2"),
+    "empty rows": (np.empty((0, 4)), "0 sample"),
+    "empty list": ([], "X must hold at least one image; got none"),
+    "empty images": (np.empty((3, 0, 4)), r"shape \(H, W\)"),
+    "one image": (noise((1, 4, 4)), r"Found 1 image\(s\) in X while a minimum of 2"),
+    "one listed": ([noise((4, 4))], r"Found 1 image\(s\)"),
+    "one row": (noise((1, 16)), "1 sample"),
+    "NaN": (np.where(np.arange(48).reshape(3, 4, 4) == 17, np.nan, 0.0), r"X\[1\] contains NaN"),
+    "infinity": (np.full((2, 4, 4), np.inf), r"X\[0\] contains infinity"),
+    "huge": (np.full((2, 4, 4), 1e300), "too large for dtype"),
+    "huge rows": (np.full((2, 16), -1e300), "too large for dtype"),
+    "channels first": (noise((2, 3, 8, 9)), "channels-first: move"),
+    "five channels": (noise((2, 8, 9, 5)), "C in 1, 3, 4"),
+    "one colour image": (noise((8, 9, 3)), r"one colour image; wrap it as X\[None\]"),
+    "video": (noise((2, 3, 8, 9, 3)), r"shape \(H, W\) or \(H, W, C\)"),
+    "ragged": ([[[1, 2], [3]], [[1, 2], [3, 4]]], "ragged nested sequences"),
+    "ragged rows": (np.array([noise(3), noise(4)], dtype=object), "."),
+    "channels differ": ([noise((4, 4)), noise((4, 4, 3))], r"X\[0\] has 1 and X\[1\] has 3"),
+    "kinds differ": ([noise((4, 4)), noise((4, 4), np.uint8)], r"X\[0\] is float, X\[1\] uint8"),
+    "words": (
+        np.array([["a"] * 4] * 3, dtype=object).reshape(3, 2, 2),
+        r"X\[0\] must hold numbers",
+    ),
+    "strings": (np.full((3, 2, 2), "a"), "real numbers; got dtype <U1"),
+    "complex": (noise((3, 2, 2)) * 1j, "real numbers; got dtype complex128"),
+    "complex rows": (noise((3, 4)) * 1j, "Complex data not supported"),
+    "palette": ([Image.new("P", (4, 4))] * 2, r"X\[0\] must be an image of mode 1, .* got 'P'"),
+    "ragged item": ([noise((4, 4)), [[1, 2], [3]]], r"X\[1\] must hold numbers"),
+    "differentiable": ([torch.ones(4, 4, requires_grad=True)] * 2, r"X\[0\] must hold numbers"),
+    "listed channels first": ([noise((3, 8, 9))] * 2, "channels-first: move"),
+    "alpha": (noise((3, 2, 2, 4)) * 9, "alpha channel must be"),
+    "1-D": (noise(9), "Expected 2D array"),
+}
+
+
+@pytest.mark.parametrize(("X", "message"), FIT_ERRORS.values(), ids=FIT_ERRORS)
+def test_bad_images_at_fit(X, message):
+    with pytest.raises(ValueError, match=message):
+        fitted_to(X)
+
+
+def test_sparse_rows_are_refused():
+    with pytest.raises(TypeError, match="[Ss]parse"):
+        fitted_to(sparse.eye(4).tocsr())
+
+
+@pytest.mark.parametrize(
+    ("X", "image_shape", "message"),
+    [
+        (noise((3, 24)), (4, 5), r"image_shape must hold as many pixels .* 20 for 24 features"),
+        (noise((3, 24)), (4, 6, 1, 1), r"image_shape must be \(H, W\) or"),
+        (noise((3, 24)), (4, -6), r"image_shape must be \(H, W\) or"),
+        (noise((3, 24)), (12, 1, 2), "image_shape must hold images"),
+        (noise((3, 4, 6)), (6, 4), r"image_shape must be the shape of the images; got \(6, 4\)"),
+    ],
+)
+def test_bad_image_shape(X, image_shape, message):
+    with pytest.raises(ValueError, match=message):
+        fitted_to(X, image_shape=image_shape)
+
+
+PREDICT_ERRORS = {
+    "size": (noise((3, 4, 4)), noise((3, 4, 5)), r"\(4, 4, 1\), as at fit; got \(4, 5, 1\)"),
+    "channels": (noise((3, 4, 4)), noise((3, 4, 4, 3)), r"\(4, 4, 1\), as at fit; got \(4, 4, 3\)"),
+    "listed channels": (
+        noise((3, 4, 4, 3)),
+        [noise((4, 4))],
+        r"as at fit; got \('any', 'any', 1\)",
+    ),
+    "features": (noise((3, 4)), noise((3, 5)), "X has 5 features, but"),
+    "rows": (noise((3, 2, 2)), noise((3, 5)), "X has 5 features, but"),
+    "uint8, 0-1": (noise((3, 4, 4), np.uint8), noise((3, 4, 4)), "uint8 .* 0 to 255.* got float"),
+    "0-1, uint8": (noise((3, 4, 4)), noise((3, 4, 4), np.uint8), "float .* 0 to 1.* got uint8"),
+    "0-1, 0-255": (noise((3, 4, 4)), 255 * noise((3, 4, 4)), r"X\[0\] must lie near .* 0 to 1 "),
+    "far above": (noise((3, 4, 4)), np.full((2, 4, 4), 11.1), r"X\[0\] must lie near"),
+    "far below": (noise((3, 4, 4)), np.full((2, 4, 4), -10.1), r"X\[0\] must lie near"),
+    "alpha": (noise((3, 4, 4, 4)), np.full((2, 4, 4, 4), 1.02), r"X\[0\] must lie near"),
+    "late kind": (
+        [noise((4, 4))] * 2,
+        [noise((4, 4)), noise((4, 4), np.uint8)],
+        r"X\[1\] must hold float pixels",
+    ),
+    "empty": (noise((3, 4, 4)), np.empty((0, 4, 4)), r"Found 0 image\(s\)"),
+}
+
+
+@pytest.mark.parametrize(("X", "other", "message"), PREDICT_ERRORS.values(), ids=PREDICT_ERRORS)
+def test_bad_images_at_predict(X, other, message):
+    estimator = fitted_to(X)
+    with pytest.raises(ValueError, match=message):
+        list(check_images(estimator, other, reset=False))
+
+
+@pytest.mark.parametrize(
+    ("X", "other"),
+    [
+        (noise((3, 4, 4)), noise((1, 4, 4))),
+        (noise((3, 4, 4)), noise((2, 16))),
+        (noise((3, 16)), noise((2, 4, 4, 1))),
+        (noise((3, 4, 4)), [noise((9, 8)), noise((5, 4))]),
+        ([noise((9, 8)), noise((5, 4))], noise((2, 16))),
+        (noise((3, 4, 4)) - 3, np.full((2, 4, 4), 2.0)),
+        (noise((3, 4, 4)), np.stack([np.full((4, 4), 10.9), np.full((4, 4), -9.9)])),
+        (noise((3, 4, 4, 4)), np.full((2, 4, 4, 4), 1.005)),
+        (noise((3, 4, 4)), noise((3, 4, 4), seed=1).astype(np.float32)),
+    ],
+    ids=[
+        "fewer",
+        "rows",
+        "images",
+        "list",
+        "rows after list",
+        "a little outside",
+        "not so far outside",
+        "rounded alpha",
+        "float32",
+    ],
+)
+def test_what_predict_takes(X, other):
+    images = check_images(fitted_to(X), other, reset=False)
+    assert len(list(images)) == len(other)
+
+
+def test_failed_check_leaves_the_estimator_alone():
+    estimator = fitted_to(noise((3, 4, 4)))
+    before = dict(vars(estimator))
+    with pytest.raises(ValueError, match=re.escape("(4, 5, 1)")):
+        check_images(estimator, noise((3, 4, 5)), reset=False)
+    assert vars(estimator) == before
+
+
+def test_any_sliceable_of_images_will_do():
+    stored = noise((3, 4, 5))
+
+    class Store:
+        shape, ndim = stored.shape, 3
+
+        def __len__(self):
+            return len(stored)
+
+        def __getitem__(self, index):
+            return stored[index]
+
+    images = check_images(Estimator(), Store(), reset=True)
+    assert_array_equal(np.stack(list(images))[..., 0], stored)
+    assert SimpleNamespace(**vars(images)).shape == (4, 5, 1)
+
+
+def test_paths_are_told_from_a_single_path_and_from_mixed_lists(tmp_path):
+    for X in ("images", tmp_path):
+        with pytest.raises(ValueError, match=r"list of paths; got the single path.*list_images"):
+            check_images(Estimator(), X, reset=True)
+    Image.fromarray(noise((4, 5), np.uint8)).save(tmp_path / "grey.png")
+    Image.fromarray(noise((4, 5, 3), np.uint8)).save(tmp_path / "colour.png")
+    paths = [tmp_path / "grey.png", tmp_path / "colour.png"]
+    with pytest.raises(ValueError, match=r"\(.*grey.png\) has 1 and X\[1\] \(.*colour.png\) has 3"):
+        check_images(Estimator(), paths, reset=True)
+    images = check_images(Estimator(), paths[:1] * 2, reset=True)
+    assert images.sizes([0, 1]) == [(4, 5)] * 2
+    assert images.kind(1) == "uint8"

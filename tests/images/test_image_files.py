@@ -1,0 +1,292 @@
+"""Image files: every mode by its rule, and one clear error for whatever cannot be read."""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+import subprocess
+import sys
+import tracemalloc
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from numpy.testing import assert_array_equal
+from PIL import Image
+
+from skmkd._images import image_files
+from skmkd._images.image_files import (
+    MAX_PIXELS,
+    ImageFile,
+    UnreadableImageError,
+    is_path_list,
+    open_files,
+    readable,
+)
+
+RNG = np.random.default_rng(0)
+GREY = RNG.integers(0, 256, (6, 9), dtype=np.uint8)
+COLOUR = RNG.integers(0, 256, (6, 9, 3), dtype=np.uint8)
+ALPHA = RNG.integers(0, 256, (6, 9, 4), dtype=np.uint8)
+DEEP = RNG.integers(0, 65536, (6, 9), dtype=np.uint16)
+
+
+def check(path, expected):
+    """Check that the header already tells shape and type, and that the pixels are right."""
+    file = ImageFile(path)
+    assert (file.shape, file.ndim, file.dtype) == (expected.shape, expected.ndim, expected.dtype)
+    assert_array_equal(np.asarray(file), expected, strict=True)
+    assert file.shape == expected.shape
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tiff", "webp"])
+@pytest.mark.parametrize("pixels", [GREY, COLOUR, ALPHA], ids=["grey", "colour", "alpha"])
+def test_formats_without_loss(tmp_path, suffix, pixels):
+    if suffix == "bmp" and pixels is ALPHA:
+        pixels = COLOUR  # Pillow's BMP knows no alpha
+    path = tmp_path / f"image.{suffix}"
+    Image.fromarray(pixels).save(
+        path, **({"lossless": True, "exact": True} if suffix == "webp" else {})
+    )
+    if suffix == "webp" and pixels is GREY:
+        pixels = np.repeat(GREY[..., None], 3, axis=2)  # WebP knows no grey
+    check(path, pixels)
+
+
+@pytest.mark.parametrize("pixels", [GREY, COLOUR], ids=["grey", "colour"])
+def test_jpeg(tmp_path, pixels):
+    path = tmp_path / "image.JPG"
+    Image.fromarray(pixels).save(path)
+    with Image.open(path) as image:
+        check(path, np.asarray(image))
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+def test_16_bits_are_kept(tmp_path, suffix):
+    Image.fromarray(DEEP).save(tmp_path / f"image.{suffix}")
+    check(tmp_path / f"image.{suffix}", DEEP)
+
+
+def test_other_numbers_are_kept(tmp_path):
+    for dtype in (np.int32, np.float32):
+        Image.fromarray(DEEP.astype(dtype)).save(tmp_path / "image.tiff")
+        check(tmp_path / "image.tiff", DEEP.astype(dtype))
+
+
+def test_one_bit_is_black_and_white(tmp_path):
+    Image.fromarray(GREY > 128).save(tmp_path / "image.png")
+    check(tmp_path / "image.png", np.where(GREY > 128, 255, 0).astype(np.uint8))
+
+
+def test_palette_becomes_colour(tmp_path):
+    image = Image.fromarray(GREY % 4).convert("P")
+    colours = RNG.integers(0, 256, (256, 3), dtype=np.uint8)
+    image.putpalette(colours.ravel().tolist())
+    image.save(tmp_path / "image.png")
+    check(tmp_path / "image.png", colours[np.asarray(image)])
+    image.save(tmp_path / "clear.png", transparency=2)
+    alpha = np.where(np.asarray(image) == 2, 0, 255).astype(np.uint8)
+    check(tmp_path / "clear.png", np.dstack([colours[np.asarray(image)], alpha]))
+
+
+def test_transparency_of_any_kind_becomes_alpha(tmp_path):
+    Image.fromarray(ALPHA[..., :2]).save(tmp_path / "la.png")
+    check(tmp_path / "la.png", ALPHA[..., [0, 0, 0, 1]])
+    Image.fromarray(COLOUR).save(tmp_path / "key.png", transparency=tuple(COLOUR[0, 0].tolist()))
+    alpha = np.where(np.equal(COLOUR, COLOUR[0, 0]).all(axis=2), 0, 255).astype(np.uint8)
+    check(tmp_path / "key.png", np.dstack([COLOUR, alpha]))
+
+
+def test_cmyk_becomes_colour(tmp_path):
+    image = Image.fromarray(COLOUR).convert("CMYK")
+    image.save(tmp_path / "image.tiff")
+    check(tmp_path / "image.tiff", np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["png", "tiff", "webp"])
+def test_orientation_is_applied(tmp_path, orientation, suffix):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(COLOUR).save(tmp_path / f"image.{suffix}", exif=exif,
+                                 **({"lossless": True} if suffix == "webp" else {}))  # fmt: skip
+    turned = {
+        1: COLOUR, 2: COLOUR[:, ::-1], 3: COLOUR[::-1, ::-1], 4: COLOUR[::-1],
+        5: COLOUR.swapaxes(0, 1), 6: COLOUR[::-1].swapaxes(0, 1),
+        7: COLOUR[::-1, ::-1].swapaxes(0, 1), 8: COLOUR[:, ::-1].swapaxes(0, 1),
+    }  # fmt: skip
+    check(tmp_path / f"image.{suffix}", turned[orientation])
+
+
+def test_first_frame_counts(tmp_path):
+    frames = [Image.fromarray(p) for p in (GREY, GREY.T)]
+    frames[0].save(tmp_path / "image.tiff", save_all=True, append_images=frames[1:])
+    check(tmp_path / "image.tiff", GREY)
+
+
+def chunk(name: bytes, content: bytes) -> bytes:
+    checksum = struct.pack(">I", zlib.crc32(name + content))
+    return struct.pack(">I", len(content)) + name + content + checksum
+
+
+def huge_png(side: int) -> bytes:
+    """Return a small PNG that claims side x side grey pixels, with the rows well packed."""
+    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    rows = zlib.compress(bytes(48_000_000 if side >= 20_000 else side * (side + 1)), 9)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    )
+
+
+def png(pixels, tmp_path) -> bytes:
+    Image.fromarray(pixels).save(tmp_path / "whole.png")
+    return (tmp_path / "whole.png").read_bytes()
+
+
+BAD_FILES = {
+    "truncated": (lambda whole: whole[: len(whole) * 2 // 3], "truncated"),
+    "only a header": (lambda whole: whole[:33], "cannot identify image file"),
+    "empty": (lambda _: b"", "cannot identify image file"),
+    "text": (lambda _: b"not an image", "cannot identify image file"),
+    "broken": (lambda whole: whole[:60] + bytes(20) + whole[80:], "broken data stream"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_FILES)
+def test_bad_file_gives_one_error_that_names_it(tmp_path, kind):
+    spoil, reason = BAD_FILES[kind]
+    whole = png(RNG.integers(0, 256, (90, 90), dtype=np.uint8), tmp_path)
+    path = tmp_path / "bad.png"
+    path.write_bytes(spoil(whole))
+    with pytest.raises(
+        UnreadableImageError, match=f"bad.png cannot be read as an image: .*{reason}"
+    ):
+        np.asarray(ImageFile(path))
+
+
+def test_missing_files_and_folders_are_named(tmp_path):
+    for path in (tmp_path / "nowhere.png", tmp_path):
+        with pytest.raises(UnreadableImageError, match=f"{path} cannot be read as an image"):
+            _ = ImageFile(path).shape
+
+
+def test_small_file_that_claims_20000_by_20000_pixels_is_refused_unread(tmp_path):
+    path = tmp_path / "bomb.png"
+    path.write_bytes(huge_png(20_000))
+    assert 40_000 < path.stat().st_size < 50_000
+    before = Image.MAX_IMAGE_PIXELS
+    tracemalloc.start()
+    for ask in (lambda: ImageFile(path).shape, lambda: np.asarray(ImageFile(path))):
+        with pytest.raises(
+            UnreadableImageError, match=r"bomb.png cannot be read.*400000000 pixels"
+        ):
+            ask()
+    assert tracemalloc.get_traced_memory()[1] < 1e6
+    tracemalloc.stop()
+    assert before == Image.MAX_IMAGE_PIXELS
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells a process's peak of memory")
+def test_refused_image_takes_no_memory(tmp_path):
+    for name, side in [("small", 90), ("large", 8_000), ("bomb", 20_000)]:
+        (tmp_path / f"{name}.png").write_bytes(huge_png(side))
+    program = f"""
+import re, sys
+from pathlib import Path
+import numpy as np
+sys.path.insert(0, {os.path.dirname(image_files.__file__)!r})
+from image_files import ImageFile, UnreadableImageError  # without all else, which takes seconds
+def peak():  # of this process alone, in bytes
+    return 1024 * int(re.search("VmHWM:[^0-9]*([0-9]+)", Path("/proc/self/status").read_text())[1])
+np.asarray(ImageFile("small.png"))
+before = peak()
+try:
+    np.asarray(ImageFile("bomb.png"))
+except UnreadableImageError:
+    refused = peak()
+np.asarray(ImageFile("large.png"))
+print(refused - before, peak() - refused)
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    refused, read = map(int, run.stdout.split())
+    assert refused < 4e6  # its pixels would take 400 MB
+    assert read > 60e6  # as those of one of 64 MB do
+
+
+def test_cap_is_our_own(tmp_path, monkeypatch):
+    path = tmp_path / "large.png"
+    path.write_bytes(huge_png(8193))
+    with pytest.raises(UnreadableImageError, match=f"at most {MAX_PIXELS} pixels.*8193 x 8193"):
+        _ = ImageFile(path).shape
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    path.write_bytes(huge_png(20_000))
+    with pytest.raises(UnreadableImageError, match="20000 x 20000"):
+        _ = ImageFile(path).shape
+
+
+def folder_of(tmp_path, n=4):
+    """Write n synthetic images, of which the last is cut short, and return their paths."""
+    for i in range(n):
+        Image.fromarray(np.roll(COLOUR, i)).save(tmp_path / f"{i}.png")
+    last = tmp_path / f"{n - 1}.png"
+    last.write_bytes(last.read_bytes()[:60])
+    return [tmp_path / f"{i}.png" for i in range(n)]
+
+
+def test_readable_leaves_out_what_is_not(tmp_path):
+    paths = folder_of(tmp_path)
+    with pytest.warns(UserWarning, match=r"3.png cannot be read as an image.*It is left out"):
+        assert readable(paths) == paths[:3]
+    with (
+        pytest.raises(ValueError, match="got 1, and none can"),
+        pytest.warns(UserWarning, match="left out"),
+    ):
+        readable(paths[3:])
+    assert readable(COLOUR) is COLOUR
+
+
+def test_open_files_reads_headers_only(tmp_path):
+    paths = [*folder_of(tmp_path), tmp_path / "nowhere.png"]
+    files, unreadable = open_files(paths[:4], None)
+    assert [file.shape for file in files] == [COLOUR.shape] * 4
+    assert unreadable == set()
+    with pytest.raises(UnreadableImageError, match="nowhere.png"):
+        open_files(paths, None)
+    with pytest.warns(UserWarning, match=r"nowhere.png.*It is skipped"):
+        files, unreadable = open_files(paths, COLOUR)
+    assert unreadable == {4}
+    assert files[4] is COLOUR
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array, lambda x: np.array(x, object), pd.Series])
+@pytest.mark.parametrize("make", [str, Path])
+def test_lists_of_paths_are_told_from_data(kind, make):
+    assert is_path_list(kind([make("a.png"), make("b.png")]))
+    assert not is_path_list(kind([1, 2]))
+    assert not is_path_list([make("a.png"), COLOUR])
+    assert not is_path_list([])
+
+
+def test_other_formats_are_refused_whatever_their_suffix(tmp_path):
+    path = tmp_path / "image.png"
+    Image.fromarray(GREY).save(path, format="GIF")
+    with pytest.raises(UnreadableImageError, match="cannot identify image file"):
+        _ = ImageFile(path).shape
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.EMFILE, "too many open files")])
+def test_shortages_are_not_the_file_s_fault(tmp_path, monkeypatch, error):
+    Image.fromarray(GREY).save(tmp_path / "image.png")
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(type(error)) as raised:
+        readable([tmp_path / "image.png"])
+    assert raised.value is error

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose
+
+from skmkd._maps.discrepancy import (
+    balancing_weight,
+    direction_discrepancy,
+    direction_map,
+    discrepancies,
+    total_discrepancy,
+    value_discrepancy,
+    value_map,
+)
+
+whole_direction = partial(direction_discrepancy, direction="vector")
+
+
+@pytest.fixture
+def pair():
+    """Activations of source and cloner, float64, of shape (5, 4, 3, 2)."""
+    return np.random.default_rng(0).normal(size=(2, 5, 4, 3, 2))
+
+
+def tensors(pair):
+    return torch.from_numpy(pair[0]), torch.from_numpy(pair[1])
+
+
+def test_value_discrepancy_is_equation_1(pair):
+    expected = [np.mean((s - c) ** 2) for s, c in zip(*pair, strict=True)]
+    assert_allclose(value_discrepancy(*tensors(pair)), expected)
+
+
+def test_direction_discrepancy_is_equation_3(pair):
+    expected = [
+        1 - s.ravel() @ c.ravel() / np.linalg.norm(s) / np.linalg.norm(c)
+        for s, c in zip(*pair, strict=True)
+    ]
+    assert_allclose(whole_direction(*tensors(pair)), expected)
+
+
+def test_direction_by_position_is_the_mean_cosine_along_channels(pair):
+    source, cloner = pair
+    cosine = np.einsum("nchw,nchw->nhw", source, cloner)
+    cosine /= np.linalg.norm(source, axis=1) * np.linalg.norm(cloner, axis=1)
+    assert_allclose(direction_map(*tensors(pair)), 1 - cosine)
+    got = direction_discrepancy(*tensors(pair), "position")
+    assert_allclose(got, (1 - cosine).mean((1, 2)))
+
+
+def test_where_the_source_is_silent_there_is_nothing_to_disagree_with():
+    source, cloner = torch.rand(2, 3, 4, 4) + 1, torch.rand(2, 3, 4, 4) + 1
+    source[:, :, 0], cloner[:, :, 0], source[:, :, 1], cloner[:, :, 2] = 0, 0, 0, 0
+    got = direction_map(source, cloner.requires_grad_())
+    assert (got[:, :2] == 0).all()
+    assert (got[:, 2] == 1).all()
+    (gradient,) = torch.autograd.grad(got.sum(), cloner)
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("compare", [value_discrepancy, whole_direction])
+def test_memory_layout_and_half_precision_only_round(pair, compare):
+    source, cloner = (t.float() for t in tensors(pair))
+    strided = [t.contiguous(memory_format=torch.channels_last) for t in (source, cloner)]
+    assert_allclose(compare(*strided), compare(source, cloner), rtol=1e-6)
+    half = [t.bfloat16() for t in (source, cloner)]
+    got = compare(*half)
+    assert got.dtype == torch.float32
+    assert_allclose(got, compare(*(t.float() for t in half)), rtol=1e-6)
+
+
+def test_a_silent_layer_has_no_direction_and_finite_gradients():
+    source = torch.rand(2, 3, 4, 4)
+    silent = torch.zeros(2, 3, 4, 4, requires_grad=True)
+    disagreement = whole_direction(source, silent)
+    assert (disagreement == 1).all()
+    (gradient,) = torch.autograd.grad(value_discrepancy(source, silent).sum(), silent)
+    assert gradient.isfinite().all()
+    (gradient,) = torch.autograd.grad(whole_direction(source, silent).sum(), silent)
+    assert gradient.isfinite().all()
+
+
+def test_value_map_averages_to_the_value_discrepancy(pair):
+    assert_allclose(value_map(*tensors(pair)).mean((1, 2)), value_discrepancy(*tensors(pair)))
+
+
+@pytest.mark.parametrize("direction", ["vector", "position"])
+def test_direction_ignores_scale_and_value_does_not(pair, direction):
+    source, _ = tensors(pair)
+    assert_allclose(direction_discrepancy(source, 3 * source, direction), 0, atol=1e-12)
+    assert_allclose(direction_discrepancy(1e-6 * source, 1e-6 * source, direction), 0, atol=1e-12)
+    assert (value_discrepancy(source, 3 * source) > 0).all()
+
+
+def test_paper_example_tells_vectors_that_value_cannot():
+    # Eq. 2: both vectors are as far from the target, one of them in another direction
+    target = torch.tensor([[0.0, 1.0, 0.0]])
+    astray, along = torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([[0.0, 1 + 2**0.5, 0.0]])
+    assert_allclose(value_discrepancy(target, astray), value_discrepancy(target, along))
+    assert_allclose(whole_direction(target, astray), 1)
+    assert_allclose(whole_direction(target, along), 0, atol=1e-6)
+
+
+def test_discrepancies_sum_over_the_named_layers_only(pair):
+    source, cloner = tensors(pair)
+    features = {"a": source, "b": 2 * source}, {"a": cloner, "b": cloner}
+    value, direction = discrepancies(*features, ["a", "b"], "vector")
+    assert_allclose(
+        value, value_discrepancy(source, cloner) + value_discrepancy(2 * source, cloner)
+    )
+    assert_allclose(direction, 2 * whole_direction(source, cloner))
+    assert_allclose(discrepancies(*features, ["a"], "vector")[0], value_discrepancy(source, cloner))
+
+
+def test_total_is_equation_4():
+    assert total_discrepancy(torch.tensor(2.0), torch.tensor(3.0), 0.5, 10.0) == 31
+
+
+def test_a_term_of_weight_zero_has_no_part_even_if_it_overflows():
+    value, direction = torch.tensor([torch.inf, 1.0]), torch.tensor([0.5, 0.25])
+    assert_allclose(total_discrepancy(value, direction, 0.0, 2.0), [1.0, 0.5])
+    assert_allclose(total_discrepancy(direction, value, 2.0, 0.0), [1.0, 0.5])
+
+
+def test_balancing_weight_gives_both_terms_one_mean():
+    value, direction = torch.tensor([1.0, 5.0]), torch.tensor([0.25, 0.75])
+    assert balancing_weight(value, direction) * direction.mean() == value.mean()
+    assert balancing_weight(torch.zeros(2), torch.zeros(2)) == 1

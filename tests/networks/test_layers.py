@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import TinySource
+from torch import nn
+from torchvision.models import get_model
+
+from skmkd._networks.layers import REDUCTIONS, Survey
+from skmkd._networks.sources import build_source
+
+
+def build(source, weights="auto", layers="auto", size=(32, 32)):
+    return build_source(
+        source, weights, layers, REDUCTIONS, size, torch.device("cpu"), "float32", 0
+    )
+
+
+def critical(source):
+    return [stage.layer for stage in source.stages if stage.critical]
+
+
+def images():
+    return torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        ("resnet18", ["maxpool", "layer2", "layer3", "layer4"]),
+        ("wide_resnet50_2", ["maxpool", "layer2", "layer3", "layer4"]),
+        ("efficientnet_b0", ["features.2", "features.3", "features.4", "features.6"]),
+        ("densenet121", ["features.pool0", *(f"features.transition{i}" for i in (1, 2, 3))]),
+        ("mobilenet_v3_small", ["features.1", "features.2", "features.4", "features.9"]),
+        ("googlenet", ["maxpool1", "maxpool2", "maxpool3", "maxpool4"]),
+    ],
+)
+def test_auto_layers_are_the_last_four_grid_reductions(name, layers):
+    with torch.device("meta"):
+        survey = Survey(get_model(name, weights=None, init_weights=False).eval()
+                                  if name == "googlenet" else get_model(name).eval())  # fmt: skip
+    assert list(survey.choose("auto", REDUCTIONS)) == layers
+
+
+def test_pools_called_as_functions_and_inplace_functions():
+    class Functional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.convolution = nn.Conv2d(3, 3, 3, padding=1)
+
+        def forward(self, x):
+            x = self.convolution(x)
+            x = F.max_pool2d(F.relu(x, inplace=True), 2)
+            x += 1
+            return F.max_pool2d(x.relu_(), 2)
+
+    module = Functional()
+    assert critical(build(module, layers=2)) == ["max_pool2d", "max_pool2d_1"]
+    # each tap keeps what its node gave, before what follows overwrites it
+    names = ["convolution", "max_pool2d", "max_pool2d_1"]
+    got = build(module, layers=names).network(images())
+    with torch.no_grad():
+        convolved = module.convolution(images())
+        pooled = F.max_pool2d(convolved.relu(), 2)
+    torch.testing.assert_close(got["convolution"], convolved)
+    torch.testing.assert_close(got["max_pool2d"], pooled)
+    torch.testing.assert_close(got["max_pool2d_1"], F.max_pool2d((pooled + 1).relu(), 2))
+
+
+def test_inplace_relu_does_not_overwrite_a_tapped_convolution():
+    module = TinySource()
+    got = build(module, layers=["features.0", "features.3"]).network(images())
+    with torch.no_grad():
+        expected = module.features[0](images())
+    assert (expected < 0).any()
+    torch.testing.assert_close(got["features.0"], expected)
+
+
+def test_named_module_is_tapped_at_its_end():
+    with pytest.warns(UserWarning, match="random weights"):
+        source = build("resnet18", None, layers=["layer1", "layer3"], size=(64, 64))
+    assert [(s.layer, s.channels, s.grid, s.critical) for s in source.stages] == [
+        ("conv1", 64, (32, 32), False),
+        ("layer1", 64, (16, 16), True),
+        ("layer2", 128, (8, 8), False),
+        ("layer3", 256, (4, 4), True),
+    ]
+
+
+BAD_LAYERS = {
+    "unknown": (["features.9", "pool5"], r"got 'pool5'. Available are features.0, .*features.30"),
+    "head": (["features.9", "classifier.0"], "got 'classifier.0'. Available"),
+    "order": (["features.16", "features.9"], "in the order in which the source computes them"),
+    "twice": (["features.9", "features.9"], "each once"),
+    "none": ([], "one or more layers"),
+    "too many": (6, "be at most 5, since the reductions of .*'features.30'.*; got 6"),
+}
+
+
+@pytest.mark.parametrize(("layers", "message"), BAD_LAYERS.values(), ids=BAD_LAYERS)
+def test_bad_layers(layers, message):
+    with pytest.raises(ValueError, match=message):
+        build("vgg16", layers=layers)
+
+
+def test_head_of_a_fixed_size_does_not_matter():
+    module = nn.Sequential(TinySource().features, nn.Flatten(), nn.Linear(8 * 4 * 4, 10))
+    source = build(module, layers=2, size=(16, 16))
+    assert critical(source) == ["0.2", "0.5"]
+    assert [s.grid for s in source.stages] == [(8, 8), (4, 4)]
+    assert critical(build(module, layers=2, size=(40, 24))) == ["0.2", "0.5"]
+
+
+def test_input_is_no_layer():
+    with pytest.raises(ValueError, match="got 'images'. Available are features.0"):
+        build(TinySource(), layers=["images", "features.5"])
+
+
+@pytest.mark.parametrize("name", ["vit_b_16", "swin_t"])
+def test_networks_without_feature_maps_are_refused(name):
+    with torch.device("meta"):
+        network = get_model(name).eval()
+    with pytest.raises(ValueError, match="critical_layers must name"):
+        Survey(network).choose("auto", REDUCTIONS)
+
+
+def test_image_too_small_for_the_source():
+    with pytest.raises(
+        ValueError, match=r"at \(16, 16\) it fails before critical layer 'features.30'"
+    ):
+        build("vgg16", size=(16, 16))
+
+
+def test_untraceable_source():
+    class Branching(nn.Module):
+        def forward(self, x):
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(ValueError, match="torch.fx can trace; Branching is not"):
+        build(Branching())
+
+
+def test_what_lies_past_the_last_critical_layer_may_be_too_small():
+    source = build("vgg16", layers=["features.9"], size=(16, 16))
+    assert [(s.layer, s.grid) for s in source.stages] == [
+        ("features.4", (8, 8)),
+        ("features.9", (4, 4)),
+    ]

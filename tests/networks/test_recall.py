@@ -1,0 +1,172 @@
+"""Normality Recall: against plain loops, and gradients against finite differences."""
+
+from __future__ import annotations
+
+from math import log
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose, assert_array_equal
+
+from skmkd._maps.discrepancy import direction_map
+from skmkd._networks.recall import (
+    MemoryPlan,
+    NormalityRecall,
+    Remembering,
+    attention,
+    blend,
+    entropy,
+    mean_squared_cosine,
+)
+
+
+def normal(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def recall_of(size=5, channels=4, temperature=0.3):
+    recall = NormalityRecall(size, channels, temperature)
+    recall.draw(torch.Generator().manual_seed(1))
+    return recall
+
+
+def cosines(features, items):
+    """Compare every position with every item, one after the other: (n, h, w, L)."""
+    n, _, h, w = features.shape
+    found = np.empty((n, h, w, len(items)))
+    for i, y, x, k in np.ndindex(*found.shape):
+        a, b = features[i, :, y, x], items[k]
+        found[i, y, x, k] = a @ b / (np.linalg.norm(a) * np.linalg.norm(b))
+    return found
+
+
+def test_weights_are_a_softmax_over_cosines():
+    features, items = normal(2, 4, 3, 2), normal(5, 4, seed=1)
+    expected = np.exp(cosines(features.numpy(), items.numpy()) / 0.3)
+    expected /= expected.sum(-1, keepdims=True)
+    weights = attention(features, items, 0.3)
+    assert_allclose(weights, expected, rtol=1e-5)
+    assert_allclose(weights.sum(-1), 1, rtol=1e-6)
+    assert_allclose(attention(7 * features, 0.1 * items, 0.3), weights, rtol=1e-5)
+
+
+def test_a_low_temperature_recalls_the_nearest_item():
+    features, recall = normal(3, 4, 4, 4), recall_of(temperature=1e-4)
+    nearest = cosines(features.numpy(), recall.keys.detach().numpy()).argmax(-1)
+    recalled = recall(features).detach().numpy()
+    assert_allclose(np.moveaxis(recalled, 1, -1), recall.values.detach().numpy()[nearest])
+
+
+def test_a_high_temperature_recalls_the_mean():
+    recall = recall_of(temperature=1e6)
+    expected = recall.values.mean(0)[None, :, None, None].expand(2, -1, 3, 3)
+    assert_allclose(recall(normal(2, 4, 3, 3)).detach(), expected.detach(), rtol=1e-3, atol=1e-6)
+
+
+def test_blend_sums_items_by_their_weights():
+    weights, items = torch.rand(2, 3, 2, 5, generator=torch.Generator()), normal(5, 4)
+    blended = blend(weights, items)
+    assert blended.shape == (2, 4, 3, 2)
+    for i, y, x in np.ndindex(2, 3, 2):
+        expected = sum(weights[i, y, x, k] * items[k] for k in range(5))
+        assert_allclose(blended[i, :, y, x], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_entropy_lies_between_one_item_and_all():
+    one = torch.nn.functional.one_hot(torch.tensor([[[0, 3]]]), 5).float()
+    assert_array_equal(entropy(one), np.zeros((1, 1, 2)))
+    assert_allclose(entropy(torch.full((1, 2, 3, 5), 0.2)), np.full((1, 2, 3), log(5)), rtol=1e-6)
+    some = entropy(attention(normal(2, 4, 3, 3), normal(5, 4, seed=1), 0.5))
+    assert ((some > 0) & (some < log(5))).all()
+
+
+def test_exemplar_loss_is_half_the_squared_distance_of_unit_vectors():
+    recall, exemplars = recall_of(), normal(3, 4, 2, 2)
+    recalled = blend(attention(exemplars, recall.values, 0.3), recall.values)
+    unit = [a / a.norm(dim=1, keepdim=True) for a in (exemplars, recalled)]
+    expected = (unit[0] - unit[1]).square().sum(1).mean() / 2
+    assert_allclose(recall.exemplar_loss(exemplars).item(), expected.item(), rtol=1e-5)
+    assert_allclose(
+        recall.exemplar_loss(exemplars).item(), direction_map(*unit).mean().item(), rtol=1e-5
+    )
+
+
+def test_exemplar_loss_vanishes_where_exemplars_are_values():
+    recall = recall_of(temperature=1e-3)
+    exemplars = 2 * recall.values.detach().t()[None, :, None]  # (1, 4, 1, 5)
+    assert recall.exemplar_loss(exemplars).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_exemplars_teach_the_values_alone():
+    recall = recall_of()
+    recall.exemplar_loss(normal(2, 4, 3, 3)).backward()
+    assert recall.keys.grad is None
+    assert recall.values.grad.abs().sum(1).min() > 0
+
+
+def test_orthogonality():
+    assert mean_squared_cosine(3 * torch.eye(4)).item() == 0
+    assert mean_squared_cosine(torch.ones(4, 3)).item() == pytest.approx(1)
+    assert mean_squared_cosine(torch.ones(1, 3)).item() == 0
+    items = normal(5, 4).numpy()
+    pairs = [(i, j) for i in range(5) for j in range(5) if i != j]
+    squared = [
+        (items[i] @ items[j] / np.linalg.norm(items[i]) / np.linalg.norm(items[j])) ** 2
+        for i, j in pairs
+    ]
+    assert mean_squared_cosine(normal(5, 4)).item() == pytest.approx(np.mean(squared), rel=1e-5)
+    recall = recall_of()
+    both = (mean_squared_cosine(recall.keys) + mean_squared_cosine(recall.values)) / 2
+    assert recall.orthogonality_loss().item() == both.item()
+
+
+def test_gradients_are_those_of_finite_differences():
+    recall = recall_of(3, 2).double()
+    features = normal(1, 2, 2, 2).double().requires_grad_()
+
+    def run(features, keys, values):
+        state = {"keys": keys, "values": values}
+        return torch.func.functional_call(recall, state, (features,))
+
+    assert torch.autograd.gradcheck(run, (features, recall.keys, recall.values))
+    for loss in (lambda v: mean_squared_cosine(v), lambda v: attention(features, v, 0.3)):
+        assert torch.autograd.gradcheck(loss, (recall.values,))
+
+
+def test_silent_features_recall_something_finite():
+    recall = recall_of()
+    silent = torch.zeros(1, 4, 2, 2)
+    assert recall(silent).isfinite().all()
+    recall.exemplar_loss(silent).backward()
+    assert recall.values.grad.isfinite().all()
+
+
+def test_features_in_bfloat16_are_taken():
+    recall, features = recall_of(), normal(2, 4, 3, 3)
+    assert_allclose(
+        recall.exemplar_loss(features.bfloat16()).item(), recall.exemplar_loss(features).item(),
+        rtol=0.02,
+    )  # fmt: skip
+    assert recall.attention(features.bfloat16()).dtype == torch.float32
+
+
+def test_memories_stand_at_their_levels():
+    plan = MemoryPlan(6, (2, 3), 0.1)
+    network = Remembering(plan, {1: ("a", 4), 2: ("b", 8), 3: ("c", 2)})
+    assert {level: memory.keys.shape for level, memory in network.memories.items()} == {
+        "2": (6, 8), "3": (6, 2),
+    }  # fmt: skip
+    for recall in network.memories.values():
+        recall.draw(torch.Generator())
+    features = {"a": normal(2, 4, 3, 3), "b": normal(2, 8, 2, 2), "c": normal(2, 2, 1, 1)}
+    assert network.remembered(1, features["a"]) is features["a"]
+    beside = network.remembered(2, features["b"])
+    assert_array_equal(beside[:, :8].detach(), features["b"])
+    assert_array_equal(beside[:, 8:].detach(), network.memories["2"](features["b"]).detach())
+    assert beside.shape[1] == plan.widened(2, 8) == 16
+    assert plan.widened(1, 4) == 4
+    recalls = network.recalls(features)
+    assert {level: seen is features[name] for (level, (_, seen)), name in
+            zip(recalls.items(), "bc", strict=True)} == {2: True, 3: True}  # fmt: skip
+    assert recalls[3][0] is network.memories["3"]
