@@ -17,16 +17,16 @@ from torch import Tensor, nn
 from skmkd._base import BaseDistillationDetector, trainable
 from skmkd._features.batches import Batch, fixed_batches
 from skmkd._images.checks import ImagesLike
-from skmkd._maps.attribution import feature_discrepancy
-from skmkd._maps.discrepancy import Features, direction_discrepancy
+from skmkd._maps.discrepancy import Features, direction_discrepancy, discrepancy_map
 from skmkd._maps.finishing import blurred_maximum
 from skmkd._networks.forward import ForwardCloner
 from skmkd._networks.layers import STAGE_ENDS, Stage
-from skmkd._networks.recall import MemoryPlan, Remembering, entropy
+from skmkd._networks.precision import to_device
+from skmkd._networks.recall import MemoryCloner, MemoryPlan, entropy
 from skmkd._networks.residual import build_residual, style_of
 from skmkd._networks.reverse import ReverseCloner
 from skmkd._networks.sources import Source
-from skmkd._runtime import place, plain_arithmetic, private_generator
+from skmkd._runtime import plain_arithmetic, private_generator
 from skmkd._training import Terms
 
 
@@ -229,7 +229,7 @@ class MemKDDetector(BaseDistillationDetector):
     {1: (120, 4, 4), 2: (120, 2, 2), 3: (120, 1, 1)}
     """
 
-    cloner_: Remembering
+    cloner_: MemoryCloner
     _layer_rule = STAGE_ENDS
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **BaseDistillationDetector._parameter_constraints,
@@ -335,7 +335,9 @@ class MemKDDetector(BaseDistillationDetector):
         batches = fixed_batches(self._reader(images), range(len(images)), self._batch_size)
         for chosen, batch in batches:
             with plain_arithmetic(False, self.device_):
-                for level, (recall, features) in self.cloner_.recalls(self._answer(batch)).items():
+                for level, (recall, features) in self.cloner_.memory_inputs(
+                    self._answer(batch)
+                ).items():
                     weights = recall.attention(features)[: len(chosen)].cpu()
                     spread = entropy(weights).numpy()
                     spread[[index in images.unreadable for index in chosen]] = np.nan
@@ -354,7 +356,7 @@ class MemKDDetector(BaseDistillationDetector):
         if self.paradigm == "forward":
             kind, style = ForwardCloner, style._replace(width=1)
         make = partial(kind, stages, size, style, signed, plan)
-        self.cloner_ = place(build_residual(make, generator), self.device_)
+        self.cloner_ = to_device(build_residual(make, generator), self.device_)
 
     def _choose_memory_levels(self, stages: Sequence[Stage]) -> tuple[int, ...]:
         possible = range(1, len(stages) + (self.paradigm == "reverse"))
@@ -389,7 +391,7 @@ class MemKDDetector(BaseDistillationDetector):
         parts = {"distillation": total}
         if self.memory_levels_:
             normal = {name: target.get(name, seen.detach()) for name, seen in answer.items()}
-            recalls = self.cloner_.recalls(normal).values()
+            recalls = self.cloner_.memory_inputs(normal).values()
             exemplar = _total(m.exemplar_loss(seen[: self.n_exemplars]) for m, seen in recalls)
             orthogonality = _total(m.orthogonality_loss() for m, _ in recalls)
             total = total + self.exemplar_weight * exemplar
@@ -409,7 +411,7 @@ class MemKDDetector(BaseDistillationDetector):
         return blurred_maximum(raw, self.smoothing_sigma), raw
 
     def _attribution(self, batch: Batch) -> Tensor:
-        return feature_discrepancy(
+        return discrepancy_map(
             batch.target, self._answer(batch), self.critical_layers_, self._prepare.size, 0.0, 1.0
         )
 

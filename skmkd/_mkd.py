@@ -27,17 +27,23 @@ from skmkd._maps.attribution import (
     METHODS,
     USED,
     checked_options,
-    feature_discrepancy,
     gradient,
     guided_backprop,
     smooth_grad,
 )
-from skmkd._maps.discrepancy import Features, balancing_weight, discrepancies, total_discrepancy
+from skmkd._maps.discrepancy import (
+    Features,
+    balancing_weight,
+    discrepancies,
+    discrepancy_map,
+    total_discrepancy,
+)
 from skmkd._maps.finishing import blurred_maximum
-from skmkd._networks.cloners import build_cloner, check_answer, cloner_blocks
+from skmkd._networks.cloners import build_cloner, check_cloner_output, cloner_blocks
 from skmkd._networks.layers import REDUCTIONS
+from skmkd._networks.precision import to_device
 from skmkd._networks.sources import Source
-from skmkd._runtime import forked_rng, place, private_generator
+from skmkd._runtime import forked_rng, private_generator
 from skmkd._training import Terms
 
 PAPER: dict[str, Any] = {
@@ -408,10 +414,10 @@ class MKDDetector(BaseDistillationDetector):
             cloner = build_cloner(blocks, size, private_generator(seed))
         if not any(p.requires_grad for p in cloner.parameters()):
             raise ValueError("cloner must have a parameter that requires a gradient.")
-        self.cloner_ = place(cloner, self.device_)
+        self.cloner_ = to_device(cloner, self.device_)
         with torch.no_grad():
             untrained = copy.deepcopy(self.cloner_).train()(first_batch.images)
-            check_answer(untrained, target)
+            check_cloner_output(untrained, target)
             terms = discrepancies(target, untrained, self.critical_layers_, self.direction)
         self.direction_weight_ = (
             balancing_weight(*terms)
@@ -499,7 +505,7 @@ class MKDDetector(BaseDistillationDetector):
     def _discrepancy_map(self, batch: Batch) -> Tensor:
         both = checked_options(self.localization_params)["value"]
         weights = (self.value_weight, self.direction_weight_) if both else (0.0, 1.0)
-        return feature_discrepancy(
+        return discrepancy_map(
             batch.target, self._answer(batch), self.score_layers_, self._prepare.size, *weights,
         )  # fmt: skip
 

@@ -15,12 +15,13 @@ from skmkd import MKDDetector, _runtime
 from skmkd._features.batches import BATCH_PIXELS
 from skmkd._images.checks import check_images
 from skmkd._images.preparation import shuffled_batches
-from skmkd._maps.attribution import METHODS, feature_discrepancy
-from skmkd._maps.discrepancy import discrepancies
+from skmkd._maps.attribution import METHODS
+from skmkd._maps.discrepancy import discrepancies, discrepancy_map
 from skmkd._networks.cloners import build_cloner, cloner_blocks
 from skmkd._networks.layers import REDUCTIONS
+from skmkd._networks.precision import BFloat16
 from skmkd._networks.sources import build_source
-from skmkd._runtime import BFloat16, private_generator
+from skmkd._runtime import private_generator
 
 POOLS = ["features.2", "features.5"]
 
@@ -190,7 +191,7 @@ def test_maps_use_the_score_layers(images):
     batch = detector._observer(recall=False).tensor(list(images))
     with torch.no_grad():
         source, cloner = detector.source_(batch), detector.cloner_(batch)
-        expected = feature_discrepancy(source, cloner, ["features.2"], (20, 24), 0.0, 1.0)
+        expected = discrepancy_map(source, cloner, ["features.2"], (20, 24), 0.0, 1.0)
     assert_allclose(detector.localize(images, "discrepancy"), expected, rtol=1e-4, atol=1e-6)
 
 

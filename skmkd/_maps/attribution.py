@@ -6,7 +6,7 @@ an image, of shape (n, H, W), higher where it is more anomalous.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from typing import Any
 
@@ -16,7 +16,7 @@ from sklearn.utils._param_validation import Interval, validate_parameter_constra
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from skmkd._maps.discrepancy import Features, direction_map, total_discrepancy, value_map
+from skmkd._maps.discrepancy import Features
 from skmkd._runtime import private_generator
 
 Network = Callable[[Tensor], Features]
@@ -124,22 +124,3 @@ def smooth_grad(
         draw = torch.randn(images.shape[1:], generator=generator, dtype=torch.float32).to(images)
         total += input_gradient(source, cloner, loss, images + spread * draw, through_source)
     return (total / n_samples).abs().sum(1)
-
-
-def feature_discrepancy(
-    source: Features,
-    cloner: Features,
-    layers: Sequence[str],
-    size: tuple[int, int],
-    value_weight: float,
-    direction_weight: float,
-) -> Tensor:
-    """Sum the layers' per-position discrepancies, each upsampled bilinearly to the image."""
-
-    def upsampled(layer: str) -> Tensor:
-        value = value_map(source[layer], cloner[layer])
-        direction = direction_map(source[layer], cloner[layer])
-        total = total_discrepancy(value, direction, value_weight, direction_weight)
-        return F.interpolate(total[:, None], size, mode="bilinear", align_corners=False)[:, 0]
-
-    return torch.stack([upsampled(layer) for layer in layers]).sum(0)

@@ -90,3 +90,22 @@ def balancing_weight(value: Tensor, direction: Tensor) -> float:
     """Return the weight that gives both terms the same mean (MKD, section 3.1)."""
     mean_value, mean_direction = float(value.mean()), float(direction.mean())
     return mean_value / mean_direction if mean_direction > 0 else 1.0
+
+
+def discrepancy_map(
+    source: Features,
+    cloner: Features,
+    layers: Sequence[str],
+    size: tuple[int, int],
+    value_weight: float,
+    direction_weight: float,
+) -> Tensor:
+    """Sum the layers' per-position discrepancies, each upsampled bilinearly to the image."""
+
+    def upsampled(layer: str) -> Tensor:
+        value = value_map(source[layer], cloner[layer])
+        direction = direction_map(source[layer], cloner[layer])
+        total = total_discrepancy(value, direction, value_weight, direction_weight)
+        return F.interpolate(total[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+
+    return torch.stack([upsampled(layer) for layer in layers]).sum(0)

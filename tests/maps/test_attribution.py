@@ -8,7 +8,6 @@ from numpy.testing import assert_allclose
 from torch import nn
 
 from skmkd._maps.attribution import (
-    feature_discrepancy,
     gradient,
     guided_backprop,
     input_gradient,
@@ -147,25 +146,6 @@ def test_smooth_grad_of_a_linear_gradient_is_the_gradient_at_the_mean_noise():
 def test_smooth_grad_of_an_image_does_not_depend_on_its_neighbours(images):
     detector = tiny_detector(localization="smooth_grad").fit(images)
     assert_allclose(detector.localize(images)[3], detector.localize(images[3:4])[0], rtol=1e-4)
-
-
-def test_feature_discrepancy_upsamples_and_sums_layers():
-    generator = torch.Generator().manual_seed(0)
-    shapes = {"a": (2, 3, 4, 4), "b": (2, 5, 2, 2)}
-    features = [
-        {layer: torch.rand(shape, generator=generator) for layer, shape in shapes.items()}
-        for _ in range(2)
-    ]
-    got = feature_discrepancy(*features, ["a", "b"], (8, 8), 0.0, 1.0)
-    assert got.shape == (2, 8, 8)
-    alone = [feature_discrepancy(*features, [layer], (8, 8), 0.0, 1.0) for layer in "ab"]
-    assert_allclose(got, sum(alone), rtol=1e-6)
-    direct = feature_discrepancy(*features, ["a"], (4, 4), 2.0, 0.5)
-    source, cloner = (f["a"].numpy() for f in features)
-    value = ((source - cloner) ** 2).mean(1)
-    norms = np.linalg.norm(source, axis=1) * np.linalg.norm(cloner, axis=1)
-    direction = 1 - (source * cloner).sum(1) / norms
-    assert_allclose(direct, 2 * value + 0.5 * direction, rtol=1e-4, atol=1e-6)
 
 
 def test_source_is_not_differentiated_without_need():

@@ -12,6 +12,7 @@ from skmkd._maps.discrepancy import (
     direction_discrepancy,
     direction_map,
     discrepancies,
+    discrepancy_map,
     total_discrepancy,
     value_discrepancy,
     value_map,
@@ -130,3 +131,22 @@ def test_balancing_weight_gives_both_terms_one_mean():
     value, direction = torch.tensor([1.0, 5.0]), torch.tensor([0.25, 0.75])
     assert balancing_weight(value, direction) * direction.mean() == value.mean()
     assert balancing_weight(torch.zeros(2), torch.zeros(2)) == 1
+
+
+def test_discrepancy_map_upsamples_and_sums_layers():
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"a": (2, 3, 4, 4), "b": (2, 5, 2, 2)}
+    features = [
+        {layer: torch.rand(shape, generator=generator) for layer, shape in shapes.items()}
+        for _ in range(2)
+    ]
+    got = discrepancy_map(*features, ["a", "b"], (8, 8), 0.0, 1.0)
+    assert got.shape == (2, 8, 8)
+    alone = [discrepancy_map(*features, [layer], (8, 8), 0.0, 1.0) for layer in "ab"]
+    assert_allclose(got, sum(alone), rtol=1e-6)
+    direct = discrepancy_map(*features, ["a"], (4, 4), 2.0, 0.5)
+    source, cloner = (f["a"].numpy() for f in features)
+    value = ((source - cloner) ** 2).mean(1)
+    norms = np.linalg.norm(source, axis=1) * np.linalg.norm(cloner, axis=1)
+    direction = 1 - (source * cloner).sum(1) / norms
+    assert_allclose(direct, 2 * value + 0.5 * direction, rtol=1e-4, atol=1e-6)
