@@ -335,9 +335,8 @@ class MemKDDetector(BaseDistillationDetector):
         batches = fixed_batches(self._reader(images), range(len(images)), self._batch_size)
         for chosen, batch in batches:
             with plain_arithmetic(False, self.device_):
-                for level, (recall, features) in self.cloner_.memory_inputs(
-                    self._answer(batch)
-                ).items():
+                inputs = self.cloner_.memory_inputs(self._answer(batch))
+                for level, (recall, features) in inputs.items():
                     weights = recall.attention(features)[: len(chosen)].cpu()
                     spread = entropy(weights).numpy()
                     spread[[index in images.unreadable for index in chosen]] = np.nan

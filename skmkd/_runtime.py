@@ -5,27 +5,21 @@ from __future__ import annotations
 import copy
 import os
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from threading import RLock
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from sklearn.utils import check_random_state
 from torch import nn
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map_only
-
-Network = TypeVar("Network", bound=nn.Module)
 
 CPU = torch.device("cpu")
 PRECISIONS = ("float32", "bfloat16")
 BFLOAT16_CPU = ("avx512_bf16", "amx_bf16")  # instructions without which it is slower than float32
 BFLOAT16_CUDA = (8, 0)  # the first capability that computes in it
-PRODUCTS = (torch.conv1d, torch.conv2d, torch.conv3d, F.linear, torch.matmul)
 CGROUPS = Path("/sys/fs/cgroup")
 UNKNOWN_MEMORY = 2**32  # bytes taken for a machine's where the system does not say
 GENERATORS = RLock()  # torch's global ones: for one thread at a time to borrow
@@ -58,14 +52,17 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     """Return the number format that a name stands for, "auto" being the fastest on the device."""
     if precision != "auto":
         return precision
+    return "bfloat16" if computes_bfloat16(device) else "float32"
+
+
+def computes_bfloat16(device: torch.device) -> bool:
+    """Return whether the hardware has instructions for bfloat16."""
     if device.type == "cuda":
-        native = torch.cuda.get_device_capability(device) >= BFLOAT16_CUDA
-    elif device.type == "cpu":
+        return torch.cuda.get_device_capability(device) >= BFLOAT16_CUDA
+    if device.type == "cpu":
         capabilities: Any = getattr(torch.cpu, "get_capabilities", dict)()  # newer torch tells
-        native = any(capabilities.get(instruction) for instruction in BFLOAT16_CPU)
-    else:
-        native = False
-    return "bfloat16" if native else "float32"
+        return any(capabilities.get(instruction) for instruction in BFLOAT16_CPU)
+    return False
 
 
 def available_memory() -> int:
@@ -138,68 +135,6 @@ def plain_arithmetic(gradients: bool, device: torch.device) -> Iterator[None]:
         torch.device("cpu"),
     ):
         yield
-
-
-def place(network: Network, device: torch.device) -> Network:
-    """Put a network on a device, in float32 and in the channels-last layout."""
-    return network.to(device, torch.float32).to(memory_format=torch.channels_last)
-
-
-def materialize(make: Callable[[], Network]) -> Network:
-    """Build a network on the CPU without drawing its weights, which are still to be set.
-
-    The constructors of layers would draw from the global generator, in the global dtype.
-    """
-    with torch.device("meta"):
-        network = make()
-    return network.to(torch.float32).to_empty(device="cpu")
-
-
-class BFloat16(nn.Module):
-    """A frozen network whose products are computed in bfloat16, whatever mode surrounds it.
-
-    Its convolutions and matrices are stored in it, too; what is no product keeps the precision
-    that autocast finds it needs.
-    """
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        for module in network.modules():
-            if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):
-                module.to(torch.bfloat16)
-        self.network = network
-
-    def forward(self, images: torch.Tensor) -> Any:
-        """Run the network."""
-        kind = images.device.type
-        native = resolve_precision("auto", images.device) == "bfloat16"
-        products = nullcontext() if native else _RoundedProducts(kind)
-        with torch.autocast(kind, torch.bfloat16), products:
-            return self.network(images)
-
-
-class _RoundedProducts(TorchFunctionMode):
-    """Compute bfloat16 products in float32, for hardware that would take many times as long.
-
-    Factors and results are rounded as they would be there; either way, sums are in float32.
-    """
-
-    def __init__(self, device_type: str) -> None:
-        super().__init__()
-        self.device_type = device_type
-
-    def __torch_function__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        """Run one of torch's functions."""
-        kwargs = kwargs or {}
-        if function not in PRODUCTS:
-            return function(*args, **kwargs)
-        with torch.autocast(self.device_type, enabled=False):
-            args, kwargs = tree_map_only(
-                torch.Tensor, lambda factor: factor.to(torch.bfloat16).float(), (args, kwargs)
-            )
-            return function(*args, **kwargs).to(torch.bfloat16)
 
 
 def portable_state(state: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from skimage import data
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
-from skmkd import MKDDetector, _runtime
+from skmkd import MKDDetector
 from skmkd._features.batches import BATCH_PIXELS
 from skmkd._images.checks import check_images
 from skmkd._images.preparation import shuffled_batches
@@ -313,7 +313,7 @@ def test_vgg16_gradient_maps_of_a_batch_equal_single_ones():
 
 
 def test_bfloat16_source_ranks_faces_as_float32_does(tmp_path, monkeypatch):
-    monkeypatch.setattr(_runtime, "resolve_precision", lambda *_: "bfloat16")  # slow if it is not
+    monkeypatch.setattr("skmkd._networks.precision.is_native", lambda _: True)  # slow if it is not
     monkeypatch.setitem(BATCH_PIXELS, ("cpu", "bfloat16"), 10 * 32 * 32)  # nothing is padded
     images = data.lfw_subset()
     test, labels = images[70:], np.repeat([1, -1], [30, 100])

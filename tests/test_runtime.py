@@ -10,9 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from skmkd import _runtime
 from skmkd._runtime import (
-    BFloat16,
     available_memory,
     draw_seed,
     forked_rng,
@@ -183,48 +181,3 @@ def test_available_memory_where_nothing_tells(monkeypatch):
     monkeypatch.setattr(Path, "read_text", missing)
     monkeypatch.delattr(os, "sysconf", raising=False)
     assert available_memory() == 2**31
-
-
-@pytest.fixture(params=["bfloat16", "float32"])
-def native(request, monkeypatch):
-    """Whatever the hardware, take it for one that computes in bfloat16, or does not."""
-    monkeypatch.setattr(_runtime, "resolve_precision", lambda *_: request.param)
-
-
-@pytest.mark.usefixtures("native")
-def test_bfloat16_rounds_products_only_and_stores_the_weights():
-    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 1))
-    network.eval().requires_grad_(False)
-    images = torch.randn(4, 3, 9, 9, generator=torch.Generator().manual_seed(0))
-    expected = network(images)
-    lowered = BFloat16(network)
-    for mode in (torch.autocast("cpu", enabled=False), torch.autocast("cpu", torch.bfloat16)):
-        with mode:
-            got = lowered(images)
-        assert got.dtype == torch.bfloat16
-        distance = (got.float() - expected).norm() / expected.norm()
-        assert 0 < distance < 0.01
-    assert network[0].weight.dtype == network[3].bias.dtype == torch.bfloat16
-    assert network[1].weight.dtype == torch.float32
-
-
-@pytest.mark.parametrize(
-    ("layer", "shape"),
-    [(nn.Conv2d(64, 32, 3), (4, 64, 9, 9)), (nn.Linear(576, 32), (200, 576))],
-)
-def test_products_are_rounded_alike_where_bfloat16_is_not_native(layer, shape, monkeypatch):
-    generator = torch.Generator().manual_seed(0)
-    for parameter in layer.requires_grad_(False).parameters():
-        parameter.normal_(generator=generator)
-    images = torch.randn(shape, generator=generator)
-    plain = layer(images).to(torch.bfloat16)
-    lowered, found, gradients = BFloat16(layer), {}, {}
-    for precision in ("bfloat16", "float32"):
-        monkeypatch.setattr(_runtime, "resolve_precision", lambda *_, told=precision: told)
-        found[precision] = lowered(images.requires_grad_())
-        (gradients[precision],) = torch.autograd.grad(found[precision].float().sum(), images)
-    alike = (found["float32"] == found["bfloat16"]).float().mean()
-    assert alike > 0.99  # the order of sums tells in the last bit of few
-    assert (plain == found["bfloat16"]).float().mean() < 0.9
-    distance = (gradients["float32"] - gradients["bfloat16"]).norm() / gradients["bfloat16"].norm()
-    assert distance < 0.01

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from skmkd._files.archive import read_archive, write_archive
 from skmkd._networks.cloners import Cloner
 from skmkd._networks.forward import ForwardCloner
+from skmkd._networks.precision import to_device
 from skmkd._networks.reverse import ReverseCloner
 from skmkd._networks.sources import Origin, fingerprint, rebuild_source, source_state
-from skmkd._runtime import place, plain_arithmetic, resolve_device, restored_device
+from skmkd._runtime import plain_arithmetic, resolve_device, restored_device
 
 Weights = str | os.PathLike[str] | Mapping[str, Tensor]
 NETWORKS = {network.__name__: network for network in (Cloner, ForwardCloner, ReverseCloner)}
@@ -81,7 +82,7 @@ def load_detector(
         for name, description in values["networks"].items():
             network = _network(file, description, cloner if name == "cloner_" else None)
             _fill(file, network, _part(tensors, name))
-            learned[name] = place(network, target).eval()
+            learned[name] = to_device(network, target).eval()
     if origin.weights == "module":
         parameters.setdefault("source", source)
     elif "source_weights" not in parameters:

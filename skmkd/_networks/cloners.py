@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from skmkd._maps.discrepancy import Features
 from skmkd._networks.layers import Stage
-from skmkd._runtime import materialize
+from skmkd._networks.precision import materialize
 
 COMPACT_WIDTH = 16  # channels of every convolution that no critical layer has to match
 PIECE_BYTES = 2**24  # of a convolution's output, computed at once on a CPU
@@ -92,7 +92,7 @@ def build_cloner(
     return cloner
 
 
-def check_answer(answer: Any, target: Features) -> None:
+def check_cloner_output(answer: Any, target: Features) -> None:
     """Check that a cloner gives every critical layer in the source's shape."""
     if not isinstance(answer, Mapping):
         raise ValueError(

@@ -6,11 +6,11 @@ from torch import Tensor, nn
 
 from skmkd._maps.discrepancy import Features
 from skmkd._networks.layers import Stage
-from skmkd._networks.recall import MemoryPlan, Remembering
+from skmkd._networks.recall import MemoryCloner, MemoryPlan
 from skmkd._networks.residual import STEM_WIDTH, Style, halvings, residual_stage, stem
 
 
-class ForwardCloner(Remembering):
+class ForwardCloner(MemoryCloner):
     """Images (n, 3, H, W) to a dict of critical layer -> activations, as the source gives.
 
     A memory after a stage, but the last, lays what it recalls beside the next stage's input.
@@ -45,5 +45,5 @@ class ForwardCloner(Remembering):
         features = self.stem(images)
         for level, stage in enumerate(self.architecture[0], start=1):
             answer[stage.layer] = self.encoder[level - 1](features)
-            features = self.remembered(level, answer[stage.layer])
+            features = self.append_recall(level, answer[stage.layer])
         return answer

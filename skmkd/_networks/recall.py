@@ -87,7 +87,7 @@ class NormalityRecall(nn.Module):
         return (mean_squared_cosine(self.keys) + mean_squared_cosine(self.values)) / 2
 
 
-class Remembering(nn.Module):
+class MemoryCloner(nn.Module):
     """A cloner with memories at some of its levels.
 
     Parameters
@@ -108,13 +108,15 @@ class Remembering(nn.Module):
             }
         )
 
-    def remembered(self, level: int, features: Tensor) -> Tensor:  # (n, C, h, w) -> (n, 2C, h, w)
+    def append_recall(
+        self, level: int, features: Tensor
+    ) -> Tensor:  # (n, C, h, w) -> (n, 2C, h, w)
         """Lay beside the features what a memory recalls for them; without one, pass them on."""
         if level not in self._places:
             return features
         return torch.cat([features, self.memories[str(level)](features)], dim=1)
 
-    def recalls(self, features: Features) -> dict[int, tuple[NormalityRecall, Tensor]]:
+    def memory_inputs(self, features: Features) -> dict[int, tuple[NormalityRecall, Tensor]]:
         """Return for each level its memory, and which of the features lie before it."""
         return {
             level: (cast(NormalityRecall, self.memories[str(level)]), features[place])

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck, ResNet
 
 from skmkd._networks.layers import Stage
+from skmkd._networks.precision import Network, materialize
 from skmkd._networks.recall import NormalityRecall
-from skmkd._runtime import Network, materialize
 
 SQUEEZE = 4  # channels of a bottleneck block for each of its width, as in ResNets
 STEM_WIDTH = 64  # channels, ResNets' own

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from skmkd._maps.discrepancy import Features
 from skmkd._networks.layers import Stage
-from skmkd._networks.recall import MemoryPlan, Remembering
+from skmkd._networks.recall import MemoryCloner, MemoryPlan
 from skmkd._networks.residual import Style, halvings, plain_stage, residual_stage
 
 EMBEDDING = "the embedding"  # beside the critical layers; no layer can have this name
 
 
-class ReverseCloner(Remembering):
+class ReverseCloner(MemoryCloner):
     """The source's activations to a dict of critical layer -> activations, the last one first.
 
     A bottleneck makes one embedding of all critical layers, so small that little beyond the
@@ -61,7 +61,7 @@ class ReverseCloner(Remembering):
         features = self.bottleneck(target)
         answer = {EMBEDDING: features}
         for level in range(len(stages), 0, -1):
-            features = self.decoder[level - 1](self.remembered(level, features))
+            features = self.decoder[level - 1](self.append_recall(level, features))
             answer[stages[level - 1].layer] = features
         return answer
 

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights, list_models
 
 from skmkd._networks.layers import LayerRule, Stage, Survey
+from skmkd._networks.precision import BFloat16, to_device
 from skmkd._networks.tracing import tap
-from skmkd._runtime import BFloat16, forked_rng, place
+from skmkd._runtime import forked_rng
 
 BUNDLED_SOURCE, BUNDLED_FILE = "vgg16", "vgg16_imagenet_fp16.pt"
 BUNDLED_SHA256 = "6b9c253227bf6b67f2b2b63e69b90f5a7a6047ad2d02ed9e6a058a4269b1c048"
@@ -145,7 +146,7 @@ def _freeze(
 ) -> nn.Module:
     if state is not None:
         _load_state(tapped, state)
-    placed = place(tapped.requires_grad_(False), device)
+    placed = to_device(tapped.requires_grad_(False), device)
     return BFloat16(placed) if precision == "bfloat16" else placed
 
 

@@ -11,9 +11,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from skmkd._maps.discrepancy import direction_map
 from skmkd._networks.recall import (
+    MemoryCloner,
     MemoryPlan,
     NormalityRecall,
-    Remembering,
     attention,
     blend,
     entropy,
@@ -153,20 +153,20 @@ def test_features_in_bfloat16_are_taken():
 
 def test_memories_stand_at_their_levels():
     plan = MemoryPlan(6, (2, 3), 0.1)
-    network = Remembering(plan, {1: ("a", 4), 2: ("b", 8), 3: ("c", 2)})
+    network = MemoryCloner(plan, {1: ("a", 4), 2: ("b", 8), 3: ("c", 2)})
     assert {level: memory.keys.shape for level, memory in network.memories.items()} == {
         "2": (6, 8), "3": (6, 2),
     }  # fmt: skip
     for recall in network.memories.values():
         recall.draw(torch.Generator())
     features = {"a": normal(2, 4, 3, 3), "b": normal(2, 8, 2, 2), "c": normal(2, 2, 1, 1)}
-    assert network.remembered(1, features["a"]) is features["a"]
-    beside = network.remembered(2, features["b"])
+    assert network.append_recall(1, features["a"]) is features["a"]
+    beside = network.append_recall(2, features["b"])
     assert_array_equal(beside[:, :8].detach(), features["b"])
     assert_array_equal(beside[:, 8:].detach(), network.memories["2"](features["b"]).detach())
     assert beside.shape[1] == plan.widened(2, 8) == 16
     assert plan.widened(1, 4) == 4
-    recalls = network.recalls(features)
+    recalls = network.memory_inputs(features)
     assert {level: seen is features[name] for (level, (_, seen)), name in
             zip(recalls.items(), "bc", strict=True)} == {2: True, 3: True}  # fmt: skip
     assert recalls[3][0] is network.memories["3"]
