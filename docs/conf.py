@@ -1,4 +1,4 @@
-"""How the documentation is built: ``sphinx-build -W docs docs/_build``, without a network."""
+"""Sphinx configuration; build with ``sphinx-build -W docs docs/_build``, without a network."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ extensions = [
     "sphinx_gallery.gen_gallery",
     "sphinxcontrib.bibtex",
 ]
-if "SKMKD_DOCS_ONLINE" in os.environ:  # links into the pages of others need their inventories
+if "SKMKD_DOCS_ONLINE" in os.environ:  # intersphinx downloads inventories
     extensions.append("sphinx.ext.intersphinx")
     intersphinx_mapping = {
         "numpy": ("https://numpy.org/doc/stable", None),
         "sklearn": ("https://scikit-learn.org/stable", None),
         "torch": ("https://docs.pytorch.org/docs/stable", None),
     }
-smartquotes = False  # "auto" is typed as it stands
+smartquotes = False  # keep "auto" as typed
 templates_path = ["_templates"]
 exclude_patterns = ["_build", "images/README.md"]
 myst_enable_extensions = ["colon_fence", "dollarmath", "deflist"]
@@ -43,7 +43,7 @@ myst_heading_anchors = 3
 bibtex_bibfiles = ["references.bib"]
 numpydoc_class_members_toctree = False
 numpydoc_show_class_members = False
-autodoc_typehints = "none"  # the docstrings tell types, shapes and ranges
+autodoc_typehints = "none"  # docstrings give types, shapes and ranges
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
@@ -63,7 +63,7 @@ sphinx_gallery_conf = {
     "abort_on_example_error": True,
 }
 
-html_math_renderer = "mathml"  # which browsers draw by themselves, without a network
+html_math_renderer = "mathml"  # rendered by browsers, without a network
 myst_update_mathjax = False
 html_theme = "pydata_sphinx_theme"
 html_title = "skmkd"
@@ -80,18 +80,18 @@ html_sidebars = {"index": [], "results": [], "changelog": []}
 
 
 def inline_math(writer: Any, node: nodes.math) -> None:
-    """Write a formula within a line."""
+    """Write an inline formula."""
     writer.body.append(convert(node.astext()))
     raise nodes.SkipNode
 
 
 def block_math(writer: Any, node: nodes.math_block) -> None:
-    """Write a formula of its own."""
+    """Write a displayed formula."""
     formula = convert(node.astext(), display="block")
     writer.body.append(f'<div style="margin: 1em 0">{formula}</div>')
     raise nodes.SkipNode
 
 
 def setup(app: Any) -> None:
-    """Tell Sphinx how formulas are written."""
+    """Register the renderer of formulas."""
     app.add_html_math_renderer("mathml", (inline_math, None), (block_math, None))
