@@ -3,13 +3,12 @@
 Does augmentation help with few images?
 ==================================================
 
-Only ten good images to learn from. ``augmentation="mild"`` turns and scales them a little at every
-step, as the paper does for its smallest set.
+There are only ten good images to train on. ``augmentation="mild"`` rotates and scales them slightly
+at every step, as the paper does for its smallest data set.
 """
 
 # %%
-# Faces are normal; new ones are tilted by up to 15 degrees, as they come. Crops of no face are the
-# anomalies.
+# Faces are normal; new ones are tilted by up to 15 degrees. Crops without a face are the anomalies.
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -28,7 +27,7 @@ X_test = np.concatenate([tilted, images[100:]])
 y_test = np.repeat([1, -1], [90, 100])  # +1 = normal, -1 = anomaly
 
 # %%
-# Both are watched as they learn.
+# A callback computes the AUROC of both detectors during training.
 
 EPOCHS = 30
 curves = {None: [], "mild": []}
@@ -52,5 +51,5 @@ ax.legend()
 plt.show()
 
 # %%
-# Whether it helps depends on what varies in your images: turned ones must be as normal as upright
-# ones. Measure it, as here.
+# Augmentation helps only if rotated images are as normal as upright ones. Measure it on your own
+# images, as here.

@@ -3,8 +3,8 @@
 Which digits are not threes?
 =============================================
 
-One class is normal, and everything else is an anomaly: the task of the paper's first tables, on the
-small digits that come with scikit-learn.
+One class is normal and all others are anomalies, as in the paper's first tables; here with
+scikit-learn's small digits.
 """
 
 # %%
@@ -28,10 +28,10 @@ digit_test = np.concatenate([np.full(len(X_good), NORMAL), digit[digit != NORMAL
 detector = MKDDetector(image_size=32, batch_size=16, max_iter=15, tol=None, random_state=0)
 scores = detector.fit(X_train).score_samples(X_test)
 auroc = roc_auc_score(digit_test == NORMAL, scores)
-print(f"learned from {len(X_train)} threes; image AUROC {auroc:.3f}")
+print(f"trained on {len(X_train)} threes; image AUROC {auroc:.3f}")
 
 # %%
-# What is taken for a three, and what is not: scores by digit, and the most and least normal images.
+# Scores by digit, and the images with the highest and the lowest scores.
 
 fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
 left.boxplot([scores[digit_test == d] for d in range(10)], orientation="horizontal")
@@ -42,5 +42,5 @@ rows = [np.hstack(X_test[order[i * 8 : i * 8 + 8]]) for i in (0, 1)]
 rows += [np.hstack(X_test[order[len(order) - 16 + i * 8 :][:8]]) for i in (0, 1)]
 right.imshow(np.vstack(rows), cmap="gray")
 right.axhline(15.5, color="tab:orange", linewidth=3)
-right.set(xticks=[], yticks=[], title="the most normal (above), the least (below)")
+right.set(xticks=[], yticks=[], title="most normal (top), least normal (bottom)")
 plt.show()

@@ -3,12 +3,13 @@
 How do I use my own folder of images?
 =========================================
 
-A folder of good images and a folder of new ones: paths go in, and are read when they are needed.
+Train on a folder of good images and score a folder of new ones. X is a list of paths; files are
+read batch by batch.
 """
 
 # %%
-# Two folders, made here of faces that come with scikit-image; yours are there already. Some of the
-# new images are no faces, and one file is broken.
+# Two folders, created here from scikit-image's faces. Some of the new images are not faces, and one
+# file is broken.
 
 import tempfile
 from pathlib import Path
@@ -22,36 +23,36 @@ import skmkd
 from skmkd import MKDDetector
 from skmkd.datasets import list_images
 
-place = Path(tempfile.mkdtemp())
+root = Path(tempfile.mkdtemp())
 images = (255 * lfw_subset()).astype(np.uint8)
-for name, chosen in [("good", images[:80]), ("new", images[92:106])]:
-    (place / name).mkdir()
-    for i, image in enumerate(chosen):
-        Image.fromarray(image).save(place / name / f"{i:02}.png")
-(place / "new" / "99.png").write_bytes(b"not an image")
+for name, subset in [("good", images[:80]), ("new", images[92:106])]:
+    (root / name).mkdir()
+    for i, image in enumerate(subset):
+        Image.fromarray(image).save(root / name / f"{i:02}.png")
+(root / "new" / "99.png").write_bytes(b"not an image")
 
 # %%
-# Learn from three quarters of the good ones, and set the threshold with the others.
+# Train on three quarters of the good images and set the threshold on the others.
 
-good = list_images(place / "good")
+good = list_images(root / "good")
 detector = MKDDetector(
     image_size=32, batch_size=8, max_iter=10, tol=None, on_error="skip", random_state=0
 )
 detector.fit(good[:60]).calibrate(good[60:], fpr=0.05)
-detector.save(place / "model.skmkd")
+detector.save(root / "model.skmkd")
 
 # %%
-# Somewhere else, later: read the detector, and score. A file that cannot be read gets no score,
-# with a warning, since that was asked for.
+# Later, in another process: load the detector and score. With ``on_error="skip"``, an unreadable
+# file gets the score NaN and a warning.
 
 import warnings
 
-detector = skmkd.load(place / "model.skmkd")
-new = list_images(place / "new")
-with warnings.catch_warnings(record=True) as told:
+detector = skmkd.load(root / "model.skmkd")
+new = list_images(root / "new")
+with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     scores = detector.score_samples(new)
-print(str(told[0].message).replace(str(place), "..."))
+print(str(caught[0].message).replace(str(root), "..."))
 for path, score in zip(new, scores):
     verdict = (
         "normal" if score >= detector.offset_ else "anomaly" if score == score else "unreadable"

@@ -3,14 +3,14 @@
 Which weight, which layers? A grid search
 =======================================================
 
-Faces are normal, crops of no face are anomalies. A search over the weight λ of the direction
-discrepancy and over the critical layers learns from faces only, and judges with both. λ weighs
-against the value discrepancy, which the default leaves out and the paper's setting does not.
+Faces are normal, crops without a face are anomalies. A grid search over the weight λ of the
+direction discrepancy and over the critical layers trains on faces only and evaluates on both. λ
+matters only with the value discrepancy, which the paper's setting has and the default does not.
 """
 
 # %%
-# The images come with scikit-image: a hundred faces, and a hundred crops of none. Some of both are
-# for the search, the others for the final test.
+# The images come with scikit-image: a hundred faces and a hundred other crops. Half of them are for
+# the search, the others for the final test.
 
 import tempfile
 
@@ -28,8 +28,9 @@ images, y = lfw_subset(), np.repeat([1, -1], 100)  # +1 = normal, -1 = anomaly
 X, X_test, y, y_test = train_test_split(images, y, test_size=0.5, stratify=y, random_state=0)
 
 # %%
-# ``memory`` keeps what the source sees on disk, so that all candidates share it. The splitter keeps
-# anomalies out of every training fold; ``refit=False``, since scikit-learn would refit with them.
+# ``memory`` stores the source's features on disk, so that all candidates and folds share them. The
+# splitter keeps anomalies out of the training folds; ``refit=False``, since scikit-learn would
+# refit on them.
 
 detector = MKDDetector.paper(image_size=32, batch_size=8, max_iter=6, tol=None, random_state=0)
 weights, layers = [0.1, 1.0, 10.0], [1, 2, 4]

@@ -1,14 +1,14 @@
 """
 ========================================
-What does each layer see?
+What does each layer detect?
 ========================================
 
-Early layers of the source see edges and grain, late ones parts and objects. Three defects on a
-brick wall, and where each critical layer finds them.
+Early layers of the source represent edges and grain, late ones parts and objects. Three defects on
+a brick wall, and the map of each critical layer.
 """
 
 # %%
-# ``score_layers`` says which of the four layers that are learned score and make maps.
+# All four critical layers are trained; ``score_layers`` selects those used for scores and maps.
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -35,7 +35,7 @@ settings = {
 detectors = [MKDDetector(score_layers=[layer], **settings).fit(X_train) for layer in layers]
 
 # %%
-# Each column has its own colour scale here, since the question is where, not how much.
+# Each map has its own colour scale: the question is where, not how much.
 
 fig, axes = plt.subplots(3, 6, figsize=(10, 5.4), layout="constrained")
 for row, (kind, image, mask) in enumerate(zip(kinds, X_bad, masks)):

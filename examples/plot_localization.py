@@ -1,11 +1,10 @@
 """
 ==================================================
-Which localization method shows the place best?
+Which localization method is best?
 ==================================================
 
-One fitted detector, four ways to ask it where an image is anomalous, and what pixel metrics say of
-each. It has the paper's setting, for which the three ways by gradients were made; the defects are
-synthetic.
+Four localization methods of one fitted detector, compared by pixel metrics. The detector has the
+paper's setting, for which the three gradient methods are meant; the defects are synthetic.
 """
 
 # %%
@@ -40,7 +39,7 @@ for method in methods:
     print(f"{method:16} pixel AUROC {auroc:.3f}   AUPRO {aupro:.3f}")
 
 # %%
-# Four defects. Maps of a method share a colour scale, which ends at its 99.5th percentile.
+# Four defects. The maps of a method share a colour scale, which ends at their 99.5th percentile.
 
 shown = range(0, len(bad), len(bad) // 4 + 1)
 fig, axes = plt.subplots(len(shown), 6, figsize=(10, 7), layout="constrained")

@@ -3,8 +3,8 @@
 MKD or MemKD?
 ===================================
 
-Both detectors on the same bricks: the small cloner that sees the image, and the decoder that gives
-back what the source saw, with a memory of what is normal.
+Both detectors on the same bricks: MKD, with a small cloner of the image, and MemKD, with a decoder
+that reconstructs the source's features, with and without memories of normal features.
 """
 
 # %%
@@ -45,7 +45,7 @@ for name, detector in detectors.items():
     print(f"{name:15} image AUROC {auroc:.3f}   AUPRO {aupro:.3f}   fit {seconds:.0f} s")
 
 # %%
-# How sharp the memories are: the entropy of what is recalled, against that of a uniform recall.
+# How selective the memories are: the entropy of the recall weights, compared with uniform weights.
 
 for level, spread in detectors["MemKD"].recall_entropy(good).items():
     print(f"memory {level}: {spread.mean():.2f} of at most {np.log(50):.2f} nats")

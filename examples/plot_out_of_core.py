@@ -1,14 +1,14 @@
 """
 ================================================
-How are more images scored than memory holds?
+How do I score more images than fit into memory?
 ================================================
 
-Anything that can be indexed is read a batch at a time: a memory-mapped array here, and a list of
-paths likewise.
+Arrays are read batch by batch, so a memory-mapped array is never loaded as a whole. The same holds
+for lists of paths.
 """
 
 # %%
-# A file of 2,000 images on disk, of which memory never holds more than a few.
+# A file of 2,000 images on disk.
 
 import tempfile
 from pathlib import Path
@@ -29,7 +29,7 @@ archive[wrong] = others[:20]
 archive.flush()
 
 # %%
-# The detector learns from faces that are not in the archive; a share of them sets the threshold.
+# The detector is trained and calibrated on faces that are not in the archive.
 
 detector = MKDDetector(image_size=32, batch_size=8, max_iter=10, tol=None, random_state=0)
 detector.fit(faces[:55]).calibrate(faces[55:80], fpr=0.05)
@@ -45,6 +45,6 @@ fig, ax = plt.subplots(figsize=(8, 3), layout="constrained")
 ax.plot(scores, ".", markersize=2, label="image")
 ax.plot(wrong, scores[wrong], "x", color="tab:red", label="wrong image")
 ax.axhline(detector.offset_, linestyle="--", color="black", label="threshold")
-ax.set(xlabel="place in the archive", ylabel="score")
+ax.set(xlabel="index in the archive", ylabel="score")
 ax.legend(loc="lower left")
 plt.show()

@@ -1,14 +1,14 @@
 """
 ===================================
-Can I bring my own source network?
+Can I use my own source network?
 ===================================
 
-Any convolutional network that takes images (n, 3, H, W) can teach. Here it is a small one that
-knows nothing but oriented edges: no training at all, Gabor filters written down.
+Any convolutional network that takes images (n, 3, H, W) can be the source. Here it is a small one
+without any training: fixed Gabor filters, which detect oriented edges.
 """
 
 # %%
-# Twelve Gabor filters, then their squares pooled twice: an edge detector at two scales.
+# The absolute responses of twelve Gabor filters, pooled twice: an edge detector at two scales.
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -46,8 +46,8 @@ class Edges(nn.Module):
 
 
 # %%
-# The layers at which the grid is halved are found by themselves; ``critical_layers`` would name
-# others. The network is copied and never changed.
+# ``critical_layers`` names the layers to compare; for VGG-16 "auto" finds those where the
+# resolution is halved. The network is copied and never modified.
 
 windows = np.lib.stride_tricks.sliding_window_view(data.brick(), (SIDE, SIDE))[::32, ::32]
 X_train = windows[:, :7].reshape(-1, SIDE, SIDE)

@@ -1,15 +1,14 @@
 """
 =======================================
-How does it work in a pipeline?
+How do I use it in a pipeline?
 =======================================
 
-A detector takes what the step before it gives: here images that a transformer has cut out of larger
-ones. Everything else is scikit-learn's.
+A detector takes the output of the previous step: here images that a transformer has cropped from
+larger ones. The pipeline is scikit-learn's.
 """
 
 # %%
-# Scans of brick, of which only the middle counts: their margin holds clutter that differs from scan
-# to scan, made here of random numbers.
+# Scans of brick with an irrelevant margin, here of random noise that differs from scan to scan.
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -28,7 +27,7 @@ rng = np.random.default_rng(0)
 
 
 def scan(crops):
-    """Put crops (n, SIDE, SIDE) into the middle of clutter."""
+    """Surround crops (n, SIDE, SIDE) by noise."""
     size = SIDE + 2 * MARGIN
     scans = rng.integers(0, 256, (len(crops), size, size), dtype=np.uint8)
     scans[:, MARGIN:-MARGIN, MARGIN:-MARGIN] = crops
@@ -43,8 +42,8 @@ X_test = np.concatenate([scan(good), scan(bad)])
 y_test = np.repeat([1, -1], len(good))  # +1 = normal, -1 = anomaly
 
 # %%
-# The pipeline cuts the middle out, then learns. It has the detector's methods, and scikit-learn's
-# tools take it like any other estimator.
+# The pipeline crops the middle and fits the detector. It has scikit-learn's methods of a detector
+# and works like any other estimator.
 
 
 def middle(scans):
@@ -60,8 +59,8 @@ pipeline = make_pipeline(
 pipeline.fit(X_train)
 
 # %%
-# A pipeline has no method to calibrate; its last step has, and wants the images as that step gets
-# them. So do displays.
+# A pipeline has no ``calibrate`` method. Call that of its last step, with transformed images.
+# Displays also take the last step and transformed images.
 
 pipeline[-1].calibrate(middle(X_calibration), fpr=0.05)
 print("called anomalies:", np.sum(pipeline.predict(X_test) == -1), "of", len(X_test))

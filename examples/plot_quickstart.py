@@ -3,13 +3,13 @@
 Which bricks are bad, and where?
 ==========================================
 
-A detector learns from photographs of a good brick wall, and then tells good crops from spoiled
-ones that it has never seen. The photograph comes with scikit-image; the defects are synthetic.
+A detector is trained on crops of a good brick wall, and then separates new good crops from
+defective ones. The photograph comes with scikit-image; the defects are synthetic.
 """
 
 # %%
-# Crops of the left half of the wall are for learning, of the upper right quarter for setting the
-# threshold, and of the lower right quarter for the test. No two of these parts overlap.
+# Crops of the left half of the wall are for training, of the upper right quarter for setting the
+# threshold, and of the lower right quarter for the test. These parts do not overlap.
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -36,8 +36,8 @@ X_good = crop(brick[256:, 256:], step=32)
 
 
 # %%
-# Every test crop is spoiled in one of three ways: a dark stain, a bright scratch, or a piece of
-# gravel where there should be brick. A mask keeps where.
+# Every test crop gets one of three defects: a dark stain, a bright scratch, or a piece of gravel. A
+# mask marks its pixels.
 
 
 def stain(image, rng):
@@ -67,8 +67,8 @@ for i, (image, mask) in enumerate(zip(X_bad, masks, strict=True)):
     mask[(stain, scratch, foreign_piece)[i % 3](image, rng)] = True
 
 # %%
-# Fitting takes good images only. The detector knows these better than any others, so its
-# threshold is then set with good images that it has not seen.
+# ``fit`` takes good images only. The detector fits these better than new ones, so its threshold is
+# then set on held-out good images.
 
 detector = MKDDetector(
     image_size=SIDE, batch_size=16, max_iter=10, tol=None, smoothing_sigma=2, random_state=0
@@ -76,8 +76,8 @@ detector = MKDDetector(
 detector.fit(X_train).calibrate(X_calibration, fpr=0.05)
 
 # %%
-# Scores are higher for normal images, as everywhere in scikit-learn; maps are higher where an
-# image is anomalous.
+# Scores are higher for normal images, as everywhere in scikit-learn; maps are higher at anomalous
+# pixels.
 
 X_test = np.concatenate([X_good, X_bad])
 y_test = np.repeat([1, -1], [len(X_good), len(X_bad)])
@@ -95,8 +95,8 @@ print(f"spoiled crops found          {np.mean(labels[y_test == -1] == -1):.0%}")
 print(f"false alarms on good crops   {np.mean(labels[y_test == 1] == -1):.0%}")
 
 # %%
-# One colour scale serves all maps. It begins at the detector's own threshold for pixels, and leaves
-# what is below it as it is, so that a good crop does not glow.
+# All maps share one colour scale, which starts at the detector's threshold for pixels. Below it the
+# image stays uncoloured.
 
 shown = [0, 24, *range(len(X_good) + 9, len(X_good) + 15)]
 display = LocalizationDisplay.from_maps(

@@ -3,13 +3,13 @@
 How many false alarms does a threshold raise?
 ====================================================
 
-A threshold from training images looks right, and is not: the detector knows them better than any
-new image. One from good images that were held out keeps its promise.
+A threshold set on training images raises too many, since the detector fits these better than new
+images. A threshold set on held-out good images has the requested rate.
 """
 
 # %%
-# Crops of a brick wall that do not overlap: a third to learn from, a third to calibrate with, and
-# a third to count false alarms on. The anomalies are crops of gravel and grass.
+# Crops of a brick wall that do not overlap: a third for training, a third for calibration, and a
+# third for counting false alarms. The anomalies are crops of gravel and grass.
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -35,7 +35,7 @@ detector = MKDDetector(
 ).fit(learn)
 
 # %%
-# Both are asked for 5 % false alarms.
+# The target is 5 % false alarms in both cases.
 
 fig, axes = plt.subplots(2, 1, figsize=(7, 7), sharex=True, layout="constrained")
 for ax, name in zip(axes, ["fit", "calibrate"]):
