@@ -1,4 +1,4 @@
-"""Where normal ends: thresholds from training images or from normal images held out."""
+"""Thresholds of anomaly scores, from training images or from held-out normal images."""
 
 from __future__ import annotations
 
@@ -10,12 +10,27 @@ from numpy.typing import ArrayLike
 
 
 def training_threshold(anomaly: ArrayLike, contamination: float) -> float:
-    """Return the anomaly score that the share ``contamination`` of training images exceeds."""
+    """Return the quantile of anomaly scores that a share `contamination` of them exceeds."""
     return -float(np.quantile(-np.asarray(anomaly), contamination))
 
 
 def check_fpr(fpr: float, n: int, name: str = "X") -> None:
-    """Check that a false-positive rate is one that the n held-out images of a name can set."""
+    """Check that `fpr` is in (0, 1) and that n held-out images are enough for it.
+
+    Parameters
+    ----------
+    fpr : float
+        False-positive rate.
+    n : int
+        Number of held-out images; at least ``1 / fpr - 1`` are needed.
+    name : str, default="X"
+        Name of the parameter that holds the images, for the error message.
+
+    Raises
+    ------
+    ValueError
+        If `fpr` is out of range or n too small.
+    """
     if not isinstance(fpr, Real) or not 0 < fpr < 1:
         raise ValueError(f"fpr must be a float between 0 and 1, both excluded; got {fpr!r}.")
     if n_above(fpr, n) == 0:
@@ -24,15 +39,16 @@ def check_fpr(fpr: float, n: int, name: str = "X") -> None:
 
 
 def n_above(fpr: float, n: int) -> int:
-    """Return how many of n held-out images lie at or above the conformal threshold."""
-    return floor((n + 1) * fpr * (1 + 1e-12))  # 20 * 0.05 must come to 1
+    """Return the number of held-out images, of n, that score at or above the threshold."""
+    return floor((n + 1) * fpr * (1 + 1e-12))  # against rounding: 20 * 0.05 must give 1
 
 
 def conformal_threshold(anomaly: ArrayLike, fpr: float) -> float:
     """Return the ``ceil((n + 1) * (1 - fpr))``-th smallest of n held-out anomaly scores.
 
-    A new normal image, exchangeable with these, exceeds it with a probability of at most fpr
-    (split conformal prediction; Vovk et al., Algorithmic Learning in a Random World, 2005).
+    The score of a new normal image, if exchangeable with these, exceeds it with a probability of
+    at most fpr (split conformal prediction; Vovk et al., Algorithmic Learning in a Random World,
+    2005).
     """
     ordered = np.sort(anomaly)
     return float(ordered[-n_above(fpr, len(ordered))])

@@ -1,1 +1,1 @@
-"""Maps: discrepancies, attributions and what finishes them."""
+"""Discrepancy of features, gradients of it, and the localization maps made of them."""

@@ -1,7 +1,7 @@
-"""Which pixels an anomaly comes from: gradients of the discrepancy, or the discrepancy itself.
+"""Gradients of the loss with respect to the pixels, as maps of how anomalous each pixel is.
 
-Each function takes a batch of images (n, 3, H, W) or their features, and returns one raw map
-an image, of shape (n, H, W), higher where it is more anomalous.
+Each method takes a batch of images (n, 3, H, W) and returns a raw map for each, (n, H, W), higher
+where it is more anomalous.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ OPTIONS: dict[str, Any] = {
     "noise": 0.1,
     "value": False,
 }
-USED = {  # options by the methods that gradients are taken in
+USED = {  # gradient method -> options that it uses
     "gradient": ("through_source",),
     "smooth_grad": ("through_source", "n_samples", "noise"),
     "guided_backprop": ("through_source",),
@@ -44,12 +44,12 @@ RECTIFIERS = {F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
 
 
 def checked_options(given: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the options of the methods, defaults filled in.
+    """Return `localization_params` with defaults filled in.
 
     Raises
     ------
     ValueError
-        If there is no such option, or its value is not one of it.
+        If an option is unknown or its value is invalid.
     """
     given = dict(given or {})
     if unknown := set(given) - set(OPTIONS):
@@ -63,9 +63,10 @@ def checked_options(given: Mapping[str, Any] | None) -> dict[str, Any]:
 def input_gradient(
     source: Network, cloner: Network, loss: Loss, images: Tensor, through_source: bool
 ) -> Tensor:  # (n, 3, H, W)
-    """Differentiate the loss by the pixels (MKD, Eq. 5), through the cloner or through both.
+    """Gradient of the loss by the pixels (MKD, Eq. 5), through the cloner or both networks.
 
-    Images do not see one another in eval mode, so one backward pass serves the batch.
+    In eval mode the images of a batch do not affect each other, so the gradient of the summed
+    losses holds the gradient of each.
     """
     with torch.enable_grad():
         pixels = images.clone().requires_grad_()
@@ -77,20 +78,20 @@ def input_gradient(
 def gradient(
     source: Network, cloner: Network, loss: Loss, images: Tensor, through_source: bool = False
 ) -> Tensor:
-    """Sum the absolute gradient over channels."""
+    """Absolute gradient, summed over colour channels."""
     return input_gradient(source, cloner, loss, images, through_source).abs().sum(1)
 
 
 def guided_backprop(
     source: Network, cloner: Network, loss: Loss, images: Tensor, through_source: bool = False
 ) -> Tensor:
-    """Cut negative gradients at every ReLU on their way back (Springenberg et al., 2015)."""
+    """Absolute gradient, negative gradients set to 0 at each ReLU (Springenberg et al., 2015)."""
     with _GuidedReLU():
         return gradient(source, cloner, loss, images, through_source)
 
 
 class _GuidedReLU(TorchFunctionMode):
-    """Hook the output tensor of each ReLU that runs; no module is touched."""
+    """Register a hook on the output tensor of each ReLU; modules are not changed."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -112,10 +113,10 @@ def smooth_grad(
     noise: float,
     seed: int,
 ) -> Tensor:
-    """Average the gradient over noisy copies of each image (Smilkov et al., 2017).
+    """Absolute gradient averaged over noisy copies of each image (Smilkov et al., 2017).
 
-    The noise is Gaussian, its standard deviation a share of each image's own range, and its
-    draws are the same for every image, so that a map does not depend on its neighbours.
+    The noise is Gaussian; its standard deviation is `noise` times the range of the image's values.
+    All images get the same draws, so that a map does not depend on other images in the batch.
     """
     generator = private_generator(seed)
     spread = noise * (images.amax((1, 2, 3), keepdim=True) - images.amin((1, 2, 3), keepdim=True))

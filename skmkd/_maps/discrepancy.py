@@ -1,6 +1,7 @@
-"""How far cloner and source disagree: value and direction, per image and per position.
+"""Discrepancy between the features of source and cloner: value and direction.
 
-Training, scores and maps all come through here; nothing else compares activations.
+The loss, the anomaly scores and the localization maps are all computed from these functions, in
+float32 or more, whatever the precision of the networks.
 """
 
 from __future__ import annotations
@@ -11,49 +12,41 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SILENCE = 1e-8  # norms below count as this, so that a silent layer has no direction
+EPS = 1e-8  # lower bound of norms in the denominator of the cosine
+SILENCE = EPS
 
 Features = dict[str, Tensor]  # critical layer -> activations (n, C, h, w)
 
 
-def _precise(activations: Tensor) -> Tensor:
-    """Compare in float32 at least, whatever the networks compute in."""
-    return activations.to(torch.promote_types(activations.dtype, torch.float32))
+def _cosine_distance(source: Tensor, cloner: Tensor) -> Tensor:  # (..., d) x2 -> (...)
+    """One minus the cosine along the last axis; 0, with a gradient of 0, where the source is 0.
 
-
-def _positions(activations: Tensor) -> Tensor:  # (n, C, h, w) -> (n, h, w, C)
-    """Put channels last, as they lie in channels-last memory, which costs no copy."""
-    return _precise(activations).movedim(1, -1)
-
-
-def _neurons(activations: Tensor) -> Tensor:  # (n, C, h, w) -> (n, h * w * C)
-    """Lay out each image's neurons."""
-    return _positions(activations).flatten(1)
-
-
-def _cosine_distance(taught: Tensor, learned: Tensor) -> Tensor:  # (..., d) x2 -> (...)
-    """One minus the cosine along the last axis; 0 where the source is silent.
-
-    There is no direction to learn at such a place, and no gradient that would.
+    A zero vector has no direction for the cloner to learn.
     """
-    a, b = (torch.linalg.vector_norm(each, dim=-1) for each in (taught, learned))
-    cosine = (taught * learned).sum(-1) / (a.clamp_min(SILENCE) * b.clamp_min(SILENCE))
-    return (1 - cosine).masked_fill(a == 0, 0)
+    dtype = torch.promote_types(source.dtype, torch.float32)
+    source, cloner = source.to(dtype), cloner.to(dtype)
+    norm, cloner_norm = (torch.linalg.vector_norm(each, dim=-1) for each in (source, cloner))
+    cosine = (source * cloner).sum(-1) / (norm.clamp_min(EPS) * cloner_norm.clamp_min(EPS))
+    return (1 - cosine).masked_fill(norm == 0, 0)
 
 
 def value_map(source: Tensor, cloner: Tensor) -> Tensor:  # (n, C, h, w) x2 -> (n, h, w)
     """Squared difference at each position, averaged over channels."""
-    return (_precise(source) - _precise(cloner)).square().mean(1)
+    dtype = torch.promote_types(source.dtype, torch.float32)
+    return (source.to(dtype) - cloner.to(dtype)).square().mean(1)
 
 
 def direction_map(source: Tensor, cloner: Tensor) -> Tensor:  # (n, C, h, w) x2 -> (n, h, w)
     """One minus the cosine along channels at each position."""
-    return _cosine_distance(_positions(source), _positions(cloner))
+    return _cosine_distance(source.movedim(1, -1), cloner.movedim(1, -1))
 
 
 def value_discrepancy(source: Tensor, cloner: Tensor) -> Tensor:  # (n, C, h, w) x2 -> (n,)
-    """Squared difference averaged over all neurons of the layer (MKD, Eq. 1)."""
-    squares = F.mse_loss(_neurons(cloner), _neurons(source), reduction="none")
+    """Squared difference averaged over all activations of the layer (MKD, Eq. 1)."""
+    dtype = torch.promote_types(source.dtype, torch.float32)
+    # channels last, as activations are in channels-last memory, so that nothing is copied
+    target, predicted = (each.movedim(1, -1).flatten(1).to(dtype) for each in (source, cloner))
+    squares = F.mse_loss(predicted, target, reduction="none")
     return squares.sum(1) / squares.shape[1]
 
 
@@ -63,33 +56,16 @@ def direction_discrepancy(
     """One minus the cosine of the whole layer (MKD, Eq. 3), or its mean over positions."""
     if direction == "position":
         return direction_map(source, cloner).flatten(1).mean(1)
-    return _cosine_distance(_neurons(source), _neurons(cloner))
+    return _cosine_distance(*(each.movedim(1, -1).flatten(1) for each in (source, cloner)))
 
 
 def discrepancies(
     source: Features, cloner: Features, layers: Sequence[str], direction: str
 ) -> tuple[Tensor, Tensor]:  # -> (n,), (n,)
     """Sum the value and the direction discrepancies over the layers."""
-    value = sum(value_discrepancy(source[i], cloner[i]) for i in layers)
-    towards = sum(direction_discrepancy(source[i], cloner[i], direction) for i in layers)
-    return torch.as_tensor(value), torch.as_tensor(towards)
-
-
-def total_discrepancy(
-    value: Tensor, direction: Tensor, value_weight: float, direction_weight: float
-) -> Tensor:
-    """Weigh both terms into the total (MKD, Eq. 4); images or positions alike.
-
-    A term of weight 0 has no part in it, and none in its gradient.
-    """
-    terms = ((value_weight, value), (direction_weight, direction))
-    return sum((w * term for w, term in terms if w), torch.zeros_like(direction))
-
-
-def balancing_weight(value: Tensor, direction: Tensor) -> float:
-    """Return the weight that gives both terms the same mean (MKD, section 3.1)."""
-    mean_value, mean_direction = float(value.mean()), float(direction.mean())
-    return mean_value / mean_direction if mean_direction > 0 else 1.0
+    values = [value_discrepancy(source[i], cloner[i]) for i in layers]
+    directions = [direction_discrepancy(source[i], cloner[i], direction) for i in layers]
+    return torch.as_tensor(sum(values)), torch.as_tensor(sum(directions))
 
 
 def discrepancy_map(
@@ -99,13 +75,30 @@ def discrepancy_map(
     size: tuple[int, int],
     value_weight: float,
     direction_weight: float,
-) -> Tensor:
-    """Sum the layers' per-position discrepancies, each upsampled bilinearly to the image."""
+) -> Tensor:  # (n, H, W)
+    """Weighted discrepancy at each position, resized bilinearly to `size`, summed over layers."""
+    maps = []
+    for layer in layers:
+        features = source[layer], cloner[layer]
+        weighted = ((value_weight, value_map), (direction_weight, direction_map))
+        total = torch.as_tensor(sum(w * compute(*features) for w, compute in weighted if w))
+        resized = F.interpolate(total[:, None], size, mode="bilinear", align_corners=False)
+        maps.append(resized[:, 0])
+    return torch.stack(maps).sum(0)
 
-    def upsampled(layer: str) -> Tensor:
-        value = value_map(source[layer], cloner[layer])
-        direction = direction_map(source[layer], cloner[layer])
-        total = total_discrepancy(value, direction, value_weight, direction_weight)
-        return F.interpolate(total[:, None], size, mode="bilinear", align_corners=False)[:, 0]
 
-    return torch.stack([upsampled(layer) for layer in layers]).sum(0)
+def total_discrepancy(
+    value: Tensor, direction: Tensor, value_weight: float, direction_weight: float
+) -> Tensor:  # (n,) x2 -> (n,)
+    """Weighted sum of both terms (MKD, Eq. 4).
+
+    A term of weight 0 is left out, so that an infinite one does not give NaN.
+    """
+    terms = ((value_weight, value), (direction_weight, direction))
+    return sum((w * term for w, term in terms if w), torch.zeros_like(direction))
+
+
+def balancing_weight(value: Tensor, direction: Tensor) -> float:
+    """Return the direction weight that gives both terms the same mean (MKD, section 3.1)."""
+    mean_value, mean_direction = float(value.mean()), float(direction.mean())
+    return mean_value / mean_direction if mean_direction > 0 else 1.0

@@ -1,4 +1,4 @@
-"""Raw attribution becomes a localization map: blurred, opened, at the image's own size."""
+"""From raw attributions to localization maps: blur, grey opening, resizing to the image."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ from torchvision.transforms.v2 import functional as transforms
 
 
 def blur(maps: np.ndarray, sigma: float) -> np.ndarray:  # (n, H, W)
-    """Smooth each map with a Gaussian of width sigma, in pixels (MKD, Eq. 6)."""
+    """Smooth each map with a Gaussian of standard deviation sigma, in pixels (MKD, Eq. 6)."""
     return ndimage.gaussian_filter(maps, sigma, axes=(1, 2))
 
 
 def blurred_maximum(maps: Tensor, sigma: float) -> Tensor:  # (n, H, W) -> (n,)
-    """Return how anomalous the most anomalous place of each image is."""
+    """Return the maximum of each blurred map, as an anomaly score of the image."""
     return torch.from_numpy(blur(maps.cpu().numpy(), sigma)).amax((1, 2))
 
 
 def grey_opening(maps: np.ndarray, size: int) -> np.ndarray:  # (n, H, W)
-    """Remove bright specks smaller than an ellipse, size pixels across (MKD, Eq. 6)."""
+    """Remove bright spots that a disk, ``2 * (size // 2) + 1`` pixels wide, does not fit into.
+
+    MKD (Eq. 6) opens its maps likewise.
+    """
     return ndimage.grey_opening(maps, footprint=disk(size // 2)[None])
 
 
@@ -31,6 +34,6 @@ def localization_maps(attribution: np.ndarray, sigma: float, opening_size: int) 
 
 
 def resize_map(single: np.ndarray, size: tuple[int, int]) -> np.ndarray:  # (h, w) -> (H, W)
-    """Bring one map to the size of its image, bilinearly."""
+    """Resize one map bilinearly, with antialiasing."""
     resized = transforms.resize(torch.from_numpy(single)[None], list(size), antialias=True)
     return resized[0].numpy()

@@ -1,4 +1,4 @@
-"""Metrics of localization maps: `(masks, maps)`, as scikit-learn has `(y_true, y_score)`."""
+"""Metrics of localization maps: `(masks, maps)` take the place of `(y_true, y_score)`."""
 
 from skmkd.metrics._per_region_overlap import aupro_score, per_region_overlap_curve
 from skmkd.metrics._pixelwise import (

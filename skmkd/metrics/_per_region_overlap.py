@@ -1,4 +1,4 @@
-"""Per-region overlap: the ROC curve in which every defect weighs the same, however large."""
+"""Per-region overlap (PRO): a ROC curve that weighs all defects equally, whatever their size."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from sklearn.utils._param_validation import Interval, validate_parameter_constra
 
 from skmkd.metrics._pixels import Arrays, weighted_pixels
 
-NEIGHBOURS = np.ones((3, 3))  # pixels of one region touch at a side or a corner
+NEIGHBOURS = np.ones((3, 3))  # 8-connectivity
 
 
 def one_each_region(mask: np.ndarray) -> np.ndarray:
-    """Give the anomalous pixels of each connected region the weight 1 together."""
+    """Return the weight of each anomalous pixel, which is 1 / area of its connected region."""
     regions, _ = ndimage.label(mask, NEIGHBOURS)
     region = regions[mask]
     return 1 / np.bincount(region)[region]
@@ -24,22 +24,22 @@ def one_each_region(mask: np.ndarray) -> np.ndarray:
 def per_region_overlap_curve(
     masks: Arrays, maps: Arrays, *, exact: bool = True
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Per-region overlap against the false-positive rate, as the threshold falls.
+    """Per-region overlap against the false-positive rate, for decreasing thresholds.
 
-    Regions are the connected parts of the masks of all images, pixels that touch at a corner
-    being connected. Where the map reaches the threshold, the per-region overlap is the share of a
-    region that is found, averaged over all regions; the false-positive rate is the share of the
-    normal pixels of all images, normal images included [1]_.
+    Regions are the connected components (8-connectivity) of the masks of all images. A pixel is
+    detected where the map is at or above the threshold. The per-region overlap is the detected
+    share of a region, averaged over all regions. The false-positive rate is the detected share of
+    the normal pixels of all images, normal images included [1]_.
 
     Parameters
     ----------
     masks : array-like of shape (n, H, W) or sequence of n array-likes of shape (H, W)
-        Bool, or 0 and 1: True = anomalous. Masks of normal images, all False, belong to it.
+        Bool, or 0 and 1: True = anomalous. Include normal images, with all-False masks.
     maps : array-like of shape (n, H, W) or sequence of n array-likes of shape (H, W)
         Localization maps, higher = more anomalous; images may differ in size.
     exact : bool, default=True
-        False counts pixels in a histogram, in bounded memory and over memory maps: for large
-        sets. The curve then keeps fewer of its points, each of them exact.
+        False counts pixels in a histogram, for large sets: memory is bounded, and arrays may be
+        memory-mapped. The curve then has fewer points, each of them exact.
 
     Returns
     -------
@@ -48,14 +48,13 @@ def per_region_overlap_curve(
     pro : ndarray of shape (k,), float64
         Per-region overlaps, ascending from 0 to 1. NaN, with a warning, if there is no region.
     thresholds : ndarray of shape (k,), floating
-        In the unit of the maps, descending from infinity: pixels at or above count as found.
-        Points between which the curve is straight are left out, so that there need not be one
-        near every rate.
+        In the unit of the maps, descending from infinity: pixels at or above are detected.
+        Points that lie on a straight line between others are left out.
 
     Raises
     ------
     ValueError
-        If masks or maps are not as described, or a map is not finite.
+        If masks or maps have the wrong shape or values, or a map is not finite.
 
     Warns
     -----
@@ -72,7 +71,7 @@ def per_region_overlap_curve(
     --------
     >>> from skmkd.metrics import per_region_overlap_curve
     >>> masks = [[[True, True, False, True]]]
-    >>> maps = [[[0.9, 0.1, 0.5, 0.7]]]  # half of the first region, then all of the second
+    >>> maps = [[[0.9, 0.1, 0.5, 0.7]]]  # the order: half of the first region, all of the second
     >>> fpr, pro, thresholds = per_region_overlap_curve(masks, maps)
     >>> pro
     array([0.  , 0.25, 0.75, 0.75, 1.  ])
@@ -89,25 +88,26 @@ def aupro_score(masks: Arrays, maps: Arrays, max_fpr: float = 0.3, *, exact: boo
     Parameters
     ----------
     masks : array-like of shape (n, H, W) or sequence of n array-likes of shape (H, W)
-        Bool, or 0 and 1: True = anomalous. Masks of normal images, all False, belong to it.
+        Bool, or 0 and 1: True = anomalous. Include normal images, with all-False masks.
     maps : array-like of shape (n, H, W) or sequence of n array-likes of shape (H, W)
         Localization maps, higher = more anomalous; images may differ in size.
     max_fpr : float in (0, 1], default=0.3
         False-positive rate at which the area ends.
     exact : bool, default=True
-        False counts pixels in a histogram, in bounded memory and over memory maps: for large
-        sets. It differs by less than 1e-3, up to 100 million anomalous pixels.
+        False counts pixels in a histogram, for large sets: memory is bounded, and arrays may be
+        memory-mapped. The error is below 1e-3 for up to 100 million anomalous pixels.
 
     Returns
     -------
     score : float
-        The area divided by `max_fpr`: in [0, 1], higher = better; a constant map has
+        The area divided by `max_fpr`: in [0, 1], higher = better; a constant map gets
         ``max_fpr / 2``. NaN, with a warning, if there is no region or no normal pixel.
 
     Raises
     ------
     ValueError
-        If masks or maps are not as described, a map is not finite, or `max_fpr` is out of range.
+        If masks or maps have the wrong shape or values, a map is not finite, or `max_fpr` is out
+        of range.
 
     Warns
     -----
@@ -116,8 +116,8 @@ def aupro_score(masks: Arrays, maps: Arrays, max_fpr: float = 0.3, *, exact: boo
 
     See Also
     --------
-    per_region_overlap_curve : The curve, with the definition of regions, and the source.
-    pixel_roc_auc_score : The same weight for every pixel, instead of every region.
+    per_region_overlap_curve : The curve, with definitions and the reference.
+    pixel_roc_auc_score : Weighs pixels equally, not regions.
 
     Examples
     --------
@@ -133,19 +133,19 @@ def aupro_score(masks: Arrays, maps: Arrays, max_fpr: float = 0.3, *, exact: boo
 
 
 def check_max_fpr(max_fpr: float, caller_name: str) -> None:
-    """Check the false-positive rate at which an area ends."""
+    """Check that `max_fpr` is in (0, 1]."""
     limits = {"max_fpr": [Interval(Real, 0, 1, closed="right")]}
     validate_parameter_constraints(limits, {"max_fpr": max_fpr}, caller_name)
 
 
 def curve_until(max_fpr: float, fpr: np.ndarray, pro: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Cut the curve at `max_fpr`."""
-    within = ~(fpr > max_fpr)  # an undefined rate stays, and makes the area undefined
+    """Return the curve up to `max_fpr`, its last point interpolated."""
+    within = ~(fpr > max_fpr)  # keeps NaN, so that the area is NaN, too
     overlap = np.interp(max_fpr, fpr, pro)
     return np.append(fpr[within], max_fpr), np.append(pro[within], overlap)
 
 
 def area_share(fpr: np.ndarray, pro: np.ndarray) -> float:
-    """Return the area under a curve from 0, divided by its width."""
+    """Return the area under a curve that starts at 0, divided by its width."""
     area = np.trapezoid(pro, fpr) / fpr[-1]
-    return float(np.minimum(area, 1))  # rounding apart, it never exceeds 1
+    return float(np.minimum(area, 1))  # rounding could exceed it

@@ -1,8 +1,8 @@
-"""Masks and maps become weighted pixels: far fewer, and with the same curves.
+"""Compress masks and maps into few weighted pixels that have the same ROC and PR curves.
 
-A rate changes its ratio to another only where a threshold passes an anomalous pixel. So the values
-of anomalous pixels are all the thresholds that a curve needs, and pixels between two of them are
-counted, not kept.
+The slope of such a curve changes only where the threshold passes the value of an anomalous pixel.
+So these values are all the thresholds that a curve needs; of the pixels between two thresholds only
+the number is kept.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-CHUNK = 2**22  # pixels that are read at a time
-N_THRESHOLDS = 2**16  # of a histogram; see `_thresholds` for the error
-N_KEPT, N_GATHERED = 2**20, 2**22  # anomalous pixels, while these thresholds are found
+CHUNK = 2**22  # pixels read at a time, at least
+N_THRESHOLDS = 2**16  # of the histogram; `_thresholds` states the error
+# While thresholds are collected: more than N_GATHERED values are reduced to N_KEPT.
+N_KEPT, N_GATHERED = 2**20, 2**22
 
 Arrays = np.ndarray | Sequence[ArrayLike]  # (n, H, W), or n of shape (H, W)
 Weigh = Callable[[np.ndarray], np.ndarray]  # mask (H, W) -> weight of each anomalous pixel
 
 
 class WeightedPixels(NamedTuple):
-    """Pixels as scikit-learn's metrics take them, each array of shape (m,)."""
+    """Arguments of scikit-learn's metrics, each of shape (m,)."""
 
     y_true: np.ndarray  # True = anomalous
     y_score: np.ndarray  # higher = more anomalous
@@ -30,20 +31,20 @@ class WeightedPixels(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """The pixels of some images."""
+    """Pixel values of some images."""
 
     normal: np.ndarray
     anomalous: np.ndarray
-    weights: np.ndarray  # of the anomalous ones
+    weights: np.ndarray  # of the anomalous pixels
 
 
 def one_each(mask: np.ndarray) -> np.ndarray:
-    """Give every anomalous pixel the same weight."""
+    """Return weight 1 for each anomalous pixel."""
     return np.ones(np.count_nonzero(mask))
 
 
 def weighted_pixels(masks: Arrays, maps: Arrays, weigh: Weigh, *, exact: bool) -> WeightedPixels:
-    """Count pixels at the thresholds that matter, and between them.
+    """Count the pixels at each threshold and between thresholds.
 
     Parameters
     ----------
@@ -52,27 +53,27 @@ def weighted_pixels(masks: Arrays, maps: Arrays, weigh: Weigh, *, exact: bool) -
     maps : array-like of shape (n, H, W) or sequence of n array-likes of shape (H, W)
         Localization maps, higher = more anomalous.
     weigh : callable
-        Gives the weights of a mask's anomalous pixels; normal ones weigh 1.
+        Returns the weights of a mask's anomalous pixels; normal pixels have weight 1.
     exact : bool
-        Whether every value of an anomalous pixel is a threshold, or at most `N_THRESHOLDS` of
-        them: the quantiles, by weight. Counts at a threshold are exact either way.
+        True takes the value of every anomalous pixel as a threshold; False takes at most
+        `N_THRESHOLDS` weighted quantiles of them. Counts are exact in both cases.
 
     Returns
     -------
     pixels : WeightedPixels
-        With no pixel of weight 0.
+        Without pixels of weight 0.
 
     Raises
     ------
     ValueError
-        If masks, maps or `exact` are not as described, or maps not finite.
+        If masks, maps or `exact` have the wrong type, shape or values.
     """
     if not isinstance(exact, (bool, np.bool_)):
         raise ValueError(f"exact must be True or False; got {exact!r}.")
     dtype = check_maps(masks, maps)
     edges = _thresholds(_chunks(masks, maps, one_each if exact else weigh, dtype, CHUNK), exact)
     counts = Histogram(edges)
-    n_pixels = max(CHUNK, 8 * len(edges))  # reading is to take longer than adding up
+    n_pixels = max(CHUNK, 8 * len(edges))  # so that reading dominates the time
     for chunk in _chunks(masks, maps, weigh, dtype, n_pixels):
         counts.add(0, np.sort(chunk.normal), np.arange(len(chunk.normal) + 1))
         order = np.argsort(chunk.anomalous)
@@ -83,19 +84,21 @@ def weighted_pixels(masks: Arrays, maps: Arrays, weigh: Weigh, *, exact: bool) -
 
 
 class Histogram:
-    """Weights of normal and of anomalous pixels below the first edge, at it, above it, ...
+    """Weights of normal and anomalous pixels in bins at and between edges.
+
+    Bin 0 is below the first edge, bin 1 at it, bin 2 between the first and the second, and so on.
 
     Parameters
     ----------
     edges : ndarray of shape (k,)
-        Values, ascending and distinct.
+        Distinct values in ascending order.
 
     Attributes
     ----------
     weights : ndarray of shape (2, 2 * k + 1), float64
-        Of normal and of anomalous pixels, in each bin.
+        Total weight in each bin, of normal (0) and anomalous (1) pixels.
     lowest : ndarray of shape (2 * k + 1,)
-        Lowest value in each bin; infinite in an empty one.
+        Lowest value in each bin; infinity if it is empty.
     """
 
     def __init__(self, edges: np.ndarray) -> None:
@@ -105,7 +108,17 @@ class Histogram:
         self.lowest = np.full(n_bins, np.inf, dtype=edges.dtype)
 
     def add(self, kind: int, values: np.ndarray, cumulated: np.ndarray) -> None:
-        """Add pixels by their ascending values and the weight before each, and of all."""
+        """Add normal (kind 0) or anomalous (kind 1) pixels.
+
+        Parameters
+        ----------
+        kind : int
+            0 or 1.
+        values : ndarray of shape (m,)
+            In ascending order.
+        cumulated : ndarray of shape (m + 1,)
+            Cumulative sum of the weights, with a leading 0.
+        """
         ends = np.zeros(self.weights.shape[1] + 1, dtype=np.intp)
         ends[1:-1:2] = np.searchsorted(values, self._edges, side="left")
         ends[2:-1:2] = np.searchsorted(values, self._edges, side="right")
@@ -116,10 +129,10 @@ class Histogram:
 
 
 def check_maps(masks: Arrays, maps: Arrays) -> np.dtype:
-    """Check shapes and types; return the dtype, float32 or float64, that holds all maps."""
+    """Check shapes and types; return float32, or float64 if a map needs it."""
     if len(masks) != len(maps) or len(maps) == 0:
         raise ValueError(
-            f"masks and maps must be equally many, at least one; got {len(masks)} masks and "
+            f"masks and maps must have the same length, at least 1; got {len(masks)} masks and "
             f"{len(maps)} maps."
         )
     dtypes = set()
@@ -137,18 +150,18 @@ def check_maps(masks: Arrays, maps: Arrays) -> np.dtype:
 
 
 def check_mask(mask: ArrayLike, index: int) -> np.ndarray:
-    """Return a mask (H, W) as booleans."""
+    """Return a mask (H, W) as a boolean array."""
     array = np.asarray(mask)
     if array.dtype != bool and not np.isin(array, (0, 1)).all():
         raise ValueError(
-            f"masks must be boolean, or hold 0 and 1 only; got {array.dtype} values from "
-            f"{array.min()} to {array.max()} in masks[{index}]: give masks > 0, say."
+            f"masks must be boolean, or 0 and 1 only; got {array.dtype} values from "
+            f"{array.min()} to {array.max()} in masks[{index}]. Pass masks > 0, for example."
         )
     return array.astype(bool, copy=False)
 
 
 def check_map(single: ArrayLike, index: int) -> np.ndarray:
-    """Return a localization map (H, W) as an array of finite numbers."""
+    """Return a localization map (H, W) as an array; raise ValueError if it is not finite."""
     array = np.asarray(single)
     if not np.isfinite(array).all():
         raise ValueError(f"maps must be finite; got NaN or infinity in maps[{index}].")
@@ -158,7 +171,7 @@ def check_map(single: ArrayLike, index: int) -> np.ndarray:
 def _chunks(
     masks: Arrays, maps: Arrays, weigh: Weigh, dtype: np.dtype, n_pixels: int
 ) -> Iterator[Chunk]:
-    """Yield the pixels of all images, those of as many at a time as hold `n_pixels`."""
+    """Yield the pixels of consecutive images, at least `n_pixels` at a time."""
     read: list[Chunk] = []
     n_read = 0
     for i, (mask, single) in enumerate(zip(masks, maps, strict=True)):
@@ -177,13 +190,13 @@ def _joined(chunks: Sequence[Chunk]) -> Chunk:
 
 
 def _thresholds(chunks: Iterator[Chunk], exact: bool) -> np.ndarray:
-    """Return values of anomalous pixels, ascending: all distinct ones, or their quantiles.
+    """Return the distinct values of anomalous pixels, or their quantiles, in ascending order.
 
-    With quantiles at most a share q of the anomalous weight lies between two thresholds, and
-    counts at a threshold are exact. So AUPRO is wrong by at most q, AUROC by q / 2, the best F1
-    by 2 q, average precision by about q (3 + 2 log(1 / q)). Here q is 1 / `N_THRESHOLDS`, and
-    thinning out what was thinned before adds at most 1 / `N_KEPT` each time: with 10^8 anomalous
-    pixels, all are below 1e-3.
+    With quantiles, at most a share q of the anomalous weight lies between two thresholds, and
+    counts at each threshold are exact. So the error is at most q for AUPRO, q / 2 for AUROC, 2 q
+    for the highest F1 score, and about q (3 + 2 log(1 / q)) for average precision. Here q is
+    1 / `N_THRESHOLDS`, plus at most 1 / `N_KEPT` for each reduction on the way: with 10^8
+    anomalous pixels, all errors are below 1e-3.
     """
     if exact:
         return np.unique(np.concatenate([chunk.anomalous for chunk in chunks]))
@@ -197,7 +210,7 @@ def _thresholds(chunks: Iterator[Chunk], exact: bool) -> np.ndarray:
 
 
 def _quantiles(values: np.ndarray, weights: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Keep at most n values, between which lies at most 1 / n of the weight, and all weight."""
+    """Keep at most n values with at most 1 / n of the weight between two, and the total weight."""
     if len(values) <= n:
         return values, weights
     order = np.argsort(values)

@@ -1,4 +1,4 @@
-"""Metrics of localization maps in which every pixel counts the same."""
+"""Metrics of localization maps that weigh all pixels equally."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ def pixel_roc_auc_score(masks: Arrays, maps: Arrays, *, exact: bool = True) -> f
     Parameters
     ----------
     masks : array-like of shape (n, H, W) or sequence of n array-likes of shape (H, W)
-        Bool, or 0 and 1: True = anomalous. Masks of normal images, all False, belong to it.
+        Bool, or 0 and 1: True = anomalous. Include normal images, with all-False masks.
     maps : array-like of shape (n, H, W) or sequence of n array-likes of shape (H, W)
         Localization maps, higher = more anomalous; images may differ in size.
     exact : bool, default=True
-        False counts pixels in a histogram, in bounded memory and over memory maps: for large
-        sets. It differs by less than 1e-3, up to 100 million anomalous pixels.
+        False counts pixels in a histogram, for large sets: memory is bounded, and arrays may be
+        memory-mapped. The error is below 1e-3 for up to 100 million anomalous pixels.
 
     Returns
     -------
     score : float
-        In [0, 1], higher = better; 0.5 is chance. NaN, with a warning, if all pixels are of one
-        kind.
+        In [0, 1], higher = better; chance level is 0.5. NaN, with a warning, if all pixels are
+        normal or all anomalous.
 
     Raises
     ------
     ValueError
-        If masks or maps are not as described, or a map is not finite.
+        If masks or maps have the wrong shape or values, or a map is not finite.
 
     Warns
     -----
@@ -39,8 +39,8 @@ def pixel_roc_auc_score(masks: Arrays, maps: Arrays, *, exact: bool = True) -> f
 
     See Also
     --------
-    aupro_score : The same weight for every defect, instead of every pixel.
-    sklearn.metrics.roc_auc_score : What this computes on flattened masks and maps.
+    aupro_score : Weighs regions equally, not pixels.
+    sklearn.metrics.roc_auc_score : The same on flattened masks and maps.
 
     Examples
     --------
@@ -55,28 +55,28 @@ def pixel_roc_auc_score(masks: Arrays, maps: Arrays, *, exact: bool = True) -> f
 
 
 def pixel_average_precision_score(masks: Arrays, maps: Arrays, *, exact: bool = True) -> float:
-    """Average precision over all pixels, those of anomalies being positive.
+    """Average precision over all pixels; anomalous pixels are the positive class.
 
     Parameters
     ----------
     masks : array-like of shape (n, H, W) or sequence of n array-likes of shape (H, W)
-        Bool, or 0 and 1: True = anomalous. Masks of normal images, all False, belong to it.
+        Bool, or 0 and 1: True = anomalous. Include normal images, with all-False masks.
     maps : array-like of shape (n, H, W) or sequence of n array-likes of shape (H, W)
         Localization maps, higher = more anomalous; images may differ in size.
     exact : bool, default=True
-        False counts pixels in a histogram, in bounded memory and over memory maps: for large
-        sets. It differs by less than 1e-3, up to 100 million anomalous pixels.
+        False counts pixels in a histogram, for large sets: memory is bounded, and arrays may be
+        memory-mapped. The error is below 1e-3 for up to 100 million anomalous pixels.
 
     Returns
     -------
     score : float
-        In [0, 1], higher = better; chance is the share of anomalous pixels. 0, with a warning,
-        if no pixel is anomalous.
+        In [0, 1], higher = better; chance level is the share of anomalous pixels. 0, with a
+        warning, if no pixel is anomalous.
 
     Raises
     ------
     ValueError
-        If masks or maps are not as described, or a map is not finite.
+        If masks or maps have the wrong shape or values, or a map is not finite.
 
     Warns
     -----
@@ -85,7 +85,7 @@ def pixel_average_precision_score(masks: Arrays, maps: Arrays, *, exact: bool = 
 
     See Also
     --------
-    sklearn.metrics.average_precision_score : What this computes on flattened masks and maps.
+    sklearn.metrics.average_precision_score : The same on flattened masks and maps.
 
     Examples
     --------
@@ -102,20 +102,20 @@ def pixel_average_precision_score(masks: Arrays, maps: Arrays, *, exact: bool = 
 
 
 def pixel_f1_max_score(masks: Arrays, maps: Arrays, *, exact: bool = True) -> float:
-    """F1 score over all pixels at the one threshold that is best for it.
+    """Highest F1 score over all pixels that any threshold reaches.
 
-    That threshold is chosen with the truth in hand, so the score says what a map could do, not
-    what a threshold set beforehand will.
+    The threshold is chosen on the test masks, so this is an upper bound for a threshold that is
+    set beforehand.
 
     Parameters
     ----------
     masks : array-like of shape (n, H, W) or sequence of n array-likes of shape (H, W)
-        Bool, or 0 and 1: True = anomalous. Masks of normal images, all False, belong to it.
+        Bool, or 0 and 1: True = anomalous. Include normal images, with all-False masks.
     maps : array-like of shape (n, H, W) or sequence of n array-likes of shape (H, W)
         Localization maps, higher = more anomalous; images may differ in size.
     exact : bool, default=True
-        False counts pixels in a histogram, in bounded memory and over memory maps: for large
-        sets. It differs by less than 1e-3, up to 100 million anomalous pixels.
+        False counts pixels in a histogram, for large sets: memory is bounded, and arrays may be
+        memory-mapped. The error is below 1e-3 for up to 100 million anomalous pixels.
 
     Returns
     -------
@@ -125,7 +125,7 @@ def pixel_f1_max_score(masks: Arrays, maps: Arrays, *, exact: bool = True) -> fl
     Raises
     ------
     ValueError
-        If masks or maps are not as described, or a map is not finite.
+        If masks or maps have the wrong shape or values, or a map is not finite.
 
     Warns
     -----
@@ -134,7 +134,7 @@ def pixel_f1_max_score(masks: Arrays, maps: Arrays, *, exact: bool = True) -> fl
 
     See Also
     --------
-    sklearn.metrics.f1_score : The score at one threshold.
+    sklearn.metrics.f1_score : F1 score at a given threshold.
 
     Examples
     --------

@@ -173,7 +173,7 @@ BAD = [
     ({"maps": np.where(MASKS, np.nan, MAPS)}, r"finite; got NaN or infinity in maps\[1\]"),
     ({"masks": []}, "masks must be as many"),
     ({"masks": MASKS[:, :5]}, r"masks must be of the images' sizes; got masks\[0\]"),
-    ({"masks": 3 * MASKS}, r"masks must be boolean, or hold 0 and 1"),
+    ({"masks": 3 * MASKS}, "masks must be boolean, or 0 and 1 only"),
     ({"X": [IMAGES[0], IMAGES[1] / 255.0, IMAGES[2]]}, "images of X must all be of one kind"),
     ({"X": GREY[0]}, r"X\[0\] must hold images of shape \(H, W\)"),
     ({"X": [], "maps": []}, "X must hold at least one image"),

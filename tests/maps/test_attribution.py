@@ -34,7 +34,7 @@ def images(n=3, size=4, seed=0):
     return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(seed))
 
 
-def test_gradient_runs_through_the_cloner_only_unless_told_otherwise():
+def test_gradient_goes_through_the_cloner_only_unless_through_source():
     # L = sum (s x - c x)^2: dL/dx is -2 c (s - c) x through the cloner, 2 (s - c)^2 x through both
     source, cloner, x = Network(lambda x: 5 * x), Network(lambda x: 2 * x), images()
     got = input_gradient(source, cloner, squared_distance, x, through_source=False)
@@ -62,7 +62,7 @@ def test_gradient_agrees_with_finite_differences():
 
 @pytest.mark.parametrize("through_source", [False, True])
 @pytest.mark.parametrize("method", [gradient, guided_backprop])
-def test_a_batch_gives_what_single_images_give(images, method, through_source):
+def test_batch_equals_single_images(images, method, through_source):
     detector = tiny_detector().fit(images)
     batch = detector._prepare(list(images))
     networks = detector.source_, detector.cloner_, detector._loss
@@ -71,7 +71,7 @@ def test_a_batch_gives_what_single_images_give(images, method, through_source):
         pixels = batch[i : i + 1].clone()
         alone = method(*networks, pixels, through_source)
         assert_allclose(together[i], alone[0], rtol=1e-4, atol=1e-8)
-    if method is gradient:  # and what autograd gives when written out, one image at a time
+    if method is gradient:  # the oracle: plain autograd, one image at a time
         pixels = batch[:1].clone().requires_grad_()
         target = detector.source_(pixels if through_source else batch[:1])
         detector._loss(target, detector.cloner_(pixels)).backward()
@@ -80,7 +80,7 @@ def test_a_batch_gives_what_single_images_give(images, method, through_source):
 
 @pytest.mark.parametrize("inplace", [False, True])
 def test_guided_backprop_equals_a_hand_computation(inplace):
-    # cloner: relu(W2 relu(W1 x)), 1 x 1 convolutions; the source is silent, so dL/da = 2 a
+    # cloner: relu(W2 relu(W1 x)), 1 x 1 convolutions; constant source, so dL/da = 2 (a - 0.7)
     generator = torch.Generator().manual_seed(1)
     first, second = (torch.randn(4, c, generator=generator) for c in (3, 4))
     layers = [nn.Conv2d(3, 4, 1, bias=False), nn.ReLU(inplace), nn.Conv2d(4, 4, 1, bias=False)]
@@ -111,8 +111,8 @@ def test_guided_backprop_equals_a_hand_computation(inplace):
         lambda x: (x * 1).relu_(),
     ],
 )
-def test_guided_backprop_cuts_at_every_kind_of_relu(rectify):
-    # the gradient -2 (source - cloner) is negative where the source is larger, and is cut there
+def test_guided_backprop_handles_every_kind_of_relu(rectify):
+    # the gradient -2 (source - cloner) is negative where the source is larger, and set to 0 there
     source = Network(lambda x: x.new_tensor([9.0, -9.0, -9.0]).view(1, 3, 1, 1).expand_as(x))
     x = torch.ones(1, 3, 2, 2)
     got = guided_backprop(source, Network(rectify), squared_distance, x)
@@ -134,8 +134,8 @@ def test_guided_backprop_leaves_no_hook_behind(images):
 def test_smooth_grad_of_a_linear_gradient_is_the_gradient_at_the_mean_noise():
     source, cloner, x = Network(lambda x: 5 * x), Network(lambda x: 2 * x), images()
     networks = source, cloner, squared_distance
-    calm = smooth_grad(*networks, x, n_samples=3, noise=0.0, seed=0)
-    assert_allclose(calm, gradient(*networks, x), rtol=1e-5)
+    noiseless = smooth_grad(*networks, x, n_samples=3, noise=0.0, seed=0)
+    assert_allclose(noiseless, gradient(*networks, x), rtol=1e-5)
     generator = torch.Generator().manual_seed(7)
     draws = torch.stack([torch.randn(x.shape[1:], generator=generator) for _ in range(4)])
     spread = (x.amax((1, 2, 3)) - x.amin((1, 2, 3))).view(-1, 1, 1, 1)
@@ -143,12 +143,12 @@ def test_smooth_grad_of_a_linear_gradient_is_the_gradient_at_the_mean_noise():
     assert_allclose(noisy, (12 * (x + 0.3 * spread * draws.mean(0))).abs().sum(1), rtol=1e-4)
 
 
-def test_smooth_grad_of_an_image_does_not_depend_on_its_neighbours(images):
+def test_smooth_grad_does_not_depend_on_other_images_in_the_batch(images):
     detector = tiny_detector(localization="smooth_grad").fit(images)
     assert_allclose(detector.localize(images)[3], detector.localize(images[3:4])[0], rtol=1e-4)
 
 
-def test_source_is_not_differentiated_without_need():
+def test_source_is_not_differentiated_unless_needed():
     source = TinySource()
     seen = []
 

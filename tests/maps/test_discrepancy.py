@@ -7,6 +7,7 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 
+from skmkd._maps import discrepancy
 from skmkd._maps.discrepancy import (
     balancing_weight,
     direction_discrepancy,
@@ -53,7 +54,7 @@ def test_direction_by_position_is_the_mean_cosine_along_channels(pair):
     assert_allclose(got, (1 - cosine).mean((1, 2)))
 
 
-def test_where_the_source_is_silent_there_is_nothing_to_disagree_with():
+def test_direction_map_is_0_where_the_source_is_0():
     source, cloner = torch.rand(2, 3, 4, 4) + 1, torch.rand(2, 3, 4, 4) + 1
     source[:, :, 0], cloner[:, :, 0], source[:, :, 1], cloner[:, :, 2] = 0, 0, 0, 0
     got = direction_map(source, cloner.requires_grad_())
@@ -64,7 +65,7 @@ def test_where_the_source_is_silent_there_is_nothing_to_disagree_with():
 
 
 @pytest.mark.parametrize("compare", [value_discrepancy, whole_direction])
-def test_memory_layout_and_half_precision_only_round(pair, compare):
+def test_results_do_not_depend_on_memory_layout_and_are_float32_for_bfloat16(pair, compare):
     source, cloner = (t.float() for t in tensors(pair))
     strided = [t.contiguous(memory_format=torch.channels_last) for t in (source, cloner)]
     assert_allclose(compare(*strided), compare(source, cloner), rtol=1e-6)
@@ -74,14 +75,13 @@ def test_memory_layout_and_half_precision_only_round(pair, compare):
     assert_allclose(got, compare(*(t.float() for t in half)), rtol=1e-6)
 
 
-def test_a_silent_layer_has_no_direction_and_finite_gradients():
+def test_zero_cloner_has_distance_1_and_finite_gradients():
     source = torch.rand(2, 3, 4, 4)
-    silent = torch.zeros(2, 3, 4, 4, requires_grad=True)
-    disagreement = whole_direction(source, silent)
-    assert (disagreement == 1).all()
-    (gradient,) = torch.autograd.grad(value_discrepancy(source, silent).sum(), silent)
+    zero = torch.zeros(2, 3, 4, 4, requires_grad=True)
+    assert (whole_direction(source, zero) == 1).all()
+    (gradient,) = torch.autograd.grad(value_discrepancy(source, zero).sum(), zero)
     assert gradient.isfinite().all()
-    (gradient,) = torch.autograd.grad(whole_direction(source, silent).sum(), silent)
+    (gradient,) = torch.autograd.grad(whole_direction(source, zero).sum(), zero)
     assert gradient.isfinite().all()
 
 
@@ -97,16 +97,16 @@ def test_direction_ignores_scale_and_value_does_not(pair, direction):
     assert (value_discrepancy(source, 3 * source) > 0).all()
 
 
-def test_paper_example_tells_vectors_that_value_cannot():
-    # Eq. 2: both vectors are as far from the target, one of them in another direction
+def test_direction_separates_vectors_with_equal_value_discrepancy():
+    # MKD, Eq. 2: both vectors are equally far from the target, one of them in its direction
     target = torch.tensor([[0.0, 1.0, 0.0]])
-    astray, along = torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([[0.0, 1 + 2**0.5, 0.0]])
-    assert_allclose(value_discrepancy(target, astray), value_discrepancy(target, along))
-    assert_allclose(whole_direction(target, astray), 1)
-    assert_allclose(whole_direction(target, along), 0, atol=1e-6)
+    orthogonal, parallel = torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([[0.0, 1 + 2**0.5, 0.0]])
+    assert_allclose(value_discrepancy(target, orthogonal), value_discrepancy(target, parallel))
+    assert_allclose(whole_direction(target, orthogonal), 1)
+    assert_allclose(whole_direction(target, parallel), 0, atol=1e-6)
 
 
-def test_discrepancies_sum_over_the_named_layers_only(pair):
+def test_discrepancies_sum_over_the_given_layers_only(pair):
     source, cloner = tensors(pair)
     features = {"a": source, "b": 2 * source}, {"a": cloner, "b": cloner}
     value, direction = discrepancies(*features, ["a", "b"], "vector")
@@ -121,19 +121,19 @@ def test_total_is_equation_4():
     assert total_discrepancy(torch.tensor(2.0), torch.tensor(3.0), 0.5, 10.0) == 31
 
 
-def test_a_term_of_weight_zero_has_no_part_even_if_it_overflows():
+def test_a_term_of_weight_0_is_left_out_even_if_infinite():
     value, direction = torch.tensor([torch.inf, 1.0]), torch.tensor([0.5, 0.25])
     assert_allclose(total_discrepancy(value, direction, 0.0, 2.0), [1.0, 0.5])
     assert_allclose(total_discrepancy(direction, value, 2.0, 0.0), [1.0, 0.5])
 
 
-def test_balancing_weight_gives_both_terms_one_mean():
+def test_balancing_weight_gives_both_terms_the_same_mean():
     value, direction = torch.tensor([1.0, 5.0]), torch.tensor([0.25, 0.75])
     assert balancing_weight(value, direction) * direction.mean() == value.mean()
     assert balancing_weight(torch.zeros(2), torch.zeros(2)) == 1
 
 
-def test_discrepancy_map_upsamples_and_sums_layers():
+def test_discrepancy_map_resizes_and_sums_layers():
     generator = torch.Generator().manual_seed(0)
     shapes = {"a": (2, 3, 4, 4), "b": (2, 5, 2, 2)}
     features = [
@@ -150,3 +150,15 @@ def test_discrepancy_map_upsamples_and_sums_layers():
     norms = np.linalg.norm(source, axis=1) * np.linalg.norm(cloner, axis=1)
     direction = 1 - (source * cloner).sum(1) / norms
     assert_allclose(direct, 2 * value + 0.5 * direction, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("weights", [(0.0, 2.0), (2.0, 0.0)])
+def test_discrepancy_map_leaves_out_a_term_of_weight_0(monkeypatch, weights):
+    compute = {"value_map": value_map, "direction_map": direction_map}
+    unused = "value_map" if weights[0] == 0 else "direction_map"
+    monkeypatch.setattr(discrepancy, unused, None)  # calling it would fail
+    del compute[unused]
+    (used,) = compute.values()
+    source, cloner = torch.rand(2, 2, 3, 4, 4)
+    got = discrepancy_map({"a": source}, {"a": cloner}, ["a"], (4, 4), *weights)
+    assert_allclose(got, 2 * used(source, cloner))

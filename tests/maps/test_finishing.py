@@ -13,7 +13,7 @@ def maps():
     return np.random.default_rng(0).random((3, 20, 30), dtype=np.float32)
 
 
-def test_blur_takes_each_map_alone(maps):
+def test_blur_treats_each_map_separately(maps):
     for got, single in zip(blur(maps, 2.0), maps, strict=True):
         assert_array_equal(got, ndimage.gaussian_filter(single, 2.0))
 
@@ -26,7 +26,7 @@ def test_blur_of_a_point_is_the_gaussian():
     assert_allclose(blur(point, 3.0)[0], gaussian, atol=1e-4)
 
 
-def test_opening_removes_specks_and_keeps_what_the_ellipse_fits_into():
+def test_opening_removes_specks_and_keeps_what_the_disk_fits_into():
     cross = ndimage.generate_binary_structure(2, 1)
     bright = np.zeros((1, 12, 12), np.float32)
     bright[0, 1, 1] = 5
@@ -37,16 +37,16 @@ def test_opening_removes_specks_and_keeps_what_the_ellipse_fits_into():
     assert opened.sum() == 15
 
 
-def test_opening_takes_each_map_alone(maps):
+def test_opening_treats_each_map_separately(maps):
     for got, single in zip(grey_opening(maps, 5), maps, strict=True):
         assert_array_equal(got, grey_opening(single[None], 5)[0])
 
 
-def test_both_can_be_switched_off(maps):
+def test_sigma_0_and_size_1_leave_maps_unchanged(maps):
     assert_array_equal(localization_maps(maps, 0, 1), maps)
 
 
-def test_finished_maps_are_blurred_then_opened(maps):
+def test_localization_maps_are_blurred_then_opened(maps):
     assert_array_equal(localization_maps(maps, 1.5, 3), grey_opening(blur(maps, 1.5), 3))
 
 

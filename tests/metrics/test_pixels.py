@@ -16,8 +16,8 @@ MAPS = np.random.default_rng(0).random((2, 3, 4))
 INFINITE, UNKNOWN = np.float64([[[[0, np.inf]]], [[[0, np.nan]]]])
 
 BAD = [
-    (MASKS[:1], MAPS, "equally many, at least one; got 1 masks and 2 maps"),
-    (MASKS[:0], MAPS[:0], "equally many, at least one; got 0 masks"),
+    (MASKS[:1], MAPS, "the same length, at least 1; got 1 masks and 2 maps"),
+    (MASKS[:0], MAPS[:0], "the same length, at least 1; got 0 masks"),
     (MASKS[0], MAPS[0], r"shape \(n, H, W\).*got a mask of shape \(4,\)"),
     (MASKS, MAPS[..., None], r"\(3, 4\) and a map of shape \(3, 4, 1\) at index 0"),
     (MASKS[:, :2], MAPS, r"\(2, 4\) and a map of shape \(3, 4\) at index 0"),
