@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,16 +9,38 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import TinySource
+from numpy.testing import assert_allclose
+from skimage.data import lfw_subset
 
 import skmkd
 from skmkd._inference import BaseInference
 from skmkd._loading import DETECTORS
+
+FILES = Path(__file__).parent / "data"
 
 
 def test_every_public_detector_can_be_loaded():
     public = [getattr(skmkd, name) for name in skmkd.__all__]
     detectors = [c for c in public if inspect.isclass(c) and issubclass(c, BaseInference)]
     assert {c.__name__: c for c in detectors} == DETECTORS
+
+
+@pytest.mark.parametrize("name", ["mkd", "memkd"])
+def test_files_of_format_1(name):
+    """Such a file gives what the version that wrote it gave."""
+    images = lfw_subset()[[3, 5, 50, 110, 170]]
+    expected = json.loads((FILES / "format1.json").read_text())[name]
+    detector = skmkd.load(FILES / f"{name}_format1.skmkd", device="cpu")
+    assert_allclose(detector.score_samples(images), expected["scores"], rtol=1e-5)
+    maps = detector.localize(images)
+    assert_allclose(maps.max((1, 2)), expected["map_maxima"], rtol=1e-5)
+    assert_allclose(maps.mean((1, 2)), expected["map_means"], rtol=1e-5)
+    assert detector.offset_ == expected["offset"]
+    assert detector.map_offset_ == expected["map_offset"]
+    assert detector.predict(images).tolist() == expected["predictions"]
+    assert detector.predict_mask(images).any((1, 2)).tolist() == [
+        highest > expected["map_offset"] for highest in expected["map_maxima"]
+    ]
 
 
 def test_damaged_empty_foreign_and_missing_files(detector, tmp_path):

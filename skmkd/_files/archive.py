@@ -1,6 +1,6 @@
-"""One file of tensors and plain values: written whole or not at all, read without running code.
+"""A single file of tensors and plain values, written atomically and read without running code.
 
-It is a safetensors file, with the values as JSON in its metadata and a checksum over every byte.
+It is a safetensors file with the values as JSON in its metadata and a checksum of all its bytes.
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ import hashlib
 import json
 import math
 import os
-import re
 import secrets
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from skmkd._files.migration import FORMAT
 from skmkd._images.checks import PixelRange
 from skmkd._images.preparation import Preprocessing
 from skmkd._networks.cloners import Block
@@ -32,15 +32,22 @@ from skmkd._networks.residual import Style
 from skmkd._networks.sources import Origin
 from skmkd._version import __version__
 
-FORMAT = 1  # raised whenever what a file holds, or what that means, changes; not so the seal
-SEAL = re.compile(rb'"sha256":"([0-9a-f]{64})"')  # quotes within a value would be escaped
-UNSEALED = "0" * 64
+MAX_HEADER = 10**8  # bytes, the limit of safetensors itself
+NO_CHECKSUM = "0" * 64  # in the checksum's field while the checksum is computed
+
+
+class Archive(NamedTuple):
+    """What a file holds."""
+
+    values: dict[str, Any]
+    tensors: dict[str, Tensor]
+    format: int
 
 
 def write_archive(
     path: str | os.PathLike[str], values: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> None:
-    """Write values and tensors into a file, which is replaced at once or stays as it was.
+    """Write values and tensors into a file, which is replaced as a whole or left as it was.
 
     Raises
     ------
@@ -54,17 +61,16 @@ def write_archive(
         "skmkd": __version__,
         "torch": str(torch.__version__),
         "values": json.dumps({name: _encode(value, name) for name, value in values.items()}),
-        "sha256": UNSEALED,
+        "sha256": NO_CHECKSUM,
     }
     content = bytearray(save({name: _plain(tensor) for name, tensor in tensors.items()}, metadata))
-    seal = SEAL.search(content)
-    assert seal is not None
-    content[slice(*seal.span(1))] = hashlib.sha256(content).hexdigest().encode()
+    _, field = _parse_header(content)
+    content[field] = _checksum(content, field).encode()
     write_whole(path, content)
 
 
-def read_archive(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return the values and tensors of a file, after its checksum.
+def read_archive(path: str | os.PathLike[str]) -> Archive:
+    """Verify the checksum of a file and return its values, its tensors and its format.
 
     Raises
     ------
@@ -80,33 +86,57 @@ def read_archive(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str
         raise ValueError(f"{os.fspath(path)!r} cannot be loaded: {error}") from error
 
 
-def _parse(content: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _parse(content: bytes) -> Archive:
     if not content:
         raise ValueError("it is empty.")
-    header = content[8 : 8 + int.from_bytes(content[:8], "little")]
-    seal = SEAL.search(header)
-    if seal is None:
-        raise ValueError("skmkd did not write it, or its beginning is damaged.")
-    start, stop = (8 + position for position in seal.span(1))
-    digest = hashlib.sha256(content[:start] + UNSEALED.encode())
-    digest.update(memoryview(content)[stop:])
-    if digest.hexdigest().encode() != seal[1]:
-        raise ValueError("its content does not fit its checksum: it is damaged or was cut short.")
-    metadata = json.loads(header)["__metadata__"]
-    if int(metadata["skmkd_format"]) > FORMAT:
+    try:
+        metadata, field = _parse_header(content)
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise ValueError("skmkd did not write it, or its beginning is damaged.") from error
+    if _checksum(content, field) != metadata["sha256"]:
+        raise ValueError("its checksum does not match its content: it is damaged or incomplete.")
+    version = int(metadata["skmkd_format"])
+    if version > FORMAT:
         raise ValueError(
-            f"skmkd {metadata['skmkd']} wrote it in format {metadata['skmkd_format']}; this is "
-            f"skmkd {__version__}, which reads formats up to {FORMAT}."
+            f"skmkd {metadata['skmkd']} wrote it in format {version}; this is skmkd "
+            f"{__version__}, which reads formats up to {FORMAT}."
         )
-    return json.loads(metadata["values"], object_hook=_decode), load(content)
+    return Archive(json.loads(metadata["values"], object_hook=_decode), load(content), version)
+
+
+def _parse_header(content: bytes | bytearray) -> tuple[dict[str, str], slice]:
+    """Return the metadata of a safetensors file and the position of the checksum's digits.
+
+    Within a JSON string, quotation marks are escaped, so that text in a value cannot look like
+    the field.
+    """
+    size = int.from_bytes(content[:8], "little")
+    if size > MAX_HEADER:
+        raise ValueError(f"its header would be {size} bytes long.")
+    header = bytes(content[8 : 8 + size])
+    metadata = json.loads(header)["__metadata__"]
+    key, digits = b'"sha256":"', metadata["sha256"].encode()
+    if len(digits) != len(NO_CHECKSUM) or header.count(key + digits + b'"') != 1:
+        raise ValueError("it has no checksum.")
+    start = 8 + header.index(key + digits) + len(key)
+    return metadata, slice(start, start + len(digits))
+
+
+def _checksum(content: bytes | bytearray, field: slice) -> str:
+    """Return the SHA-256 of a file, computed with zeros in the checksum's own field."""
+    view = memoryview(content)
+    digest = hashlib.sha256(view[: field.start])
+    digest.update(NO_CHECKSUM.encode())
+    digest.update(view[field.stop :])
+    return digest.hexdigest()
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    """Return a copy that shares no memory with others, in rows and on the CPU."""
+    """Return a contiguous copy on the CPU, which shares no memory with other tensors."""
     return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
-# What JSON has no word for is an object with one key, its kind: {"$tuple": [1, 2]}
+# Values that JSON does not know are objects whose only key is their kind: {"$tuple": [1, 2]}
 
 RECORDS = (Block, MemoryPlan, Origin, PixelRange, Preprocessing, Stage, Style)
 Kind = tuple[str, Callable[[Any], Any], Callable[[Any], Any]]  # name, to JSON and back
@@ -143,7 +173,7 @@ DECODERS = {name: decode for name, _, decode in KINDS.values()}
 
 
 def _encode(value: Any, name: str) -> Any:
-    """Turn a value into what JSON can hold; `name` says in errors where it was found."""
+    """Convert a value to JSON types; error messages call it `name`."""
     if type(value) in (bool, int, str, type(None)):
         return value
     if type(value) is float and math.isfinite(value):
@@ -169,7 +199,7 @@ def _decode(item: dict[str, Any]) -> Any:
 
 
 def _has_plain_numbers(value: Any) -> bool:
-    """Tell whether what numpy made of a value, if it did, is numbers or text that Python has."""
+    """Return False for a NumPy array or scalar unless it holds real numbers, bools or text."""
     if not isinstance(value, (np.ndarray, np.generic)):
         return True
     if value.dtype == object:
@@ -178,12 +208,12 @@ def _has_plain_numbers(value: Any) -> bool:
 
 
 def check_target(path: str | os.PathLike[str]) -> None:
-    """Check that a file can be put in this place, as far as can be told beforehand.
+    """Check that a file can be written to a path, as far as this can be known beforehand.
 
     Raises
     ------
     OSError
-        If there is no folder for it, or something there that is not a file.
+        If its folder does not exist, or the path is that of something other than a file.
     """
     path = Path(os.path.realpath(path))
     if not path.parent.is_dir():
@@ -193,7 +223,7 @@ def check_target(path: str | os.PathLike[str]) -> None:
 
 
 def write_whole(path: str | os.PathLike[str], content: bytes | bytearray) -> None:
-    """Put content in a file's place at once: whoever looks finds the old one or the new one."""
+    """Write a file atomically: at any time, the path is that of the old file or the new one."""
     check_target(path)
     path = Path(os.path.realpath(path))
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")

@@ -1,4 +1,4 @@
-"""A fitted detector becomes a file and comes back: parameters, what was learned, networks."""
+"""Saving and loading of fitted detectors: parameters, fitted attributes and networks."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from sklearn.base import BaseEstimator
 from torch import Tensor, nn
 
 from skmkd._files.archive import read_archive, write_archive
+from skmkd._files.migration import FORMAT, from_format_1
 from skmkd._networks.cloners import Cloner
 from skmkd._networks.forward import ForwardCloner
 from skmkd._networks.precision import to_device
@@ -21,8 +22,9 @@ from skmkd._networks.sources import Origin, fingerprint, rebuild_source, source_
 from skmkd._runtime import plain_arithmetic, resolve_device, restored_device
 
 Weights = str | os.PathLike[str] | Mapping[str, Tensor]
-NETWORKS = {network.__name__: network for network in (Cloner, ForwardCloner, ReverseCloner)}
-# those whose `architecture`, as plain values, builds them again
+CLONERS = {network.__name__: network for network in (Cloner, ForwardCloner, ReverseCloner)}
+# classes whose attribute `architecture` holds their constructor's arguments, all plain values
+FEATURE_STORES = {"memory", "feature_store"}  # of pickles, to which no file may lead
 
 
 def save_detector(
@@ -34,23 +36,23 @@ def save_detector(
             f"save stores skmkd's own classes, since load knows no others; got a "
             f"{type(detector).__name__}. Pickle it instead."
         )
-    given = detector.get_params(deep=False)
-    learned = {name: value for name, value in vars(detector).items() if name not in given}
-    modules = {name: value for name, value in learned.items() if isinstance(value, nn.Module)}
-    seen = source_state(modules.pop("source_"))
-    tensors = {
-        f"{name}.{key}": tensor
-        for name, module in modules.items()
-        for key, tensor in _state(module, name).items()
+    parameters = detector.get_params(deep=False)
+    fitted = {name: value for name, value in vars(detector).items() if name not in parameters}
+    source, cloner = source_state(fitted.pop("source_")), fitted.pop("cloner_")
+    tensors = {f"cloner_.{name}": tensor for name, tensor in _cloner_state(cloner).items()}
+    if include_source and fitted["_origin"].weights != "module":
+        tensors |= {f"source_.{name}": tensor for name, tensor in source.items()}
+    own = CLONERS.get(type(cloner).__name__) is type(cloner)
+    description = {
+        "class": type(cloner).__name__,
+        "architecture": cloner.architecture if own else None,
     }
-    if include_source and learned["_origin"].weights != "module":
-        tensors |= {f"source_.{key}": tensor for key, tensor in seen.items()}
     values = {
         "detector": type(detector).__name__,
-        "parameters": {n: value for n, value in given.items() if not _is_left_out(n, value)},
-        "attributes": {n: v for n, v in learned.items() if not isinstance(v, nn.Module)},
-        "source_sha256": fingerprint(seen),
-        "networks": {name: _description(module) for name, module in modules.items()},
+        "parameters": {n: value for n, value in parameters.items() if not _is_left_out(n, value)},
+        "attributes": fitted,
+        "source_sha256": fingerprint(source),
+        "networks": {"cloner_": description},
     }
     write_archive(path, values, tensors)
 
@@ -62,79 +64,80 @@ def load_detector(
     cloner: nn.Module | None,
     device: str | None,
 ) -> Any:
-    """Return the detector in a file, of one of the classes given by name; see `load`."""
-    values, tensors = read_archive(path)
+    """Return the detector in a file, of one of the named classes; see `load`."""
+    values, tensors, version = read_archive(path)
     file = repr(os.fspath(path))
     if (name := values["detector"]) not in detectors:
         raise ValueError(f"{file} holds a {name}; this skmkd knows {', '.join(detectors)}.")
-    parameters, learned = values["parameters"], values["attributes"]
-    known = detectors[name]
-    own = {n for n in learned if hasattr(known, n) or n in known._get_param_names()}
-    if unwanted := own | {"memory"} & set(parameters):
-        raise ValueError(f"{file} sets {min(unwanted)}, which no file may.")
-    origin, target = learned["_origin"], learned["device_"]
-    target = restored_device(target) if device is None else resolve_device(device)
-    learned["device_"] = target
+    detector_class = detectors[name]
+    if version < FORMAT:
+        values = from_format_1(values)
+    _check_names(file, values, detector_class)
+    parameters, fitted = values["parameters"], values["attributes"]
+    target = restored_device(fitted["device_"]) if device is None else resolve_device(device)
+    fitted["device_"] = target
     with plain_arithmetic(True, target):
-        given = _source_weights(file, origin, source, _part(tensors, "source_"))
-        seen = _source(file, given, learned, target, values["source_sha256"])
-        learned["source_"] = seen
-        for name, description in values["networks"].items():
-            network = _network(file, description, cloner if name == "cloner_" else None)
-            _fill(file, network, _part(tensors, name))
-            learned[name] = to_device(network, target).eval()
-    if origin.weights == "module":
+        saved = _with_prefix(tensors, "source_.")
+        weights = _source_weights(file, fitted["_origin"], source, saved)
+        fitted["source_"] = _source(file, weights, fitted, values["source_sha256"])
+        network = _cloner(file, values["networks"]["cloner_"], cloner)
+        _load_cloner_state(file, network, _with_prefix(tensors, "cloner_."))
+        fitted["cloner_"] = to_device(network, target).eval()
+    if fitted["_origin"].weights == "module":
         parameters.setdefault("source", source)
     elif "source_weights" not in parameters:
-        parameters["source_weights"] = {n: t.cpu() for n, t in source_state(seen).items()}
+        state = source_state(fitted["source_"])
+        parameters["source_weights"] = {n: tensor.cpu() for n, tensor in state.items()}
     if cloner is not None:
         parameters.setdefault("cloner", cloner)
-    detector = known(**parameters)
-    vars(detector).update(learned)
+    detector = detector_class(**parameters)
+    vars(detector).update(fitted)
     return detector
 
 
-def _is_left_out(name: str, value: Any) -> bool:
-    """Tell a parameter that no file can or should hold, so that load puts another in its place.
+def _check_names(file: str, values: Mapping[str, Any], detector_class: type[BaseEstimator]) -> None:
+    """Check that a file replaces no method and no property, and names no feature store."""
+    parameters = set(detector_class._get_param_names())
+    attributes = {n for n in values["attributes"] if hasattr(detector_class, n) or n in parameters}
+    forbidden = attributes | FEATURE_STORES & set(values["parameters"])
+    forbidden |= set(values["networks"]) - {"cloner_"}
+    if forbidden:
+        raise ValueError(f"{file} sets {min(forbidden)}, which no file may.")
+    if "cloner_" not in values["networks"]:
+        raise ValueError(f"{file} holds no cloner_.")
 
-    A store of features belongs to its machine and is made of pickles: no file may lead there.
-    """
+
+def _is_left_out(name: str, value: Any) -> bool:
+    """Return whether a parameter is one that files do not hold, so that load sets another value."""
     return (
-        name == "memory"
+        name in FEATURE_STORES
         or isinstance(value, (nn.Module, np.random.RandomState))
         or (name == "source_weights" and isinstance(value, Mapping))
     )
 
 
-def _state(network: nn.Module, name: str) -> dict[str, Tensor]:
+def _cloner_state(network: nn.Module) -> dict[str, Tensor]:
     state = network.state_dict()
-    if other := [key for key, value in state.items() if not isinstance(value, Tensor)]:
-        raise ValueError(f"save stores tensors only; {other[0]!r} in the state of {name} is none.")
+    if other := [name for name, value in state.items() if not isinstance(value, Tensor)]:
+        raise ValueError(f"save stores tensors only; {other[0]!r} in the state of cloner_ is none.")
     return state
 
 
-def _description(network: nn.Module) -> dict[str, Any]:
-    name = type(network).__name__
-    known = NETWORKS.get(name) is type(network)
-    return {"class": name, "architecture": network.architecture if known else None}
-
-
-def _part(tensors: Mapping[str, Tensor], network: str) -> dict[str, Tensor]:
-    prefix = f"{network}."
+def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
 def _source_weights(
-    file: str, origin: Origin, given: nn.Module | Weights | None, saved: dict[str, Tensor]
+    file: str, origin: Origin, source: nn.Module | Weights | None, saved: dict[str, Tensor]
 ) -> nn.Module | Weights:
-    """Return what the source can be built from: what is given, else the file's or the bundled."""
-    if origin.weights == "module" and not isinstance(given, nn.Module):
+    """Return what to build the source from: the argument of load, else the file or the bundle."""
+    if origin.weights == "module" and not isinstance(source, nn.Module):
         raise ValueError(
             f"source must be the module that {file} was saved with, a {origin.name}: only its "
-            f"hash is in the file; got {given!r}."
+            f"hash is in the file; got {source!r}."
         )
-    if given is not None:
-        return given
+    if source is not None:
+        return source
     if saved:
         return saved
     if origin.weights == "bundled":
@@ -146,39 +149,42 @@ def _source_weights(
 
 
 def _source(
-    file: str, given: nn.Module | Weights, learned: dict[str, Any], device: torch.device, sha: str
+    file: str, weights: nn.Module | Weights, fitted: Mapping[str, Any], sha256: str
 ) -> nn.Module:
-    """Return the source, if its weights are those that the detector learned with."""
-    layers, precision = learned["critical_layers_"], learned["precision_"]
+    """Build the source and check that its weights are those that the detector was fitted with."""
     try:
-        network = rebuild_source(learned["_origin"], given, layers, device, precision)
+        network = rebuild_source(
+            fitted["_origin"], weights, fitted["critical_layers_"], fitted["device_"],
+            fitted["precision_"],
+        )  # fmt: skip
     except ValueError as error:
         raise ValueError(f"source must fit what {file} was saved with: {error}") from error
-    if (got := fingerprint(source_state(network))) != sha:
+    if (got := fingerprint(source_state(network))) != sha256:
         raise ValueError(
-            f"source must have the weights that {file} was saved with, of SHA-256 {sha}; got {got}."
+            f"source must have the weights that {file} was saved with, of SHA-256 {sha256}; got "
+            f"{got}."
         )
     return network
 
 
-def _network(file: str, description: dict[str, Any], given: nn.Module | None) -> nn.Module:
-    """Return a network still without the weights that it was saved with."""
+def _cloner(file: str, description: Mapping[str, Any], cloner: nn.Module | None) -> nn.Module:
+    """Return the cloner, its weights still to be loaded."""
     name, architecture = description["class"], description["architecture"]
     if architecture is not None:
-        if given is not None:
-            raise ValueError(f"cloner must be None, since {file} holds its own; got {given!r}.")
+        if cloner is not None:
+            raise ValueError(f"cloner must be None, since {file} holds its own; got {cloner!r}.")
         with torch.device("meta"):
-            network = NETWORKS[name](*architecture)
+            network = CLONERS[name](*architecture)
         return network.to_empty(device="cpu")
-    if not isinstance(given, nn.Module):
+    if not isinstance(cloner, nn.Module):
         raise ValueError(
             f"cloner must be a module like that which {file} was saved with, a {name}: only its "
-            f"weights are in the file; got {given!r}."
+            f"weights are in the file; got {cloner!r}."
         )
-    return copy.deepcopy(given)
+    return copy.deepcopy(cloner)
 
 
-def _fill(file: str, network: nn.Module, state: dict[str, Tensor]) -> None:
+def _load_cloner_state(file: str, network: nn.Module, state: dict[str, Tensor]) -> None:
     shapes, expected = (
         {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         for tensors in (network.state_dict(), state)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import pickle
@@ -17,8 +18,8 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save, save_file
 
-from skmkd._files import archive as archive_module
 from skmkd._files.archive import read_archive, write_archive
+from skmkd._files.migration import FORMAT
 from skmkd._images.checks import PixelRange
 from skmkd._images.preparation import Preprocessing
 from skmkd._networks.cloners import Block
@@ -110,7 +111,7 @@ def test_the_file_is_a_safetensors_file(archive):
     with safe_open(archive, "pt") as file:
         assert set(file.keys()) == {"a", "b"}
         metadata = file.metadata()
-    assert metadata["skmkd_format"] == "1"
+    assert metadata["skmkd_format"] == str(FORMAT)
     assert json.loads(metadata["values"])["text"] == VALUES["text"]
 
 
@@ -169,13 +170,12 @@ def test_foreign_files(tmp_path, monkeypatch):
     assert os.listdir() == ["foreign.skmkd"]
 
 
-def forged(path, values: str):
-    """Write a file with a true checksum, whatever its values are."""
-    metadata = {"skmkd_format": "1", "values": values, "sha256": "0" * 64}
-    content = bytearray(save({}, metadata))
-    start, stop = archive_module.SEAL.search(content).span(1)
-    content[start:stop] = archive_module.hashlib.sha256(content).hexdigest().encode()
-    path.write_bytes(content)
+def forge(path, **metadata):
+    """Write a file without tensors whose checksum is right, whatever its metadata."""
+    plain = {"skmkd_format": "1", "skmkd": "0", "values": "{}", "sha256": "0" * 64} | metadata
+    content = save({}, plain)
+    digest = hashlib.sha256(content).hexdigest().encode()
+    path.write_bytes(content.replace(b'"sha256":"' + b"0" * 64, b'"sha256":"' + digest))
 
 
 def test_values_name_no_code(tmp_path, monkeypatch):
@@ -187,19 +187,61 @@ def test_values_name_no_code(tmp_path, monkeypatch):
         '{"$device": "os"}', '{"$scalar": ["os", 1]}', "[" * 10**5, "{", "NaN]",
         '{"$PixelRange": [1]}', '{"$tuple": 1}',
     ):  # fmt: skip
-        forged(path, values)
+        forge(path, values=values)
         refused(path, "")
-    forged(path, json.dumps({"values": bomb}))
+    forge(path, values=json.dumps({"values": bomb}))
     assert read_archive(path)[0] == {"values": bomb}  # text, and nothing else
     assert os.listdir() == ["forged"]
 
 
-def test_a_newer_format(archive, monkeypatch):
-    monkeypatch.setattr(archive_module, "FORMAT", 2)
-    monkeypatch.setattr(archive_module, "__version__", "7.0")
-    write_archive(archive, VALUES, TENSORS)
-    monkeypatch.undo()
-    refused(archive, "skmkd 7.0 wrote it in format 2; this is skmkd .* formats up to 1")
+def test_a_newer_format(archive):
+    forge(archive, skmkd_format=str(FORMAT + 1), skmkd="7.0")
+    newer = rf"skmkd 7.0 wrote it in format {FORMAT + 1}; this is skmkd .* up to {FORMAT}\."
+    refused(archive, newer)
+
+
+def test_format_is_returned(archive):
+    assert read_archive(archive).format == FORMAT
+    forge(archive, skmkd_format="1")
+    assert read_archive(archive).format == 1
+
+
+FIELD = '"sha256":"' + "0" * 64 + '"'
+
+
+@pytest.mark.parametrize("text", [FIELD, json.dumps(FIELD), json.dumps(json.dumps(FIELD))])
+def test_text_like_the_checksum_s_field_is_only_text(tmp_path, text):
+    path = tmp_path / "a"
+    values = {"text": text, text: [text]}
+    write_archive(path, values, {text: torch.ones(2)})
+    assert read_archive(path).values == values
+    assert list(read_archive(path).tensors) == [text]
+    content = path.read_bytes()
+    position = content.index(b"0" * 64)
+    path.write_bytes(content[:position] + b"1" + content[position + 1 :])
+    refused(path, "damaged")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"", b"[]", b"{}", b"[" * 10**5, b'{"__metadata__":{}}', b'{"__metadata__":[]}', b"\xff",
+        b'{"__metadata__":{"sha256":1}}', b'{"__metadata__":{"sha256":"0"}}',
+        b'{"__metadata__":{"sha256":"' + b"0" * 64 + b'"},"a":{"sha256":"' + b"0" * 64 + b'"}}',
+        b'{"__metadata__":{"sha256": "' + b"0" * 64 + b'"}}', b'{"__metadata__":' + b"1" * 5000,
+    ],
+    ids=lambda header: repr(header[:40]),
+)  # fmt: skip
+def test_headers_that_no_file_of_skmkd_has(tmp_path, header):
+    path = tmp_path / "a"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    refused(path, "skmkd did not write it")
+
+
+def test_header_of_any_length_is_not_read(archive):
+    content = archive.read_bytes()
+    archive.write_bytes((10**8 + 1).to_bytes(8, "little") + b" " * 10**8 + content[8:])
+    refused(archive, "skmkd did not write it")
 
 
 def test_no_file(tmp_path):

@@ -413,13 +413,26 @@ def test_source_state_is_what_the_file_holds(fitted, path):
 
 @pytest.mark.parametrize(
     ("part", "name"),
-    [("parameters", "memory"), ("attributes", "memory"), ("attributes", "predict")],
-)
-def test_made_up_file_cannot_set_what_leads_to_code(detector, tmp_path, part, name):
+    [
+        ("parameters", "memory"), ("parameters", "feature_store"), ("attributes", "memory"),
+        ("attributes", "random_state"), ("attributes", "predict"), ("attributes", "__class__"),
+        ("networks", "localize"), ("networks", "source_"), ("networks", "other_"),
+    ],
+)  # fmt: skip
+def test_forged_file_cannot_replace_methods_or_name_a_store(detector, tmp_path, part, name):
     path = tmp_path / "model.skmkd"
     detector.save(path)
-    values, tensors = read_archive(path)
-    values[part][name] = str(tmp_path / "store")
+    values, tensors, _ = read_archive(path)
+    values[part][name] = values["networks"]["cloner_"] if part == "networks" else str(tmp_path)
+    tensors |= {n.replace("cloner_.", f"{name}."): t for n, t in tensors.items()}
     write_archive(path, values, tensors)
     with pytest.raises(ValueError, match=f"sets {name}, which no file may"):
+        skmkd.load(path, source=TinySource())
+
+
+def test_forged_file_without_a_cloner(detector, path):
+    detector.save(path)
+    values, tensors, _ = read_archive(path)
+    write_archive(path, values | {"networks": {}}, tensors)
+    with pytest.raises(ValueError, match="holds no cloner_"):
         skmkd.load(path, source=TinySource())

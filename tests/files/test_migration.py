@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import copy
+
+from skmkd._files.migration import from_format_1
+
+SETTINGS = {
+    "offset_": {"image_score": "loss", "value_weight": 1.0},
+    "map_offset_": {"localization": "gradient"},
+}
+
+
+def values_of(detector, **attributes):
+    return {"detector": detector, "parameters": {}, "attributes": attributes, "networks": {}}
+
+
+def test_score_layers_move_into_the_settings_of_both_thresholds():
+    layers = ("features.9", "features.16")
+    old = values_of(
+        "MKDDetector", offset_=-0.5, score_layers_=layers, _layer_keys=None,
+        _thresholds_hold_for=SETTINGS,
+    )  # fmt: skip
+    before = copy.deepcopy(old)
+    assert from_format_1(old) == values_of(
+        "MKDDetector",
+        offset_=-0.5,
+        _thresholds_hold_for={
+            "offset_": {"image_score": "loss", "value_weight": 1.0, "score_layers": layers},
+            "map_offset_": {"localization": "gradient", "score_layers": layers},
+        },
+    )
+    assert old == before
+
+
+def test_detector_saved_before_its_thresholds_were_set():
+    old = values_of("MKDDetector", score_layers_=("a",), _layer_keys={"a": "0f"}, n_iter_=1)
+    assert from_format_1(old) == values_of("MKDDetector", n_iter_=1)
+
+
+def test_memkd_has_no_score_layers():
+    old = values_of("MemKDDetector", _layer_keys=None, _thresholds_hold_for=SETTINGS)
+    assert from_format_1(old) == values_of("MemKDDetector", _thresholds_hold_for=SETTINGS)
