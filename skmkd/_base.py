@@ -1,37 +1,35 @@
-"""What every distillation detector shares: parameters, training, thresholds."""
+"""What the distillation detectors share: parameters, training, scores and maps, thresholds."""
 
 from __future__ import annotations
 
 import copy
 import os
-from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from sklearn.base import _fit_context
+from sklearn.base import OutlierMixin, _fit_context
 from sklearn.utils import Tags
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
-from torch import nn
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor, nn
 
-from skmkd._features.batches import Batch, Read, layer_keys
-from skmkd._features.cache import byte_budget, feature_cache
+from skmkd._features.batches import Batch, Dataset, ImageDataset, consecutive, inference_batch_size
+from skmkd._features.cache import byte_budget, cached
+from skmkd._features.store import FeatureStore, layer_keys
+from skmkd._files.saving import SavingMixin
 from skmkd._images.checks import Images, ImagesLike, check_images
 from skmkd._images.image_files import readable
-from skmkd._images.preparation import (
-    Preprocessing,
-    mild_augmentation,
-    resized_shape,
-    shuffled_batches,
-)
-from skmkd._inference import BaseInference
+from skmkd._images.preparation import Preprocessing, resized_shape, shuffled_batches
 from skmkd._maps.discrepancy import Features
+from skmkd._maps.finishing import localization_maps, resize_map
 from skmkd._networks.layers import LayerRule
-from skmkd._networks.sources import IDENTITY, build_source
+from skmkd._networks.sources import IDENTITY, Source, build_source
 from skmkd._runtime import (
     PRECISIONS,
     draw_seed,
@@ -41,16 +39,39 @@ from skmkd._runtime import (
     resolve_precision,
 )
 from skmkd._thresholds import check_fpr, conformal_threshold, training_threshold
-from skmkd._training import Terms, distill, divergence, settle_batch_norm
+from skmkd._training import Terms, distill, divergence, settle_batch_norm, training_epochs
+from skmkd._warnings import warn
 
 MAP_THRESHOLD_IMAGES = 256  # training images, evenly spaced, whose maps set map_offset_
 
+Maps = np.ndarray | list[np.ndarray]
 
-class BaseDistillationDetector(BaseInference):
-    """Fit a student to what a frozen source sees in normal images.
 
-    A detector says what its student is (`_build_student`), what that answers (`_answer`) and
-    learns (`_terms`), beside what `BaseInference` asks of it; the rest is here.
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What a detector computes for an image.
+
+    Parameters
+    ----------
+    index : int
+        Place of the image in X.
+    score : float
+        Higher = more normal; NaN for an unreadable file, and if it was not asked for.
+    map : ndarray of shape (H, W), float32, or None
+        Localization map, higher = more anomalous; NaN for an unreadable file; None if it was not
+        asked for.
+    """
+
+    index: int
+    score: float
+    map: Any
+
+
+class BaseDistillationDetector(OutlierMixin, SavingMixin, ABC):
+    """Train a cloner to reproduce a frozen source's features of normal images.
+
+    A subclass builds its cloner, says what it outputs and learns, and turns features into anomaly
+    scores and raw maps; the rest is here.
     """
 
     _layer_rule: ClassVar[LayerRule]
@@ -76,25 +97,42 @@ class BaseDistillationDetector(BaseInference):
         "smoothing_sigma": [Interval(Real, 0, None, closed="left")],
         "opening_size": [Interval(Integral, 1, None, closed="left")],
         "cache": [StrOptions({"auto"}), Interval(Integral, 0, None, closed="left"), None],
-        "memory": [str, os.PathLike, HasMethods(["cache"]), None],
+        "feature_store": [str, os.PathLike, None],
         "device": [str],
         "precision": [StrOptions({"auto", *PRECISIONS})],
         "on_error": [StrOptions({"raise", "skip"})],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
+        "memory": [str, os.PathLike, HasMethods(["cache"]), None],
     }
 
     @abstractmethod
-    def _build_student(self, source: Any, first_batch: Batch, seed: int) -> None:
-        """Set the student, as ``cloner_``, and what it needs to know of the first batch."""
+    def _build_cloner(self, source: Source, first: Batch) -> nn.Module:
+        """Build the cloner, and set what is learned from the first batch."""
 
     @abstractmethod
-    def _answer(self, batch: Batch) -> Features:
-        """Return what the student says to a batch, at the critical layers at least."""
+    def _cloner_output(self, batch: Batch) -> Features:
+        """Return the cloner's features, at the critical layers at least."""
 
     @abstractmethod
-    def _terms(self, batch: Batch) -> Terms:
+    def _loss_terms(self, batch: Batch) -> Terms:
         """Return the loss terms of every image of a training batch."""
+
+    @abstractmethod
+    def _judge(
+        self, batch: Batch, scores: bool, maps: bool, method: str | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Return anomaly scores (n,) and raw maps (n, H, W), each None unless asked for."""
+
+    @abstractmethod
+    def _settings(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return all that scores and maps depend on and that can change after `fit`."""
+
+    def _check_options(self, method: str | None = None) -> None:
+        """Check rules that concern several parameters, or what is within one."""
+        resized_shape(self.image_size)
+        if self.opening_size % 2 == 0:
+            raise ValueError(f"opening_size must be odd; got {self.opening_size}.")
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(
@@ -106,21 +144,22 @@ class BaseDistillationDetector(BaseInference):
     ) -> Self:
         """Learn from normal images.
 
-        If anything goes wrong or is interrupted, the detector stays as it was before.
+        If it fails, the detector stays as it was before. A first interrupt (Ctrl-C) after the first
+        epoch ends training early and keeps what was learned, with a warning; a second one aborts.
 
         Parameters
         ----------
         X : array-like, list of array-like, or list of paths
             At least two normal images: of shape (n, H, W) or (n, H, W, C) with C in 1, 3, 4,
             (n, H * W * C) flattened, or a list of arrays (H, W) or (H, W, C) of any sizes. Bool,
-            integer or float. RGBA is laid over white. Or a list or array of the paths of image
+            integer or float. RGBA is composited over white. Or a list or array of the paths of image
             files, which are read when they are needed.
         y : None
-            Ignored: every image of X is taken for normal.
+            Ignored: all images of X are taken to be normal.
         callback : callable, default=None
             Called after each epoch as ``callback(detector, epoch)`` with a detector that can
-            already score and localize, but has no thresholds yet. Parameters that it sets, such
-            as another `image_score`, hold until it returns.
+            score and localize, but has no thresholds yet. Parameters that it sets, such as
+            another `image_score`, are reset when it returns.
 
         Returns
         -------
@@ -134,125 +173,124 @@ class BaseDistillationDetector(BaseInference):
 
         Notes
         -----
-        Of image files, grey ones become (H, W), of 8 bits uint8, of 16 bits uint16; 1 bit becomes
-        0 and 255. With transparency of any kind they become RGBA, and all other colours (palettes,
-        CMYK) RGB of 8 bits. The orientation that EXIF states is applied. Files give the scores of
-        such arrays.
+        Grey image files become (H, W): of 8 bits uint8, of 16 bits uint16; 1 bit becomes 0 and
+        255. Files with transparency become RGBA, and all other colours (palettes, CMYK) RGB of 8
+        bits. The EXIF orientation is applied. Files have the same scores as such arrays.
         """
         fitted = object.__new__(type(self))
         fitted.__dict__ = {k: v for k, v in vars(self).items() if not k.endswith("_")}
         fitted._fit(X, callback)
-        self.__dict__ = dict(vars(fitted))  # a callback may have kept the other
+        self.__dict__ = dict(vars(fitted))  # only now: a fit that fails leaves self unchanged
         return self
 
     def _fit(self, X: Any, callback: Callable[[Self, int], Any] | None) -> None:
         self._check_options()
         images = check_images(self, self._without_unreadable(X), reset=True)
-        size = resized_shape(self.image_size)
         self.device_ = resolve_device(self.device)
         self.precision_ = resolve_precision(self.precision, self.device_)
         self._seed = draw_seed(self.random_state)
-        with plain_arithmetic(True, self.device_), self._draws():
-            source = build_source(
-                self.source, self.source_weights, self.critical_layers, self._layer_rule, size,
-                self.device_, self.precision_, self._seed,
-            )  # fmt: skip
+        with plain_arithmetic(True, self.device_), self._seeded_layers():
+            source = self._build_source()
             self.source_, self._origin = source.network, source.origin
-            self._layer_keys = None if self.memory is None else layer_keys(self.source_)
+            self._layer_keys = None if self._store_folder() is None else layer_keys(self.source_)
             self.critical_layers_ = tuple(s.layer for s in source.stages if s.critical)
-            normalization = IDENTITY if self.normalization is None else source.normalization
-            self._prepare = Preprocessing(size, self.pixel_range_, *normalization)
-            with self._cached(images, self._training_budget()) as read:
-                epoch = self._epochs(read, len(images))
-                self._build_student(source, _checked(next(epoch())), self._seed)
-                self.loss_curve_ = distill(
-                    self.cloner_,
-                    self._optimizer(),
-                    epoch,
-                    self._terms,
-                    max_iter=self.max_iter,
-                    tol=self.tol,
-                    n_iter_no_change=self.n_iter_no_change,
-                    after_epoch=partial(self._show, callback, read, images) if callback else None,
-                    verbose=self.verbose,
+            with self._cached(images) as dataset:
+                epochs = training_epochs(
+                    dataset, len(images), self.batch_size, self._seed, self.augmentation is not None
                 )
+                self.cloner_ = self._build_cloner(source, _checked(next(next(epochs))))
+                self.loss_curve_ = self._train(epochs, dataset, len(images), callback)
                 self.n_iter_ = len(self.loss_curve_["total"])
-                self._settle(read, images)
-                self._set_thresholds(read, images)
+                self._set_offsets(*self._training_thresholds(dataset, images))
 
-    def _draws(self) -> AbstractContextManager[None]:
-        """Return what guards torch's global generators, if anything here draws from them."""
+    def _build_source(self) -> Source:
+        """Build the source and, for its normalization, the preparation of images."""
+        size = resized_shape(self.image_size)
+        source = build_source(
+            self.source, self.source_weights, self.critical_layers, self._layer_rule, size,
+            self.device_, self.precision_, self._seed,
+        )  # fmt: skip
+        normalization = IDENTITY if self.normalization is None else source.normalization
+        self._prepare = Preprocessing(size, self.pixel_range_, *normalization)
+        return source
+
+    def _seeded_layers(self) -> AbstractContextManager[None]:
+        """Return a context in which layers that draw random numbers are seeded, if there are any."""
         return nullcontext()
+
+    def _cached(self, images: Images) -> AbstractContextManager[Dataset]:
+        """Read images, and compute features, once for all epochs, as far as `cache` allows."""
+        augmented = self.augmentation is not None
+        with_features = self.cache is not None and not augmented
+        dataset = self._dataset(images, stored=with_features)
+        if self.cache is None and not images.are_files:
+            return nullcontext(dataset)
+        if augmented and self.verbose >= 1:
+            print("Augmented images differ in every epoch, so their features are not cached.")
+        return cached(
+            dataset, len(images), budget=byte_budget(self.cache), with_features=with_features,
+            required=self.cache is not None, verbose=self.verbose,
+        )  # fmt: skip
+
+    def _train(
+        self,
+        epochs: Iterator[Iterator[Batch]],
+        dataset: Dataset,
+        n_images: int,
+        callback: Callable[[Self, int], Any] | None,
+    ) -> dict[str, np.ndarray]:
+        """Train the cloner and return its loss curve."""
+
+        def update_batch_norm() -> None:
+            batches = shuffled_batches(n_images, self.batch_size, private_generator(self._seed))
+            settle_batch_norm(self.cloner_, self._cloner_output, dataset.batches(batches))
+
+        def after_epoch(epoch: int) -> None:
+            if callback is not None:
+                update_batch_norm()
+                parameters = self.get_params(deep=False)
+                callback(self, epoch)
+                self.__dict__.update(parameters)
+
+        curve = distill(
+            self.cloner_, self._optimizer(), epochs, self._loss_terms, max_iter=self.max_iter,
+            tol=self.tol, n_iter_no_change=self.n_iter_no_change, after_epoch=after_epoch,
+            verbose=self.verbose,
+        )  # fmt: skip
+        update_batch_norm()
+        return curve
 
     def _optimizer(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(trainable(self.cloner_), lr=self.learning_rate)
 
-    def _training_budget(self) -> int | None:
-        """Return the bytes for features of the training images, unless these keep changing."""
-        if self.augmentation is None:
-            return byte_budget(self.cache)
-        if self.verbose >= 1:
-            print("Augmented images differ in every epoch, so no feature is cached.")
-        return None
-
-    def _cached(self, images: Images, budget: int | None) -> AbstractContextManager[Read]:
-        """Serve images again and again, with what the source sees in them."""
-        anew = partial(self._observer(recall=False), images)
-        once = anew if budget is None else self._reader(images)
-        return feature_cache(once, anew, len(images), self._batch_size, budget, self.verbose)
-
-    def _epochs(self, read: Read, n_images: int) -> Callable[[], Iterator[Batch]]:
-        """Return what gives the batches of one more epoch at every call."""
-        generator = private_generator(self._seed)
-        observer = self._observer(recall=False)
-
-        def epoch() -> Iterator[Batch]:
-            for batch in read(shuffled_batches(n_images, self.batch_size, generator)):
-                if self.augmentation is not None:
-                    batch = observer.batch(mild_augmentation(batch.images, generator))
-                yield batch
-
-        return epoch
-
-    def _settle(self, read: Read, images: Images) -> None:
-        """Bring the student's batch norms up to date; training goes on as if nothing was."""
-        generator = private_generator(self._seed)
-        batches = shuffled_batches(len(images), self.batch_size, generator)
-        settle_batch_norm(self.cloner_, self._answer, read(batches))
-
-    def _show(
-        self, callback: Callable[[Self, int], Any], read: Read, images: Images, epoch: int
-    ) -> None:
-        """Hand over the detector as it is now; parameters that are changed there change back."""
-        self._settle(read, images)
-        given = self.get_params(deep=False)
-        callback(self, epoch)
-        self.__dict__.update(given)
-
-    def _set_thresholds(self, read: Read, images: Images) -> None:
-        """Put the allowed share of training images on the far side of both thresholds."""
-        scores = self._score(read, len(images))
+    def _training_thresholds(self, dataset: Dataset, images: Images) -> tuple[float, float]:
+        """Return the thresholds that the allowed share of training images exceeds."""
+        scores = [o.score for o in self._outputs(images, maps=False, dataset=dataset)]
         if not np.isfinite(scores).all():
             raise ValueError(divergence(self.n_iter_, self.learning_rate))
         chosen = np.linspace(0, len(images) - 1, min(len(images), MAP_THRESHOLD_IMAGES))
-        maxima = self._map_maxima(read, images, chosen.astype(int).tolist())
-        self._set_offsets(
-            training_threshold(-scores, self.contamination),
+        outputs = self._outputs(
+            images, scores=False, dataset=dataset, indices=chosen.astype(int).tolist()
+        )
+        maxima = [float(np.max(o.map)) for o in outputs]
+        return (
+            -training_threshold(-np.array(scores), self.contamination),
             training_threshold(maxima, self.contamination),
         )
 
-    def _set_offsets(self, anomaly: float, map_maximum: float) -> None:
-        self.offset_, self.map_offset_ = -anomaly, map_maximum
-        self._thresholds_hold_for = copy.deepcopy(self._threshold_settings())
+    def _set_offsets(self, offset: float, map_offset: float) -> None:
+        self.offset_, self.map_offset_ = offset, map_offset
+        settings = dict(zip(("offset_", "map_offset_"), self._settings(), strict=True))
+        self._thresholds_hold_for = copy.deepcopy(settings)
 
     def calibrate(self, X: ImagesLike, *, fpr: float = 0.05) -> Self:
         """Set both thresholds from normal images that were held out of `fit`.
 
-        The student knows its training images better than any others, so the thresholds of `fit`
-        raise more false alarms on new images than `contamination` says: of `MKDDetector` in a
-        benchmark with images of 32 px 60 % instead of 5 % after learning from 100, 26 % after 500.
-        Those set here raise them on a share of at most `fpr` of new normal images, in the mean over
-        calibration sets (4.9 % and 4.8 % there).
+        The cloner fits its training images better than new ones, so the thresholds of `fit` raise
+        more false alarms on new images than `contamination` says: in a benchmark with `MKDDetector`
+        and images of 32 px, 60 % instead of 5 % after training on 100 images, and 26 % after 500.
+        The thresholds set here raise false alarms on at most a share `fpr` of new normal images, on
+        average over calibration sets (4.9 % and 4.8 % in that benchmark).
 
         Parameters
         ----------
@@ -274,15 +312,218 @@ class BaseDistillationDetector(BaseInference):
         ValueError
             If `fpr` is out of range, or X is not as described or too small for it.
         """
-        images = self._take_in(self._without_unreadable(X))
+        images = self._check_images(self._without_unreadable(X))
         check_fpr(fpr, len(images))
-        judged = [(score, single.max()) for score, single in self._scores_and_maps(images)]
-        scores, maxima = np.array(judged, dtype=np.float64).T
-        self._set_offsets(conformal_threshold(-scores, fpr), conformal_threshold(maxima, fpr))
+        outputs = [(o.score, np.max(o.map)) for o in self._outputs(images)]
+        scores, maxima = np.array(outputs, dtype=np.float64).T
+        self._set_offsets(-conformal_threshold(-scores, fpr), conformal_threshold(maxima, fpr))
         return self
 
+    def score_samples(self, X: ImagesLike) -> np.ndarray:
+        """Compute how normal each image is.
+
+        Parameters
+        ----------
+        X : array-like, list of array-like, or list of paths
+            Images as in `fit`, of the same channels, kind of number and pixel range; arrays of
+            the same size, too.
+
+        Returns
+        -------
+        scores : ndarray of shape (n,), float64
+            The negative anomaly score: higher = more normal. NaN for a file that cannot be read
+            where ``on_error="skip"``.
+
+        Raises
+        ------
+        NotFittedError
+            If the detector is not fitted.
+        ValueError
+            If X or a parameter is not as described.
+        """
+        images = self._check_images(X)
+        return np.array([output.score for output in self._outputs(images, maps=False)])
+
+    def decision_function(self, X: ImagesLike) -> np.ndarray:
+        """Compute the signed distance of each score to the threshold.
+
+        Parameters
+        ----------
+        X : array-like, list of array-like, or list of paths
+            Images as in `score_samples`.
+
+        Returns
+        -------
+        decision : ndarray of shape (n,), float64
+            ``score_samples(X) - offset_``: higher = more normal, negative = anomaly.
+
+        Raises
+        ------
+        NotFittedError
+            If the detector is not fitted.
+        ValueError
+            If X is not as described, or parameters that scores depend on were changed since
+            ``offset_`` was set.
+        """
+        threshold = self._threshold("offset_")
+        return self.score_samples(X) - threshold
+
+    def predict(self, X: ImagesLike) -> np.ndarray:
+        """Classify images as normal or anomalous.
+
+        Parameters
+        ----------
+        X : array-like, list of array-like, or list of paths
+            Images as in `score_samples`.
+
+        Returns
+        -------
+        labels : ndarray of shape (n,), int
+            +1 for normal images, -1 for anomalies and for images without a score.
+        """
+        return np.where(self.decision_function(X) >= 0, 1, -1)  # NaN is not normal
+
+    def localize(self, X: ImagesLike) -> Maps:
+        """Compute maps of where each image is anomalous.
+
+        Parameters
+        ----------
+        X : array-like, list of array-like, or list of paths
+            Images as in `score_samples`.
+
+        Returns
+        -------
+        maps : ndarray of shape (n, H, W), or list of n ndarrays of shape (H, W); float32
+            Localization maps of the images' own sizes, higher = more anomalous; a list if X is a
+            list of arrays or paths.
+
+        Raises
+        ------
+        NotFittedError
+            If the detector is not fitted.
+        ValueError
+            If X or a parameter is not as described.
+        """
+        return self._localize(X)
+
+    def _localize(self, X: ImagesLike, method: str | None = None) -> Maps:
+        images = self._check_images(X, method)
+        outputs = self._outputs(images, scores=False, method=method)
+        if not images.of_one_size:
+            return [output.map for output in outputs]
+        height, width, _ = images.shape
+        maps = np.empty((len(images), height or 0, width or 0), dtype=np.float32)
+        for output in outputs:
+            maps[output.index] = output.map
+        return maps
+
+    def predict_mask(self, X: ImagesLike) -> Maps:
+        """Mark the anomalous pixels of each image.
+
+        Parameters
+        ----------
+        X : array-like, list of array-like, or list of paths
+            Images as in `score_samples`.
+
+        Returns
+        -------
+        masks : ndarray of shape (n, H, W), or list of n ndarrays of shape (H, W); bool
+            Where the localization map exceeds ``map_offset_``: True = anomalous. All True for a
+            file that cannot be read where ``on_error="skip"``.
+
+        Raises
+        ------
+        NotFittedError
+            If the detector is not fitted.
+        ValueError
+            If X is not as described, or the parameters that make maps were changed since
+            ``map_offset_`` was set.
+        """
+        threshold = self._threshold("map_offset_")
+        maps = self.localize(X)
+        if isinstance(maps, list):
+            return [~(single <= threshold) for single in maps]
+        return ~(maps <= threshold)
+
+    def _check_images(self, X: ImagesLike, method: str | None = None) -> Images:
+        """Check new images, and parameters, which may have changed since `fit`."""
+        check_is_fitted(self)
+        self._validate_params()
+        self._check_options(method)
+        return check_images(self, X, reset=False)
+
+    def _outputs(
+        self,
+        images: Images,
+        *,
+        scores: bool = True,
+        maps: bool = True,
+        method: str | None = None,
+        dataset: Dataset | None = None,
+        indices: Sequence[int] | None = None,
+    ) -> Iterator[Output]:
+        """Yield score and localization map of each image; all methods go through here.
+
+        The images at `indices`, all by default, are read from `dataset` if there is one. Maps are
+        made by `method`, or as the detector's parameters say.
+        """
+        dataset = dataset or self._dataset(images)
+        batches = consecutive(
+            range(len(images)) if indices is None else indices, dataset.batch_size
+        )
+        for chosen, batch in zip(batches, dataset.batches(batches, padded=True), strict=True):
+            n = len(chosen)
+            with plain_arithmetic(False, self.device_):
+                anomaly, raw = self._judge(batch, scores, maps, method)
+            normal = [np.nan] * n if anomaly is None else (-anomaly[:n].cpu()).tolist()
+            finished: Any = [None] * n
+            if raw is not None:
+                attribution = raw[:n].cpu().numpy()
+                finished = localization_maps(attribution, self.smoothing_sigma, self.opening_size)
+            for index, score, single in zip(chosen, normal, finished, strict=True):
+                readable = index not in images.unreadable
+                if single is not None:
+                    (size,) = images.sizes([index])
+                    single = (
+                        resize_map(single, size)
+                        if readable
+                        else np.full_like(single, np.nan, shape=size)
+                    )
+                yield Output(index, float(score) if readable else np.nan, single)
+
+    def _dataset(self, images: Images, *, stored: bool = True) -> ImageDataset:
+        """Return images with the source's features, through the feature store if there is one."""
+        source: Callable[[Tensor], Features] = self.source_
+        if stored and (folder := self._store_folder()) is not None:
+            keys = self._layer_keys or layer_keys(self.source_)
+            source = FeatureStore(
+                folder, self.source_, keys, f"{self.precision_} {self.device_.type}"
+            )
+        batch_size = inference_batch_size(self._prepare.size, self.device_, self.precision_)
+        return ImageDataset(images, self._prepare, source, self.device_, batch_size)
+
+    def _store_folder(self) -> str | os.PathLike[str] | None:
+        if self.memory == "deprecated":
+            return self.feature_store
+        warn(
+            "memory was renamed to feature_store and will be removed in version 0.3.", FutureWarning
+        )
+        return getattr(self.memory, "location", self.memory)
+
+    def _threshold(self, name: str) -> float:
+        """Return a threshold, if it holds for the scores or maps of the current parameters."""
+        check_is_fitted(self, name)
+        score_settings, map_settings = self._settings()
+        now = score_settings if name == "offset_" else map_settings
+        if now != (then := self._thresholds_hold_for[name]):
+            raise ValueError(
+                f"{name} was set for the parameters {then}; they are now {now}. Call calibrate or "
+                "fit again."
+            )
+        return getattr(self, name)
+
     def _without_unreadable(self, X: Any) -> Any:
-        """Leave out files that cannot be read, where these are to be skipped."""
+        """Leave out files that cannot be read if ``on_error="skip"``."""
         return readable(X) if self.on_error == "skip" else X
 
     def __sklearn_tags__(self) -> Tags:
@@ -292,7 +533,7 @@ class BaseDistillationDetector(BaseInference):
 
 
 def _checked(batch: Batch) -> Batch:
-    """Check that the source gives numbers."""
+    """Check that the source's features are finite."""
     for layer, activations in batch.target.items():
         if not activations.isfinite().all():
             raise ValueError(
@@ -301,6 +542,6 @@ def _checked(batch: Batch) -> Batch:
     return batch
 
 
-def trainable(student: nn.Module) -> list[nn.Parameter]:
+def trainable(network: nn.Module) -> list[nn.Parameter]:
     """List the parameters that training changes."""
-    return [parameter for parameter in student.parameters() if parameter.requires_grad]
+    return [parameter for parameter in network.parameters() if parameter.requires_grad]

@@ -15,7 +15,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor, nn
 
 from skmkd._base import BaseDistillationDetector, trainable
-from skmkd._features.batches import Batch, fixed_batches
+from skmkd._features.batches import Batch, consecutive
 from skmkd._images.checks import ImagesLike
 from skmkd._maps.discrepancy import Features, direction_discrepancy, discrepancy_map
 from skmkd._maps.finishing import blurred_maximum
@@ -45,11 +45,10 @@ class MemKDDetector(BaseDistillationDetector):
         a convolutional network that takes images (n, 3, H, W), which is copied. The papers' is
         "wide_resnet50_2", with ``source_weights="imagenet"``.
     source_weights : {"auto", "bundled", "imagenet"}, path, dict or None, default="auto"
-        Where the source's weights come from. "bundled" is VGG-16's, which come with skmkd;
-        "imagenet" torchvision's, which it downloads; a path leads to a ``.pt`` or
-        ``.safetensors`` file of a state dict; None draws random weights, with a warning. "auto"
-        is "bundled" for "vgg16" and the module's own weights for a module; other names need an
-        explicit choice.
+        The source's weights: "bundled", those of VGG-16 that come with skmkd; "imagenet",
+        torchvision's, which it downloads; the path of a ``.pt`` or ``.safetensors`` file; a state
+        dict; None for random weights, with a warning. "auto" is "bundled" for "vgg16" and keeps
+        the weights of a module; other names need an explicit choice.
     paradigm : {"reverse", "forward"}, default="reverse"
         What the cloner makes of an image: with "reverse" (MemKD), a bottleneck embeds what the
         source sees, and a decoder gives it back; with "forward" (MemMKD), a residual network
@@ -77,22 +76,22 @@ class MemKDDetector(BaseDistillationDetector):
         Whether pixels, scaled to 0-1, are normalised as the training images of torchvision's
         weights were; with ImageNet's mean and deviation for a source that is a module.
     image_size : int or tuple (height, width), default=128
-        What images are resized to, in pixels, bilinearly and without keeping their aspect. The
+        What images are resized to, in pixels, bilinearly, without keeping the aspect. The
         papers' is 256.
     image_shape : tuple (H, W) or (H, W, C), or None, default=None
-        Shape of the images that the rows of a 2-D X hold. None takes them for square grey images
-        if their length is a square number, else for one row of pixels.
+        Shape of the images in the rows of a 2-D X. None means square grey images if their length
+        is a square number, else images of one row.
     augmentation : {"mild"} or None, default=None
         "mild" rotates training images by up to 20 degrees and scales them by 0.9 to 1.05.
     max_iter : int, default=200
         Epochs at most.
     tol : float or None, default=2e-2
-        Training has converged when the loss improves on the best so far by less than this share
-        for `n_iter_no_change` epochs in a row. None runs `max_iter` epochs.
+        Training stops when the loss has not improved on the best so far by this share for
+        `n_iter_no_change` epochs in a row. None runs `max_iter` epochs.
     n_iter_no_change : int, default=10
         Epochs without improvement before training stops.
     batch_size : int, default=16
-        Training images a step; batches come out near-equal, and never hold a single image.
+        Training images per step; batches are near-equal, and never a single image.
     learning_rate : float, default=5e-3
         Step size of Adam.
     betas : tuple of two floats, default=(0.5, 0.999)
@@ -104,33 +103,34 @@ class MemKDDetector(BaseDistillationDetector):
     smoothing_sigma : float, default=4.0
         Width of the Gaussian blur of maps, in pixels of the resized image; 0 switches it off.
     opening_size : int, default=1
-        Size of the ellipse of the maps' grey opening, in pixels of the resized image, odd; 1
+        Diameter of the disk of the maps' grey opening, in pixels of the resized image, odd; 1
         switches it off.
     cache : "auto", int or None, default="auto"
-        Bytes of memory that `fit` may take to keep the prepared images and the source's
-        activations, which are computed once; where they need more, they lie in a
-        temporary file instead, which takes at most half of the free space. "auto" is a quarter of
-        the memory available to this process. None computes them anew in every epoch, as
-        augmentation does.
-    memory : str, path, joblib.Memory or None, default=None
-        Where to store what the source sees in images, to share it between fits (which fill their
-        `cache` from it), calls and processes, as in a grid search. It has nothing to do with the
-        memories of the method. It grows with every new image; delete the folder when done, and
-        take a detector into service with ``set_params(memory=None)``.
+        Bytes of memory for the prepared images and the source's features, which `fit` computes
+        once; if they need more, they are kept in a temporary file, of at most half of the free
+        space. "auto" is a quarter of the memory available to this process. With None, or with
+        augmentation, features are computed in every epoch; images from files are decoded once in
+        any case.
+    feature_store : str, path or None, default=None
+        Folder in which to store the source's features, to share them between fits (which fill
+        their `cache` from it), calls and processes, as in a grid search. It grows with every new
+        image; delete it when done, and set ``feature_store=None`` in production.
     device : str, default="auto"
         "auto" or a torch device, such as "cpu", "cuda:0" or "mps".
     precision : {"auto", "float32", "bfloat16"}, default="auto"
-        What the source computes in. "auto" is "bfloat16" where the hardware computes in it
-        (processors with AVX512-BF16 or AMX, CUDA devices of capability 8.0 and more), and
-        "float32" elsewhere. The cloner and all discrepancies are float32.
+        Number format of the source. "auto" is "bfloat16" on hardware that computes in it
+        (processors with AVX512-BF16 or AMX, CUDA devices of capability 8.0 or higher), else
+        "float32". The cloner and all discrepancies are float32.
     on_error : {"raise", "skip"}, default="raise"
-        What to do with a file that cannot be read. "skip" warns; `fit` and `calibrate` leave it
-        out, its score is NaN, its prediction -1, its map NaN, its mask True.
+        How to treat a file that cannot be read. "skip" warns; `fit` and `calibrate` leave it out,
+        its score and map are NaN, its prediction is -1, its mask True.
     random_state : int, RandomState instance or None, default=None
-        Seed of the cloner's weights, the order of images and augmentation. None takes a fresh
-        one, and leaves numpy's global generator alone.
+        Seed of the cloner's weights, the order of images and augmentation. None is random, and
+        leaves numpy's global generator alone.
     verbose : int, default=0
         1 or more shows a progress bar.
+    memory : str, path or joblib.Memory, default="deprecated"
+        Former name of `feature_store`.
 
     Attributes
     ----------
@@ -157,13 +157,13 @@ class MemKDDetector(BaseDistillationDetector):
         Shape of the training images; H and W are None if they came as a list.
     pixel_range_ : tuple (low, high, kind)
         The pixel values that are scaled to 0 and 1: of uint8, uint16 and bool by their type;
-        0 and 1 for other numbers that fit in between, else the training images' extremes. New
-        images must be of the same kind; floats may lie outside by up to ten times the range.
+        0 and 1 for other numbers from 0 to 1, else the training images' extremes. New images must
+        be of the same kind; floats may be outside by up to ten times the range.
     device_ : torch.device
         Where the networks are.
     precision_ : str
-        What the source computes in, here and on any other machine, so that thresholds keep
-        their meaning: hardware without bfloat16 rounds as others do, and computes in float32.
+        Number format of the source, on any machine, so that thresholds keep their meaning:
+        hardware without bfloat16 rounds to it, and computes in float32.
     n_features_in_ : int
         H * W * C; only if X was an array.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
@@ -270,12 +270,13 @@ class MemKDDetector(BaseDistillationDetector):
         smoothing_sigma: float = 4.0,
         opening_size: int = 1,
         cache: str | int | None = "auto",
-        memory: str | os.PathLike[str] | joblib.Memory | None = None,
+        feature_store: str | os.PathLike[str] | None = None,
         device: str = "auto",
         precision: str = "auto",
         on_error: str = "raise",
         random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
+        memory: str | os.PathLike[str] | joblib.Memory = "deprecated",
     ) -> None:
         self.source = source
         self.source_weights = source_weights
@@ -301,15 +302,16 @@ class MemKDDetector(BaseDistillationDetector):
         self.smoothing_sigma = smoothing_sigma
         self.opening_size = opening_size
         self.cache = cache
-        self.memory = memory
+        self.feature_store = feature_store
         self.device = device
         self.precision = precision
         self.on_error = on_error
         self.random_state = random_state
         self.verbose = verbose
+        self.memory = memory
 
     def recall_entropy(self, X: ImagesLike) -> dict[int, np.ndarray]:
-        """Say how spread each recall is over the items of a memory.
+        """Compute how widely each recall is spread over the items of a memory.
 
         Parameters
         ----------
@@ -330,32 +332,33 @@ class MemKDDetector(BaseDistillationDetector):
         ValueError
             If X is not as described.
         """
-        images = self._take_in(X)
+        images = self._check_images(X)
+        dataset = self._dataset(images)
         found: dict[int, list[np.ndarray]] = {level: [] for level in self.memory_levels_}
-        batches = fixed_batches(self._reader(images), range(len(images)), self._batch_size)
-        for chosen, batch in batches:
+        batches = consecutive(range(len(images)), dataset.batch_size)
+        for chosen, batch in zip(batches, dataset.batches(batches, padded=True), strict=True):
             with plain_arithmetic(False, self.device_):
-                inputs = self.cloner_.memory_inputs(self._answer(batch))
-                for level, (recall, features) in inputs.items():
-                    weights = recall.attention(features)[: len(chosen)].cpu()
+                inputs = self.cloner_.memory_inputs(self._cloner_output(batch))
+                for level, (memory, features) in inputs.items():
+                    weights = memory.attention(features)[: len(chosen)].cpu()
                     spread = entropy(weights).numpy()
                     spread[[index in images.unreadable for index in chosen]] = np.nan
                     found[level].append(spread)
         return {level: np.concatenate(parts) for level, parts in found.items()}
 
-    def _build_student(self, source: Source, first_batch: Batch, seed: int) -> None:
-        """Build the cloner of the paradigm after the source's critical layers."""
+    def _build_cloner(self, source: Source, first: Batch) -> nn.Module:
+        """Build the cloner of the paradigm for the source's critical layers."""
         stages = tuple(stage for stage in source.stages if stage.critical)
-        signed = tuple(n for n, activations in first_batch.target.items() if activations.min() < 0)
+        signed = tuple(n for n, activations in first.target.items() if activations.min() < 0)
         style = style_of(source.whole)
         self.memory_levels_ = self._choose_memory_levels(stages)
         plan = MemoryPlan(self.memory_size, self.memory_levels_, float(self.memory_temperature))
-        size, generator = self._prepare.size, private_generator(seed)
+        size, generator = self._prepare.size, private_generator(self._seed)
         kind: type[ReverseCloner | ForwardCloner] = ReverseCloner
         if self.paradigm == "forward":
             kind, style = ForwardCloner, style._replace(width=1)
         make = partial(kind, stages, size, style, signed, plan)
-        self.cloner_ = to_device(build_residual(make, generator), self.device_)
+        return to_device(build_residual(make, generator), self.device_)
 
     def _choose_memory_levels(self, stages: Sequence[Stage]) -> tuple[int, ...]:
         possible = range(1, len(stages) + (self.paradigm == "reverse"))
@@ -378,44 +381,41 @@ class MemKDDetector(BaseDistillationDetector):
             trainable(self.cloner_), lr=self.learning_rate, betas=(first, second)
         )
 
-    def _answer(self, batch: Batch) -> Features:
+    def _cloner_output(self, batch: Batch) -> Features:
         forward = isinstance(self.cloner_, ForwardCloner)
         return self.cloner_(batch.images if forward else batch.target)
 
-    def _terms(self, batch: Batch) -> Terms:
-        target, answer = batch.target, self._answer(batch)
+    def _loss_terms(self, batch: Batch) -> Terms:
+        target, output = batch.target, self._cloner_output(batch)
         layers = self.critical_layers_
-        directions = (direction_discrepancy(target[i], answer[i], "vector") for i in layers)
+        directions = (direction_discrepancy(target[i], output[i], "vector") for i in layers)
         total = _total(directions)  # (n,)
         parts = {"distillation": total}
         if self.memory_levels_:
-            normal = {name: target.get(name, seen.detach()) for name, seen in answer.items()}
-            recalls = self.cloner_.memory_inputs(normal).values()
-            exemplar = _total(m.exemplar_loss(seen[: self.n_exemplars]) for m, seen in recalls)
-            orthogonality = _total(m.orthogonality_loss() for m, _ in recalls)
+            normal = {name: target.get(name, seen.detach()) for name, seen in output.items()}
+            inputs = self.cloner_.memory_inputs(normal).values()
+            exemplar = _total(m.exemplar_loss(seen[: self.n_exemplars]) for m, seen in inputs)
+            orthogonality = _total(m.orthogonality_loss() for m, _ in inputs)
             total = total + self.exemplar_weight * exemplar
             total = total + self.orthogonality_weight * orthogonality
-            parts["exemplar"] = exemplar.expand(len(batch))
-            parts["orthogonality"] = orthogonality.expand(len(batch))
+            parts["exemplar"] = exemplar.expand(len(batch.images))
+            parts["orthogonality"] = orthogonality.expand(len(batch.images))
         return {"total": total, **parts}
 
-    def _anomaly(self, batch: Batch) -> Tensor:
-        return self._judge(batch)[0]
+    def _judge(
+        self, batch: Batch, scores: bool, maps: bool, method: str | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        size, output = self._prepare.size, self._cloner_output(batch)
+        raw = discrepancy_map(batch.target, output, self.critical_layers_, size, 0.0, 1.0)
+        anomaly = blurred_maximum(raw, self.smoothing_sigma) if scores else None
+        return anomaly, raw if maps else None
 
-    def _score_settings(self) -> dict[str, Any]:
-        return {"smoothing_sigma": self.smoothing_sigma}
+    def _settings(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        sigma = {"smoothing_sigma": self.smoothing_sigma}
+        return sigma, {**sigma, "opening_size": self.opening_size}
 
-    def _judge(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        raw = self._attribution(batch)
-        return blurred_maximum(raw, self.smoothing_sigma), raw
-
-    def _attribution(self, batch: Batch) -> Tensor:
-        return discrepancy_map(
-            batch.target, self._answer(batch), self.critical_layers_, self._prepare.size, 0.0, 1.0
-        )
-
-    def _check_options(self) -> None:
-        super()._check_options()
+    def _check_options(self, method: str | None = None) -> None:
+        super()._check_options(method)
         if len(self.betas) != 2 or not all(
             isinstance(beta, Real) and 0 <= beta < 1 for beta in self.betas
         ):

@@ -6,23 +6,18 @@ import copy
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
 import joblib
 import numpy as np
 import torch
-from sklearn.utils._param_validation import (
-    Interval,
-    StrOptions,
-)
+from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor, nn
 
-from skmkd._base import BaseDistillationDetector
+from skmkd._base import BaseDistillationDetector, Maps
 from skmkd._features.batches import Batch
 from skmkd._images.checks import ImagesLike
-from skmkd._inference import Maps
 from skmkd._maps.attribution import (
     METHODS,
     USED,
@@ -69,11 +64,10 @@ class MKDDetector(BaseDistillationDetector):
         The source network: "vgg16", another classification model of torchvision by its name, or
         a convolutional network that takes images (n, 3, H, W), which is copied.
     source_weights : {"auto", "bundled", "imagenet"}, path, dict or None, default="auto"
-        Where the source's weights come from. "bundled" is VGG-16's, which come with skmkd;
-        "imagenet" torchvision's, which it downloads; a path leads to a ``.pt`` or
-        ``.safetensors`` file of a state dict; None draws random weights, with a warning. "auto"
-        is "bundled" for "vgg16" and the module's own weights for a module; other names need an
-        explicit choice.
+        The source's weights: "bundled", those of VGG-16 that come with skmkd; "imagenet",
+        torchvision's, which it downloads; the path of a ``.pt`` or ``.safetensors`` file; a state
+        dict; None for random weights, with a warning. "auto" is "bundled" for "vgg16" and keeps
+        the weights of a module; other names need an explicit choice.
     cloner : {"compact", "equal"} or nn.Module, default="compact"
         The cloner network: with few channels wherever it does not answer to the source, with as
         many as the source, or a network of your own, which is copied. It takes images
@@ -101,22 +95,22 @@ class MKDDetector(BaseDistillationDetector):
         Whether pixels, scaled to 0-1, are normalised as the training images of torchvision's
         weights were; with ImageNet's mean and deviation for a source that is a module.
     image_size : int or tuple (height, width), default=128
-        What images are resized to, in pixels, bilinearly and without keeping their aspect.
+        What images are resized to, in pixels, bilinearly, without keeping the aspect.
     image_shape : tuple (H, W) or (H, W, C), or None, default=None
-        Shape of the images that the rows of a 2-D X hold. None takes them for square grey images
-        if their length is a square number, else for one row of pixels.
+        Shape of the images in the rows of a 2-D X. None means square grey images if their length
+        is a square number, else images of one row.
     augmentation : {"mild"} or None, default=None
         "mild" rotates training images by up to 20 degrees and scales them by 0.9 to 1.05, as the
         paper does with few images.
     max_iter : int, default=200
         Epochs at most.
     tol : float or None, default=2e-2
-        Training has converged when the loss improves on the best so far by less than this share
-        for `n_iter_no_change` epochs in a row. None runs `max_iter` epochs.
+        Training stops when the loss has not improved on the best so far by this share for
+        `n_iter_no_change` epochs in a row. None runs `max_iter` epochs.
     n_iter_no_change : int, default=10
         Epochs without improvement before training stops.
     batch_size : int, default=64
-        Training images a step; batches come out near-equal, and never hold a single image.
+        Training images per step; batches are near-equal, and never a single image.
     learning_rate : float, default=1e-3
         Step size of Adam.
     contamination : float in (0, 0.5], default=0.05
@@ -136,34 +130,35 @@ class MKDDetector(BaseDistillationDetector):
         Width of the Gaussian blur of maps, also of the one that "map_max" takes the maximum of, in
         pixels of the resized image; 0 switches it off.
     opening_size : int, default=3
-        Size of the ellipse of the maps' grey opening, in pixels of the resized image, odd; 1
+        Diameter of the disk of the maps' grey opening, in pixels of the resized image, odd; 1
         switches it off.
     cache : "auto", int or None, default="auto"
-        Bytes of memory that `fit` may take to keep the prepared images and the source's
-        activations, which are computed once; where they need more, they lie in a
-        temporary file instead, which takes at most half of the free space. "auto" is a quarter of
-        the memory available to this process. None computes them anew in every epoch, as
-        augmentation does. An image of 128 x 128 pixels takes 1.1 MB with VGG-16, and 0.7 MB in
+        Bytes of memory for the prepared images and the source's features, which `fit` computes
+        once; if they need more, they are kept in a temporary file, of at most half of the free
+        space. "auto" is a quarter of the memory available to this process. With None, or with
+        augmentation, features are computed in every epoch; images from files are decoded once in
+        any case. An image of 128 x 128 pixels takes 1.1 MB with VGG-16, and 0.7 MB in
         bfloat16.
-    memory : str, path, joblib.Memory or None, default=None
-        Where to store what the source sees in images, to share it between fits (which fill their
-        `cache` from it), calls and processes, as in a grid search. It grows with every new
-        image; delete the folder when done, and take a detector into service with
-        ``set_params(memory=None)``.
+    feature_store : str, path or None, default=None
+        Folder in which to store the source's features, to share them between fits (which fill
+        their `cache` from it), calls and processes, as in a grid search. It grows with every new
+        image; delete it when done, and set ``feature_store=None`` in production.
     device : str, default="auto"
         "auto" or a torch device, such as "cpu", "cuda:0" or "mps".
     precision : {"auto", "float32", "bfloat16"}, default="auto"
-        What the source computes in. "auto" is "bfloat16" where the hardware computes in it
-        (processors with AVX512-BF16 or AMX, CUDA devices of capability 8.0 and more), and
-        "float32" elsewhere. The cloner and all discrepancies are float32.
+        Number format of the source. "auto" is "bfloat16" on hardware that computes in it
+        (processors with AVX512-BF16 or AMX, CUDA devices of capability 8.0 or higher), else
+        "float32". The cloner and all discrepancies are float32.
     on_error : {"raise", "skip"}, default="raise"
-        What to do with a file that cannot be read. "skip" warns; `fit` and `calibrate` leave it
-        out, its score is NaN, its prediction -1, its map NaN, its mask True.
+        How to treat a file that cannot be read. "skip" warns; `fit` and `calibrate` leave it out,
+        its score and map are NaN, its prediction is -1, its mask True.
     random_state : int, RandomState instance or None, default=None
-        Seed of the cloner's weights, the order of images, augmentation and noise. None takes a
-        fresh one, and leaves numpy's global generator alone.
+        Seed of the cloner's weights, the order of images, augmentation and noise. None is
+        random, and leaves numpy's global generator alone.
     verbose : int, default=0
         1 or more shows a progress bar.
+    memory : str, path or joblib.Memory, default="deprecated"
+        Former name of `feature_store`.
 
     Attributes
     ----------
@@ -189,13 +184,13 @@ class MKDDetector(BaseDistillationDetector):
         Shape of the training images; H and W are None if they came as a list.
     pixel_range_ : tuple (low, high, kind)
         The pixel values that are scaled to 0 and 1: of uint8, uint16 and bool by their type;
-        0 and 1 for other numbers that fit in between, else the training images' extremes. New
-        images must be of the same kind; floats may lie outside by up to ten times the range.
+        0 and 1 for other numbers from 0 to 1, else the training images' extremes. New images must
+        be of the same kind; floats may be outside by up to ten times the range.
     device_ : torch.device
         Where the networks are.
     precision_ : str
-        What the source computes in, here and on any other machine, so that thresholds keep
-        their meaning: hardware without bfloat16 rounds as others do, and computes in float32.
+        Number format of the source, on any machine, so that thresholds keep their meaning:
+        hardware without bfloat16 rounds to it, and computes in float32.
     n_features_in_ : int
         H * W * C; only if X was an array.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
@@ -292,12 +287,13 @@ class MKDDetector(BaseDistillationDetector):
         smoothing_sigma: float = 4.0,
         opening_size: int = 3,
         cache: str | int | None = "auto",
-        memory: str | os.PathLike[str] | joblib.Memory | None = None,
+        feature_store: str | os.PathLike[str] | None = None,
         device: str = "auto",
         precision: str = "auto",
         on_error: str = "raise",
         random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
+        memory: str | os.PathLike[str] | joblib.Memory = "deprecated",
     ) -> None:
         self.source = source
         self.source_weights = source_weights
@@ -323,12 +319,13 @@ class MKDDetector(BaseDistillationDetector):
         self.smoothing_sigma = smoothing_sigma
         self.opening_size = opening_size
         self.cache = cache
-        self.memory = memory
+        self.feature_store = feature_store
         self.device = device
         self.precision = precision
         self.on_error = on_error
         self.random_state = random_state
         self.verbose = verbose
+        self.memory = memory
 
     @classmethod
     def paper(cls, **parameters: Any) -> Self:
@@ -394,38 +391,11 @@ class MKDDetector(BaseDistillationDetector):
             raise ValueError(
                 f"method must be one of {', '.join(METHODS)}, or None; got {method!r}."
             )
-        return self._localize(X, partial(self._attribute, method=method or self.localization))
+        return self._localize(X, method)
 
-    def _draws(self) -> AbstractContextManager[None]:
-        if isinstance(self.cloner, nn.Module):  # its layers may, as dropout does
-            return forked_rng(self._seed, self.device_)
-        return super()._draws()
-
-    def _build_student(self, source: Source, first_batch: Batch, seed: int) -> None:
-        """Build the cloner, check that it answers the source, and balance both terms on it."""
-        self.score_layers_ = self._choose_score_layers()
-        target = first_batch.target
-        if isinstance(self.cloner, nn.Module):
-            cloner = copy.deepcopy(self.cloner)
-        else:
-            signed = {layer for layer, activations in target.items() if activations.min() < 0}
-            size = self._prepare.size
-            blocks = cloner_blocks(source.stages, size, self.cloner, signed)
-            cloner = build_cloner(blocks, size, private_generator(seed))
-        if not any(p.requires_grad for p in cloner.parameters()):
-            raise ValueError("cloner must have a parameter that requires a gradient.")
-        self.cloner_ = to_device(cloner, self.device_)
-        with torch.no_grad():
-            untrained = copy.deepcopy(self.cloner_).train()(first_batch.images)
-            check_cloner_output(untrained, target)
-            terms = discrepancies(target, untrained, self.critical_layers_, self.direction)
-        self.direction_weight_ = (
-            balancing_weight(*terms)
-            if self.direction_weight == "auto"
-            else float(self.direction_weight)
-        )
-
-    def _choose_score_layers(self) -> tuple[str, ...]:
+    @property
+    def score_layers_(self) -> tuple[str, ...]:
+        """The layers that scores and maps use."""
         chosen, layers = self.score_layers, self.critical_layers_
         if chosen is None:
             return layers
@@ -440,88 +410,119 @@ class MKDDetector(BaseDistillationDetector):
             )
         return scored
 
-    def _answer(self, batch: Batch) -> Features:
+    def _seeded_layers(self) -> AbstractContextManager[None]:
+        if isinstance(self.cloner, nn.Module):  # its layers may draw, as dropout does
+            return forked_rng(self._seed, self.device_)
+        return super()._seeded_layers()
+
+    def _build_cloner(self, source: Source, first: Batch) -> nn.Module:
+        """Build the cloner, check its output, and set λ so that both terms are balanced."""
+        self._check_options()  # again, now that the layers are known
+        target, size = first.target, self._prepare.size
+        if isinstance(self.cloner, nn.Module):
+            cloner = copy.deepcopy(self.cloner)
+        else:
+            signed = {layer for layer, activations in target.items() if activations.min() < 0}
+            blocks = cloner_blocks(source.stages, size, self.cloner, signed)
+            cloner = build_cloner(blocks, size, private_generator(self._seed))
+        if not any(p.requires_grad for p in cloner.parameters()):
+            raise ValueError("cloner must have a parameter that requires a gradient.")
+        cloner = to_device(cloner, self.device_)
+        with torch.no_grad():
+            untrained = copy.deepcopy(cloner).train()(first.images)
+            check_cloner_output(untrained, target)
+            terms = discrepancies(target, untrained, self.critical_layers_, self.direction)
+        automatic = self.direction_weight == "auto"
+        self.direction_weight_ = (
+            balancing_weight(*terms) if automatic else float(self.direction_weight)
+        )
+        return cloner
+
+    def _cloner_output(self, batch: Batch) -> Features:
         return self.cloner_(batch.images)
 
-    def _terms(self, batch: Batch) -> Terms:
+    def _loss_terms(self, batch: Batch) -> Terms:
         value, direction = discrepancies(
-            batch.target, self._answer(batch), self.critical_layers_, self.direction
+            batch.target, self.cloner_(batch.images), self.critical_layers_, self.direction
         )
         total = total_discrepancy(value, direction, self.value_weight, self.direction_weight_)
         return {"total": total, "value": value, "direction": direction}
 
-    def _loss(self, target: Features, answer: Features) -> Tensor:
+    def _loss(self, target: Features, output: Features) -> Tensor:
         """Return the total discrepancy over the score layers (Eq. 4)."""
-        value, direction = discrepancies(target, answer, self.score_layers_, self.direction)
+        value, direction = discrepancies(target, output, self.score_layers_, self.direction)
         return total_discrepancy(value, direction, self.value_weight, self.direction_weight_)
 
-    def _anomaly(self, batch: Batch) -> Tensor:
-        if self.image_score == "map_max":
-            return blurred_maximum(self._discrepancy_map(batch), self.smoothing_sigma)
-        return self._loss(batch.target, self._answer(batch))
-
-    def _judge(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        raw = self._attribution(batch)
-        if self.image_score == "map_max" and self.localization == "discrepancy":  # of one map
-            return blurred_maximum(raw, self.smoothing_sigma), raw
-        return self._anomaly(batch), raw
-
-    def _score_settings(self) -> dict[str, Any]:
-        if self.image_score == "map_max":
-            blurred = {"smoothing_sigma": self.smoothing_sigma}
-            return {"image_score": "map_max", **self._discrepancy_settings(), **blurred}
-        return {"image_score": "loss", **self._loss_settings()}
-
-    def _map_settings(self) -> dict[str, Any]:
-        made = {"localization": self.localization, **super()._map_settings()}
-        if self.localization == "discrepancy":
-            return made | self._discrepancy_settings()
-        options = checked_options(self.localization_params)
-        return made | self._loss_settings() | {n: options[n] for n in USED[self.localization]}
-
-    def _loss_settings(self) -> dict[str, Any]:
-        return {"value_weight": self.value_weight, "direction": self.direction}
-
-    def _discrepancy_settings(self) -> dict[str, Any]:
+    def _judge(
+        self, batch: Batch, scores: bool, maps: bool, method: str | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        method = (method or self.localization) if maps else None
+        images, target = batch
         with_value = checked_options(self.localization_params)["value"]
-        return {"value": with_value} | ({"value_weight": self.value_weight} if with_value else {})
+        weights = (self.value_weight, self.direction_weight_) if with_value else (0.0, 1.0)
+        by_maximum = scores and self.image_score == "map_max"
+        anomaly: Tensor | None = None
+        raw: Tensor | None = None
+        if by_maximum or method == "discrepancy":
+            output, size = self.cloner_(images), self._prepare.size
+            discrepancy = discrepancy_map(target, output, self.score_layers_, size, *weights)
+            anomaly = blurred_maximum(discrepancy, self.smoothing_sigma) if by_maximum else None
+            raw = discrepancy if method == "discrepancy" else None
+        if scores and not by_maximum:
+            anomaly = self._loss(target, self.cloner_(images))
+        if method not in (None, "discrepancy"):
+            raw = self._gradient_map(batch, method)
+        return anomaly, raw
 
-    def _attribution(self, batch: Batch) -> Tensor:
-        return self._attribute(batch, self.localization)
-
-    def _attribute(self, batch: Batch, method: str) -> Tensor:
-        if method == "discrepancy":
-            return self._discrepancy_map(batch)
+    def _gradient_map(self, batch: Batch, method: str | None) -> Tensor:
+        images, target = batch
         options = checked_options(self.localization_params)
+        through_source = options["through_source"]
         if method == "smooth_grad":
             return smooth_grad(
-                self.source_, self.cloner_, self._loss, batch.images, options["through_source"],
+                self.source_, self.cloner_, self._loss, images, through_source,
                 n_samples=options["n_samples"], noise=options["noise"], seed=self._seed,
             )  # fmt: skip
-        source = self.source_ if options["through_source"] else lambda _: batch.target
+        source = self.source_ if through_source else lambda _: target
         attribute = gradient if method == "gradient" else guided_backprop
-        return attribute(source, self.cloner_, self._loss, batch.images, options["through_source"])
+        return attribute(source, self.cloner_, self._loss, images, through_source)
 
-    def _discrepancy_map(self, batch: Batch) -> Tensor:
-        both = checked_options(self.localization_params)["value"]
-        weights = (self.value_weight, self.direction_weight_) if both else (0.0, 1.0)
-        return discrepancy_map(
-            batch.target, self._answer(batch), self.score_layers_, self._prepare.size, *weights,
-        )  # fmt: skip
+    def _settings(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        options = checked_options(self.localization_params)
+        layers = {"score_layers": self.score_layers_}
+        sigma = {"smoothing_sigma": self.smoothing_sigma}
+        loss = {"value_weight": self.value_weight, "direction": self.direction}
+        discrepancy: dict[str, Any] = {"value": options["value"]}
+        if options["value"]:
+            discrepancy["value_weight"] = self.value_weight
+        scores: dict[str, Any] = {"image_score": self.image_score, **layers}
+        scores |= discrepancy | sigma if self.image_score == "map_max" else loss
+        maps = {
+            "localization": self.localization,
+            "opening_size": self.opening_size,
+            **layers,
+            **sigma,
+        }
+        if self.localization == "discrepancy":
+            return scores, maps | discrepancy
+        return scores, maps | loss | {name: options[name] for name in USED[self.localization]}
 
-    def _check_options(self) -> None:
-        super()._check_options()
+    def _check_options(self, method: str | None = None) -> None:
+        super()._check_options(method)
         with_value = checked_options(self.localization_params)["value"]
+        localization = method or self.localization
+        if hasattr(self, "critical_layers_"):
+            _ = self.score_layers_  # raises if they are not among these
         if self.value_weight == 0 and self.direction_weight == 0:
             raise ValueError("value_weight and direction_weight must not both be 0.")
         if self.value_weight == 0 and with_value:
             raise ValueError(
                 "localization_params={'value': True} must come with a value_weight above 0; got 0."
             )
-        of_features = self.image_score == "map_max" or self.localization == "discrepancy"
+        of_features = self.image_score == "map_max" or localization == "discrepancy"
         if self.direction_weight == 0 and of_features and not with_value:
             raise ValueError(
                 "direction_weight must not be 0 where scores or maps are of directions alone; got "
-                f"0 with image_score={self.image_score!r}, localization={self.localization!r} and "
+                f"0 with image_score={self.image_score!r}, localization={localization!r} and "
                 "without localization_params={'value': True}."
             )

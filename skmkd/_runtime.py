@@ -22,7 +22,21 @@ BFLOAT16_CPU = ("avx512_bf16", "amx_bf16")  # instructions without which it is s
 BFLOAT16_CUDA = (8, 0)  # the first capability that computes in it
 CGROUPS = Path("/sys/fs/cgroup")
 UNKNOWN_MEMORY = 2**32  # bytes taken for a machine's where the system does not say
-GENERATORS = RLock()  # torch's global ones: for one thread at a time to borrow
+GENERATORS = RLock()  # guards torch's global ones, which one thread at a time may seed and restore
+_FORK = {"threads started": False, "forked since": False}
+
+
+def _after_fork_in_child() -> None:
+    GENERATORS.release()
+    _FORK["forked since"] = _FORK["threads started"]
+
+
+if hasattr(os, "register_at_fork"):  # else a child would wait for a thread that it does not have
+    os.register_at_fork(
+        before=GENERATORS.acquire,
+        after_in_parent=GENERATORS.release,
+        after_in_child=_after_fork_in_child,
+    )
 
 
 def resolve_device(device: str) -> torch.device:
@@ -66,7 +80,7 @@ def computes_bfloat16(device: torch.device) -> bool:
 
 
 def available_memory() -> int:
-    """Return how many bytes of memory are to be had, within the limits of a Linux container."""
+    """Return the bytes of memory available to this process, within a Linux container's limits."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         (available,) = (int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
@@ -77,7 +91,7 @@ def available_memory() -> int:
 
 
 def _left_in_groups() -> Iterator[int]:
-    """Yield what each control group (version 2) that this process is in leaves it."""
+    """Yield the bytes left in each control group (version 2) of this process."""
     try:
         (path,) = re.findall(r"^0::/(.*)$", Path("/proc/self/cgroup").read_text(), re.MULTILINE)
     except (OSError, ValueError):
@@ -108,13 +122,13 @@ def draw_seed(random_state: int | np.random.RandomState | None) -> int:
 
 
 def private_generator(seed: int) -> torch.Generator:
-    """Return a generator of its own on the CPU: the same draws on every device."""
+    """Return a new generator on the CPU, for the same draws on every device."""
     return torch.Generator(CPU).manual_seed(seed)
 
 
 @contextmanager
 def forked_rng(seed: int, device: torch.device = CPU) -> Iterator[None]:
-    """Let layers draw from torch's global generators, seeded, then put these back."""
+    """Seed torch's global generators, which layers draw from, and restore them afterwards."""
     devices = [device] if device.type == "cuda" else []
     with GENERATORS, torch.random.fork_rng(devices=devices):
         torch.default_generator.manual_seed(seed)
@@ -126,7 +140,22 @@ def forked_rng(seed: int, device: torch.device = CPU) -> Iterator[None]:
 
 @contextmanager
 def plain_arithmetic(gradients: bool, device: torch.device) -> Iterator[None]:
-    """Compute the same whatever modes, autocast and default device the caller has set."""
+    """Compute the same whatever modes, autocast and default device the caller has set.
+
+    Raises
+    ------
+    RuntimeError
+        In a process that was forked from one that has computed here, with several threads: these
+        are not in the child, and torch would wait for them forever.
+    """
+    if torch.get_num_threads() > 1:
+        if _FORK["forked since"]:
+            raise RuntimeError(
+                "skmkd cannot compute in a process forked from one in which it has computed with "
+                "several threads; start processes with 'spawn' or 'forkserver', or use joblib's "
+                "'loky'."
+            )
+        _FORK["threads started"] = True
     with (
         torch.inference_mode(False),
         torch.set_grad_enabled(gradients),

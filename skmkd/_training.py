@@ -1,9 +1,8 @@
-"""The training loop: a student learns on normal images until its loss has converged."""
+"""The training loop: a cloner learns on normal images until its loss has converged."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -11,7 +10,10 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from skmkd._features.batches import Batch
+from skmkd._features.batches import Batch, Dataset
+from skmkd._images.preparation import mild_augmentation, shuffled_batches
+from skmkd._runtime import private_generator
+from skmkd._warnings import warn
 
 Terms = dict[str, Tensor]  # "total", which is minimised, and its parts; each of shape (n,)
 
@@ -19,13 +21,13 @@ Terms = dict[str, Tensor]  # "total", which is minimised, and its parts; each of
 def distill(
     student: nn.Module,
     optimizer: torch.optim.Optimizer,
-    batches: Callable[[], Iterable[Batch]],
+    epochs: Iterator[Iterable[Batch]],
     terms: Callable[[Batch], Terms],
     *,
     max_iter: int,
     tol: float | None,
     n_iter_no_change: int,
-    after_epoch: Callable[[int], None] | None,
+    after_epoch: Callable[[int], None],
     verbose: int,
 ) -> dict[str, np.ndarray]:
     """Train the student and return the mean of each term at every epoch.
@@ -35,14 +37,14 @@ def distill(
     student : nn.Module
         The network to train; left in eval mode.
     optimizer : torch.optim.Optimizer
-        What steps its parameters.
-    batches : callable
-        Gives the batches of one epoch.
+        Updates its parameters.
+    epochs : iterator
+        The batches of each epoch.
     terms : callable
-        Gives the loss terms of every image in a batch.
+        Computes the loss terms of every image in a batch.
     max_iter, tol, n_iter_no_change, verbose
         As in the estimators.
-    after_epoch : callable or None
+    after_epoch : callable
         Called with the number of each finished epoch, the student in eval mode.
 
     Returns
@@ -57,34 +59,64 @@ def distill(
     convergence = Convergence(tol, n_iter_no_change)
     curve: list[dict[str, float]] = []
     with tqdm(total=max_iter, desc="Distilling", unit="epoch", disable=verbose < 1) as progress:
-        for epoch in range(1, max_iter + 1):
-            means = _train_epoch(student, batches(), terms, optimizer)
-            if not np.isfinite(means["total"]):
-                raise ValueError(divergence(epoch, optimizer.defaults["lr"]))
-            curve.append(means)
-            progress.set_postfix(loss=f"{means['total']:.4g}", refresh=False)
-            progress.update()
-            if after_epoch is not None:
+        try:
+            for epoch, batches in zip(range(1, max_iter + 1), epochs, strict=False):
+                means = _train_epoch(student, batches, terms, optimizer)
+                if not np.isfinite(means["total"]):
+                    raise ValueError(divergence(epoch, optimizer.defaults["lr"]))
+                curve.append(means)
+                progress.set_postfix(loss=f"{means['total']:.4g}", refresh=False)
+                progress.update()
                 after_epoch(epoch)
-            if convergence.reached(means["total"]):
-                break
-    if tol is not None and not convergence.done:
-        warnings.warn(
-            f"The loss has not yet gone {n_iter_no_change} epochs without improving by the share "
-            f"tol={tol:g} after max_iter={max_iter}; increase max_iter.",
-            ConvergenceWarning,
-            stacklevel=2,
-        )
+                if convergence.reached(means["total"]):
+                    break
+            else:
+                if tol is not None:
+                    warn(
+                        f"The loss has not yet gone {n_iter_no_change} epochs without improving by "
+                        f"the share tol={tol:g} after max_iter={max_iter}; increase max_iter.",
+                        ConvergenceWarning,
+                    )
+        except KeyboardInterrupt:
+            if not curve:
+                raise
+            warn(
+                f"Training was interrupted after {len(curve)} of at most {max_iter} epochs; what "
+                "was learned is kept. Interrupt again to stop without it.",
+                ConvergenceWarning,
+            )
+    student.eval()
+    for parameter in student.parameters():
+        parameter.grad = None
     return {name: np.array([means[name] for means in curve]) for name in curve[0]}
 
 
-def settle_batch_norm(
-    student: nn.Module, answer: Callable[[Batch], object], batches: Iterable[Batch]
-) -> None:
-    """Take the statistics of every batch norm anew, over all training images.
+def training_epochs(
+    dataset: Dataset, n_images: int, batch_size: int, seed: int, augmented: bool
+) -> Iterator[Iterator[Batch]]:
+    """Yield epochs without end: all images in batches, in a new random order each time."""
+    generator = private_generator(seed)
 
-    What training leaves behind is a running average over its last few batches, of a network that
-    was still changing; scores would fluctuate from epoch to epoch with it.
+    def epoch() -> Iterator[Batch]:
+        batches = shuffled_batches(n_images, batch_size, generator)
+        if not augmented:
+            yield from dataset.batches(batches)
+            return
+        for images in dataset.tensors(batches):
+            changed = mild_augmentation(images, generator)
+            yield Batch(changed, dataset.features(changed))
+
+    while True:
+        yield epoch()
+
+
+def settle_batch_norm(
+    student: nn.Module, output: Callable[[Batch], object], batches: Iterable[Batch]
+) -> None:
+    """Recompute the statistics of every batch norm over all training images.
+
+    Training leaves a running average over its last few batches, of a network that was still
+    changing; with it, scores would fluctuate from epoch to epoch.
     """
     norms = [m for m in student.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
@@ -94,14 +126,14 @@ def settle_batch_norm(
         norm.train()
     with torch.no_grad():
         for batch in batches:
-            answer(batch)
+            output(batch)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     student.eval()
 
 
 def divergence(epoch: int, learning_rate: float) -> str:
-    """Say where the loss stopped being finite."""
+    """Return the message for a loss that is not finite."""
     return (
         f"The loss is not finite after epoch {epoch} with learning_rate={learning_rate:g}; "
         "lower learning_rate."
@@ -109,14 +141,14 @@ def divergence(epoch: int, learning_rate: float) -> str:
 
 
 class Convergence:
-    """Watch for epochs that do not improve on the best so far by the share ``tol``."""
+    """Count epochs that do not improve on the best so far by the share ``tol``."""
 
     def __init__(self, tol: float | None, patience: int) -> None:
         self.tol, self.patience = tol, patience
         self.best, self.stale = np.inf, 0
 
     def reached(self, loss: float) -> bool:
-        """Take in the loss of one more epoch and tell whether training is done."""
+        """Add the loss of one more epoch and return whether training is done."""
         if self.tol is not None:
             improved = np.isinf(self.best) or loss < self.best * (1 - self.tol)
             self.stale = 0 if improved else self.stale + 1
@@ -125,7 +157,7 @@ class Convergence:
 
     @property
     def done(self) -> bool:
-        """Whether so many epochs in a row have brought too little."""
+        """Whether `patience` epochs in a row have not improved."""
         return self.tol is not None and self.stale >= self.patience
 
 
@@ -135,7 +167,7 @@ def _train_epoch(
     terms: Callable[[Batch], Terms],
     optimizer: torch.optim.Optimizer,
 ) -> dict[str, float]:
-    """Take one step a batch; return the mean of every term over the epoch's images."""
+    """Update once per batch; return the mean of every term over the epoch's images."""
     student.train()
     sums: dict[str, Tensor] = {}
     n_images = 0
@@ -144,7 +176,7 @@ def _train_epoch(
         optimizer.zero_grad()
         losses["total"].mean().backward()
         optimizer.step()
-        n_images += len(batch)
+        n_images += len(batch.images)
         for name, loss in losses.items():
             sums[name] = sums.get(name, torch.zeros(())).to(loss) + loss.detach().sum()
     student.eval()

@@ -1,126 +1,169 @@
-"""Source activations computed once per fit and kept: in memory within a budget, else on disk."""
+"""Training images and their features, computed once per fit and kept in memory or on disk."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from functools import partial
-from typing import IO, Protocol
+from dataclasses import dataclass
+from typing import IO
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from skmkd._features.batches import Batch, Read
+from skmkd._features.batches import Batch, Dataset, ImageDataset, consecutive
+from skmkd._maps.discrepancy import Features
 from skmkd._runtime import available_memory
+from skmkd._warnings import warn
 
 MEMORY_SHARE = 0.25  # of the available memory, that "auto" takes at most
 DISK_SHARE = 0.5  # of the free space, that a cache on disk takes at most
-IMAGES = ""  # where the prepared images lie, beside the layers, none of which has this name
+IMAGES = ""  # key of the prepared images beside those of the layers, none of which is empty
+
+Rows = dict[str, Tensor]  # (n, h, w, C), by layer; `IMAGES` for the images
 
 
-def byte_budget(cache: str | int | None) -> int | None:
-    """Return the bytes of memory that a cache may take; None for no cache."""
-    if isinstance(cache, str):  # "auto"
-        return int(MEMORY_SHARE * available_memory())
-    return cache
-
-
-@contextmanager
-def feature_cache(
-    once: Read, anew: Read, n_images: int, batch_size: int, budget: int | None, verbose: int = 0
-) -> Iterator[Read]:
-    """See all images once, and serve them and the source's activations from then on.
+@dataclass(frozen=True)
+class CachedDataset:
+    """A dataset whose images, and features if there are any, are cached.
 
     Parameters
     ----------
-    once : callable
-        Gives batches by their indices; is asked for each image once, in order.
-    anew : callable
-        The same, asked again and again where there is no cache.
-    n_images, batch_size : int
-        How many images there are, and how many to take at once.
-    budget : int or None
-        Bytes up to which the cache is held in memory. A larger one lies in a temporary file,
-        which is gone when the context ends or the process dies. None takes no cache.
-    verbose : int
+    origin : ImageDataset
+        Computes features that are not cached.
+    rows : dict of str to Tensor of shape (n, h, w, C)
+        The cached images and features.
+    """
+
+    origin: ImageDataset
+    rows: Rows
+
+    @property
+    def batch_size(self) -> int:
+        """Images that the networks process at once outside of training."""
+        return self.origin.batch_size
+
+    def tensors(self, batches: Iterable[Sequence[int]]) -> Iterator[Tensor]:
+        """Yield the prepared images of each batch."""
+        return (self._take(indices)[IMAGES] for indices in batches)
+
+    def features(self, images: Tensor) -> Features:
+        """Compute the source's activations for any number of prepared images."""
+        return self.origin.features(images)
+
+    def batches(self, batches: Iterable[Sequence[int]], *, padded: bool = False) -> Iterator[Batch]:
+        """Yield each batch with its features; `padded` repeats the last image of a short one."""
+        for indices in batches:
+            missing = self.batch_size - len(indices) if padded else 0
+            taken = self._take([*indices, *[indices[-1]] * missing])
+            images = taken.pop(IMAGES)
+            yield Batch(images, taken or self.features(images))
+
+    def _take(self, indices: Sequence[int]) -> Rows:
+        """Return rows by their indices, as (n, C, h, w) with channels last in memory."""
+        chosen = torch.as_tensor(np.asarray(indices))
+        return {
+            name: rows.index_select(0, chosen).permute(0, 3, 1, 2).to(self.origin.device)
+            for name, rows in self.rows.items()
+        }
+
+
+@contextmanager
+def cached(
+    dataset: ImageDataset,
+    n_images: int,
+    *,
+    budget: int,
+    with_features: bool,
+    required: bool,
+    verbose: int = 0,
+) -> Iterator[Dataset]:
+    """Read a dataset once and serve it from a cache.
+
+    Parameters
+    ----------
+    dataset : ImageDataset
+        Read once, in order.
+    n_images : int
+        Number of images.
+    budget : int
+        Bytes up to which the cache is in memory. A larger one is a temporary file, which is
+        deleted when the context ends or the process dies.
+    with_features : bool
+        Whether features are cached, or the prepared images only.
+    required : bool
+        Whether to warn if no disk can hold the cache.
+    verbose : int, default=0
         1 or more shows a progress bar.
 
     Yields
     ------
-    read : callable
-        Gives batches by their indices, from the cache; without one, and with a warning where
-        the disk cannot hold it, `anew`.
+    dataset : Dataset
+        The cached one; the original, if the disk cannot hold it.
     """
-    if budget is None:
-        yield anew
-        return
     with ExitStack() as files:
         try:
-            read = _fill(once, n_images, batch_size, budget, files, verbose)
+            rows = _fill(dataset, n_images, budget, with_features, files, verbose)
         except UnstorableError as error:
             with suppress(OSError):
-                files.close()  # what was written so far gives its space back
-            warnings.warn(
-                f"The feature cache was given up, and the source is computed anew in every epoch: "
-                f"{error}. Raise cache, or set it to None to silence this.",
-                UserWarning,
-                stacklevel=2,
-            )
-            read = anew
-        yield read
+                files.close()  # frees the space of what was written
+            if required:
+                warn(
+                    "The cache was given up, and images and features are computed in every "
+                    f"epoch: {error}. Raise cache, or set it to None to silence this."
+                )
+            yield dataset
+        else:
+            yield CachedDataset(dataset, rows)
+
+
+def byte_budget(cache: str | int | None) -> int:
+    """Return the bytes of memory that a cache may take."""
+    return cache if isinstance(cache, int) else int(MEMORY_SHARE * available_memory())
 
 
 class UnstorableError(Exception):
     """The disk cannot hold a cache."""
 
 
-class _Shelf(Protocol):
-    """Rows of one kind, put down one after the other and then taken in any order."""
+class _Rows:
+    """Rows of one kind, appended one batch after another: in memory, or in an unnamed file.
 
-    def append(self, rows: Tensor) -> None: ...
+    The file is written before it is mapped, so that a full disk is an error while writing.
+    """
 
-    def rows(self) -> Tensor: ...
-
-
-class _MemoryShelf:
-    def __init__(self, n: int, example: Tensor) -> None:
-        self._rows = torch.empty((n, *example.shape[1:]), dtype=example.dtype)
-        self._filled = 0
-
-    def append(self, rows: Tensor) -> None:
-        self._rows[self._filled : self._filled + len(rows)] = rows
-        self._filled += len(rows)
-
-    def rows(self) -> Tensor:
-        return self._rows
-
-
-class _DiskShelf:
-    """Rows written to an unnamed file, then mapped: a full disk fails while writing."""
-
-    def __init__(self, n: int, example: Tensor, files: ExitStack) -> None:
+    def __init__(self, n: int, example: Tensor, files: ExitStack | None) -> None:
         self._shape, self._dtype = (n, *example.shape[1:]), example.dtype
-        with _storing():
-            self._file: IO[bytes] = files.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
+        self._file: IO[bytes] | None = None
+        self._n = 0
+        if files is None:
+            self._rows = torch.empty(self._shape, dtype=self._dtype)
+        else:
+            with _writing():
+                self._file = files.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
 
     def append(self, rows: Tensor) -> None:
-        with _storing():
+        if self._file is None:
+            self._rows[self._n : self._n + len(rows)] = rows
+            self._n += len(rows)
+            return
+        with _writing():
             self._file.write(rows.contiguous().view(torch.uint8).numpy().data)
 
-    def rows(self) -> Tensor:
-        with _storing():
+    def tensor(self) -> Tensor:
+        if self._file is None:
+            return self._rows
+        with _writing():
             self._file.flush()
             content = np.memmap(self._file, np.uint8, mode="r+")  # shared: it takes no memory
         return torch.from_numpy(content).view(self._dtype).view(self._shape)
 
 
 @contextmanager
-def _storing() -> Iterator[None]:
+def _writing() -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -128,49 +171,46 @@ def _storing() -> Iterator[None]:
 
 
 def _fill(
-    once: Read, n_images: int, batch_size: int, budget: int, files: ExitStack, verbose: int
-) -> Read:
-    shelves: dict[str, _Shelf] = {}
-    with tqdm(total=n_images, desc="Looking", unit="image", disable=verbose < 1) as progress:
-        starts = range(0, n_images, batch_size)
-        for batch in once(range(start, min(start + batch_size, n_images)) for start in starts):
+    dataset: ImageDataset,
+    n_images: int,
+    budget: int,
+    with_features: bool,
+    files: ExitStack,
+    verbose: int,
+) -> Rows:
+    indices = consecutive(range(n_images), dataset.batch_size)
+    if with_features:
+        batches = dataset.batches(indices)
+    else:
+        batches = (Batch(images, {}) for images in dataset.tensors(indices))
+    stored: dict[str, _Rows] = {}
+    with tqdm(total=n_images, desc="Reading", unit="image", disable=verbose < 1) as progress:
+        for batch in batches:
             rows = {IMAGES: batch.images, **batch.target}  # (n, C, h, w) -> (n, h, w, C)
             rows = {name: tensor.permute(0, 2, 3, 1).cpu() for name, tensor in rows.items()}
-            shelves = shelves or _make_shelves(rows, n_images, budget, files)
-            for name, shelf in shelves.items():
-                shelf.append(rows[name])
-            progress.update(len(batch))
-    contents = {name: shelf.rows() for name, shelf in shelves.items()}
-    return partial(_look_up, contents, batch.images.device)
+            if not stored:
+                in_memory = _fits(rows, n_images, budget)
+                stored = {
+                    name: _Rows(n_images, tensor, None if in_memory else files)
+                    for name, tensor in rows.items()
+                }
+            for name, tensor in rows.items():
+                stored[name].append(tensor)
+            progress.update(len(batch.images))
+    return {name: each.tensor() for name, each in stored.items()}
 
 
-def _make_shelves(
-    rows: dict[str, Tensor], n_images: int, budget: int, files: ExitStack
-) -> dict[str, _Shelf]:
+def _fits(rows: Rows, n_images: int, budget: int) -> bool:
+    """Tell whether all images' rows fit into memory; else check that they fit on the disk."""
     size = n_images * sum(tensor[0].nbytes for tensor in rows.values())
     if size <= budget:
-        return {name: _MemoryShelf(n_images, tensor) for name, tensor in rows.items()}
-    with _storing():
-        place = tempfile.gettempdir()
-        free = shutil.disk_usage(place).free
+        return True
+    with _writing():
+        folder = tempfile.gettempdir()
+        free = shutil.disk_usage(folder).free
     if size > DISK_SHARE * free:
         raise UnstorableError(
             f"it needs {size / 1e9:.3g} GB, more than cache={budget} bytes of memory and "
-            f"{DISK_SHARE:.0%} of the {free / 1e9:.3g} GB free in {place}"
+            f"{DISK_SHARE:.0%} of the {free / 1e9:.3g} GB free in {folder}"
         )
-    return {name: _DiskShelf(n_images, tensor, files) for name, tensor in rows.items()}
-
-
-def _look_up(
-    shelves: dict[str, Tensor], device: torch.device, batches: Iterable[Sequence[int]]
-) -> Iterator[Batch]:
-    return (_gather(shelves, device, indices) for indices in batches)
-
-
-def _gather(shelves: dict[str, Tensor], device: torch.device, indices: Sequence[int]) -> Batch:
-    chosen = torch.as_tensor(np.asarray(indices))
-
-    def take(name: str) -> Tensor:  # (n, h, w, C) -> (n, C, h, w), channels last in memory
-        return shelves[name].index_select(0, chosen).permute(0, 3, 1, 2).to(device)
-
-    return Batch(take(IMAGES), lambda: {name: take(name) for name in shelves if name != IMAGES})
+    return False

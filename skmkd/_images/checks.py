@@ -1,32 +1,30 @@
-"""Array-likes at the door: X becomes a lazy sequence of checked images."""
+"""Input validation: X becomes a lazy sequence of checked images."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from math import isqrt, prod
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 from PIL.Image import Image
 from sklearn.base import BaseEstimator
-from sklearn.utils.validation import column_or_1d, validate_data
+from sklearn.utils.validation import validate_data
 
-from skmkd._images.image_files import (
-    ImageFile,
-    UnreadableImageError,
-    is_path_list,
-    open_files,
-    warn_of,
-)
+from skmkd._images.image_files import ImageFile, UnreadableImageError, is_path_list
+from skmkd._warnings import warn
 
 CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
 INTEGER_RANGES = {"bool": (0.0, 1.0), "uint8": (0.0, 255.0), "uint16": (0.0, 65535.0)}
 LARGEST = float(np.finfo(np.float32).max)
-FAR_OUTSIDE = 10.0  # widths of the learned range that new floats may lie past it
+FAR_OUTSIDE = 10.0  # widths of the learned range that new floats may lie outside of it
 ALPHA_OUTSIDE = 0.01  # the same for RGBA, since alpha beyond 0-1 has no meaning
-PLAIN_MODES = ("1", "L", "I;16", "I", "F", "RGB", "RGBA")  # whose pixels are what they show
+PLAIN_MODES = ("1", "L", "I;16", "I", "F", "RGB", "RGBA")  # of Pillow: pixels are values
+RUN_PIXELS = 2**18  # of the images that are read and prepared at once
 
 ImagesLike = ArrayLike | Sequence[ArrayLike] | Sequence[str | os.PathLike[str]]
 ImageShape = tuple[int | None, int | None, int]
@@ -41,7 +39,7 @@ class PixelRange(NamedTuple):
 
 
 class Images:
-    """Images of one kind, read and checked when they are asked for.
+    """Images of one kind, read and checked when they are needed, by several threads if wanted.
 
     Parameters
     ----------
@@ -50,14 +48,14 @@ class Images:
     shape : tuple (H, W, C)
         Shape of each image; H and W are None where images differ in size.
     blank : ndarray of shape (1, 1, C), default=None
-        What stands, with a warning, for a file that cannot be read. None raises the error.
+        Replaces files that cannot be read. None raises the error instead.
     unreadable : iterable of int, default=()
-        Indices of items that are the blank already; as a set that grows, an attribute.
+        Indices of items that have been replaced already; as a set that grows, an attribute.
 
     Attributes
     ----------
     pixel_range : PixelRange or None
-        What new images are held against.
+        What new images are compared with.
     """
 
     def __init__(
@@ -72,21 +70,23 @@ class Images:
         self._blank = blank
         self.pixel_range: PixelRange | None = None
         self.unreadable = set(unreadable)
+        self.errors: list[UnreadableImageError] = []
 
     def __len__(self) -> int:
         return len(self._items)
 
-    def __getitem__(self, indices: Iterable[int]) -> list[np.ndarray]:
-        """Return the images at the indices, each of shape (H, W, C)."""
-        return [self._read(int(i)) for i in indices]
-
     def __iter__(self) -> Iterator[np.ndarray]:
-        return (self._read(i) for i in range(len(self)))
+        return (self.read(i) for i in range(len(self)))
 
     @property
     def of_one_size(self) -> bool:
         """Whether the images came as one array."""
         return self.shape[0] is not None
+
+    @property
+    def are_files(self) -> bool:
+        """Whether an image has to be decoded each time that it is read."""
+        return isinstance(self._items[0], ImageFile)
 
     def sizes(self, indices: Iterable[int]) -> list[tuple[int, int]]:
         """Return height and width of the images at the indices, without reading pixels."""
@@ -95,18 +95,36 @@ class Images:
             return [(height, width) for _ in indices]
         return [np.shape(self._items[i])[:2] for i in indices]
 
+    def runs(self, indices: Sequence[int]) -> list[list[int]]:
+        """Split indices into runs of neighbours of one size, of at most `RUN_PIXELS` in all."""
+        runs = []
+        for (height, width), group in groupby(
+            zip(self.sizes(indices), indices, strict=True), key=itemgetter(0)
+        ):
+            same = [index for _, index in group]
+            step = max(1, RUN_PIXELS // (height * width))
+            runs += [same[start : start + step] for start in range(0, len(same), step)]
+        return runs
+
     def kind(self, index: int) -> str:
         """Return the kind of number that an image is made of, without reading a file's pixels."""
         return _pixel_kind(_header(self._items[index], index).dtype, index)
 
-    def _read(self, index: int) -> np.ndarray:
+    def warn_of_unreadable(self) -> None:
+        """Warn of each file that was replaced since the last call."""
+        while self.errors:
+            warn(f"{self.errors.pop(0)}. It is skipped.")
+
+    def read(self, index: int) -> np.ndarray:
+        """Return an image of shape (H, W, C)."""
         try:
             image = _as_numbers(self._items[index], index)
         except UnreadableImageError as error:
             if self._blank is None:
                 raise
-            self.unreadable.add(index)
-            warn_of(error, "It is skipped.")
+            if index not in self.unreadable:
+                self.unreadable.add(index)
+                self.errors.append(error)
             return self._blank
         height, width, channels = self.shape
         image = image.reshape(height or image.shape[0], width or image.shape[1], channels)
@@ -120,7 +138,7 @@ class Images:
 
 
 def check_images(estimator: BaseEstimator, X: Any, *, reset: bool) -> Images:
-    """Check X, learn from it (``reset=True``) or hold it against what was learned.
+    """Check X, and learn from it (``reset=True``) or compare it with what was learned.
 
     Sets ``image_shape_``, ``pixel_range_`` and, where images have one size, ``n_features_in_``
     on the estimator when ``reset`` is true.
@@ -140,11 +158,15 @@ def check_images(estimator: BaseEstimator, X: Any, *, reset: bool) -> Images:
         if images.of_one_size:
             estimator.n_features_in_ = prod(images.shape)
         images.pixel_range = estimator.pixel_range_ = _learn_range(images)
-    else:
-        _check_shape(images.shape, estimator.image_shape_)
-        images.pixel_range = estimator.pixel_range_
-        if (kind := images.kind(0)) != estimator.pixel_range_.kind:
-            raise ValueError(_kind_message("X", kind, estimator.pixel_range_))
+        return images
+    shape, fitted = images.shape, estimator.image_shape_
+    sizes_differ = None not in (shape[0], fitted[0]) and shape[:2] != fitted[:2]
+    if sizes_differ or shape[2] != fitted[2]:
+        expected, got = (tuple("any" if s is None else s for s in t) for t in (fitted, shape))
+        raise ValueError(
+            f"X must hold images of shape (H, W, C) = {expected}, as at fit; got {got}."
+        )
+    images.pixel_range = estimator.pixel_range_
     return images
 
 
@@ -163,24 +185,6 @@ def image_list(items: np.ndarray | Sequence[ArrayLike]) -> Images:
     return images
 
 
-def check_labels(y: ArrayLike) -> np.ndarray:
-    """Return labels (n,) of normal images, +1, and anomalies, -1.
-
-    Raises
-    ------
-    ValueError
-        If y is not as described.
-    """
-    labels = column_or_1d(y)
-    if not np.isin(labels, (1, -1)).all():
-        others = [label for label in dict.fromkeys(labels.tolist()) if label not in (1, -1)]
-        raise ValueError(
-            "y must hold +1 for normal images and -1 for anomalies only; got "
-            f"{', '.join(map(repr, others[:3]))}."
-        )
-    return labels
-
-
 def _as_images(estimator: BaseEstimator, X: Any, reset: bool) -> Images:
     minimum = 2 if reset else 1
     if isinstance(X, (str, os.PathLike)):
@@ -190,20 +194,20 @@ def _as_images(estimator: BaseEstimator, X: Any, reset: bool) -> Images:
         )
     if isinstance(X, (list, tuple)) and not X:
         raise ValueError("X must hold at least one image; got none.")
-    if is_path_list(X):
-        blank = None if reset or estimator.on_error == "raise" else _blank(estimator)
-        files, unreadable = open_files(X, blank)
-        images = Images(files, _list_shape(files), blank, unreadable)
-    elif _is_image_list(X):
-        images = Images(list(X), _list_shape(X))
-    else:
-        if not hasattr(X, "ndim") and np.ndim(_as_array(X)) > 2:
-            X = _as_array(X)
-        if getattr(X, "ndim", 2) < 3:
+    if getattr(X, "ndim", 0) < 3:
+        if is_path_list(X):
+            blank = None if reset or estimator.on_error == "raise" else _blank(estimator)
+            images = _open_files(X, blank)
+        elif _is_image_list(X):
+            images = Images(list(X), _list_shape(X))
+        elif not hasattr(X, "ndim") and np.ndim(array := _as_array(X)) > 2:
+            images = Images(array, _array_shape(array.shape, estimator.image_shape))
+        else:
             X = validate_data(
                 estimator, X, reset=reset, ensure_all_finite=False, ensure_min_samples=minimum
             )
             return Images(X, _row_shape(estimator, X.shape[1]))
+    else:
         images = Images(X, _array_shape(tuple(X.shape), estimator.image_shape))
     if len(images) < minimum:
         raise ValueError(
@@ -213,15 +217,31 @@ def _as_images(estimator: BaseEstimator, X: Any, reset: bool) -> Images:
     return images
 
 
+def _open_files(paths: Sequence[str | os.PathLike[str]], blank: np.ndarray | None) -> Images:
+    """Read the headers of files; a blank, if there is one, replaces those that cannot be read."""
+    files: list[ImageFile | np.ndarray] = [ImageFile(path) for path in paths]
+    unreadable = set()
+    for index, file in enumerate(files):
+        try:
+            _ = file.shape
+        except UnreadableImageError as error:
+            if blank is None:
+                raise
+            warn(f"{error}. It is skipped.")
+            files[index] = blank
+            unreadable.add(index)
+    return Images(files, _list_shape(files), blank, unreadable)
+
+
 def _blank(estimator: BaseEstimator) -> np.ndarray:
-    """Return an image of one pixel, the darkest that the estimator has learned."""
+    """Return an image of one pixel, with the lowest value that the estimator has learned."""
     low, _, kind = estimator.pixel_range_
     dtype = np.float32 if kind == "float" else np.dtype(kind)
     return np.full((1, 1, estimator.image_shape_[2]), low, dtype=dtype)
 
 
 def _is_image_list(X: Any) -> bool:
-    """Tell a list of image arrays, whatever their sizes, from nested numbers."""
+    """Tell a list of image arrays, of any sizes, from nested numbers."""
     if isinstance(X, np.ndarray) and not (X.ndim == 1 and X.dtype == object):
         return False
     return isinstance(X, (list, tuple, np.ndarray)) and any(
@@ -264,7 +284,7 @@ def _pixel_kind(dtype: np.dtype, index: int) -> str:
 
 
 def _header(item: Any, index: int) -> ImageFile | np.ndarray:
-    """Return what tells the shape and dtype of an image; of a file, no pixel is read."""
+    """Return what has the shape and dtype of an image; of a file, no pixel is read."""
     return item if isinstance(item, ImageFile) else _as_numbers(item, index)
 
 
@@ -274,7 +294,7 @@ def _named(item: Any, index: int) -> str:
 
 
 def _list_shape(X: np.ndarray | Sequence[Any]) -> ImageShape:
-    """Check that all images of a list have the same channels; their sizes are free."""
+    """Check that all images of a list have the same channels; sizes may differ."""
     channels = None
     for index, item in enumerate(X):
         found = _channels(_header(item, index).shape, _named(item, index))
@@ -344,17 +364,8 @@ def _row_shape(estimator: BaseEstimator, n_features: int) -> ImageShape:
     return (side, side, 1) if side * side == n_features else (1, n_features, 1)
 
 
-def _check_shape(shape: ImageShape, fitted: ImageShape) -> None:
-    sizes_differ = None not in (shape[0], fitted[0]) and shape[:2] != fitted[:2]
-    if sizes_differ or shape[2] != fitted[2]:
-        expected, got = (tuple("any" if s is None else s for s in t) for t in (fitted, shape))
-        raise ValueError(
-            f"X must hold images of shape (H, W, C) = {expected}, as at fit; got {got}."
-        )
-
-
 def _learn_range(images: Images) -> PixelRange:
-    """Read every image once: integers range by their dtype, floats in 0-1 or as they lie."""
+    """Return the range of integers by dtype; of floats 0-1, or their extremes outside of it."""
     kinds = [images.kind(i) for i in range(len(images))] if not images.of_one_size else []
     kind = images.kind(0)
     if other := next((i for i, k in enumerate(kinds) if k != kind), None):

@@ -1,11 +1,10 @@
-"""Image files: opened when asked for, and brought to a few plain kinds of array."""
+"""Image files: read when they are needed, and converted to a few plain kinds of array."""
 
 from __future__ import annotations
 
 import errno
 import os
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
@@ -18,7 +17,9 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-MAX_PIXELS = 2**26  # of one image: a small file may claim any size
+from skmkd._warnings import warn
+
+MAX_PIXELS = 2**26  # of one image: a small file may declare any size
 READERS = (PngImageFile, JpegImageFile, TiffImageFile, BmpImageFile, WebPImageFile)
 FORMATS = tuple(reader.format for reader in READERS)
 SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO)  # not the file's fault
@@ -30,12 +31,12 @@ class UnreadableImageError(ValueError):
 
 
 class ImageFile:
-    """An image file that is an array to whoever asks for its shape, dtype or pixels.
+    """An image file that converts to an array; shape and dtype are read from its header.
 
     Grey images of 8 bits become (H, W) uint8, of 16 bits uint16; 1 bit becomes 0 and 255. With
-    transparency of any kind an image becomes (H, W, 4) uint8, and every other colour, by palette,
-    CMYK or else, (H, W, 3). Other integers and floats stay as they are. The orientation that
-    EXIF states is applied. Of several frames, the first counts.
+    transparency of any kind an image becomes (H, W, 4) uint8, and all other colours (palettes,
+    CMYK) (H, W, 3). Other integers and floats stay as they are. The orientation that
+    EXIF states is applied. Of several frames, the first is read.
 
     Parameters
     ----------
@@ -45,8 +46,8 @@ class ImageFile:
     Raises
     ------
     UnreadableImageError
-        When it is asked for more than its path, if the file is missing, not an image, truncated,
-        or larger than `MAX_PIXELS`.
+        On access to shape, dtype or pixels, if the file is missing, not an image, truncated, or
+        larger than `MAX_PIXELS`.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -86,13 +87,13 @@ class ImageFile:
             upright = ImageOps.exif_transpose(image)
             pixels = np.asarray(upright if upright.mode == mode else upright.convert(mode))
         array = pixels.astype(plain, copy=False)
-        self._kind = array.shape, array.dtype  # an orientation at the end of a file is seen now
+        self._kind = array.shape, array.dtype  # EXIF may be at the end of a file
         return array if dtype is None else array.astype(dtype)
 
 
 @contextmanager
 def opened(path: str) -> Iterator[Image.Image]:
-    """Open an image of at most `MAX_PIXELS`; whatever goes wrong is one kind of error."""
+    """Open an image of at most `MAX_PIXELS`; all failures raise UnreadableImageError."""
     try:
         with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
@@ -108,7 +109,7 @@ def opened(path: str) -> Iterator[Image.Image]:
 
 
 def plain_mode(image: Image.Image) -> tuple[str, np.dtype]:
-    """Return the Pillow mode that an image is brought to, and the dtype of its pixels."""
+    """Return the Pillow mode to convert an image to, and the dtype of its pixels."""
     mode = image.mode
     if mode.startswith("I;16") or (mode == "I" and image.format == "PNG"):
         return mode, np.dtype(np.uint16)
@@ -128,41 +129,8 @@ def is_path_list(X: Any) -> bool:
     )
 
 
-def open_files(
-    paths: Sequence[str | os.PathLike[str]], blank: np.ndarray | None
-) -> tuple[list[ImageFile | np.ndarray], set[int]]:
-    """Read the headers of files.
-
-    Parameters
-    ----------
-    paths : sequence of str or path-like
-        The files.
-    blank : ndarray or None
-        What stands, with a warning, for a file whose header cannot be read; None raises.
-
-    Returns
-    -------
-    files : list of ImageFile or ndarray
-        The files, and the blank for the unreadable ones.
-    unreadable : set of int
-        Indices of these.
-    """
-    files: list[ImageFile | np.ndarray] = [ImageFile(path) for path in paths]
-    unreadable = set()
-    for index, file in enumerate(files):
-        try:
-            _ = file.shape
-        except UnreadableImageError as error:
-            if blank is None:
-                raise
-            warn_of(error, "It is skipped.")
-            files[index] = blank
-            unreadable.add(index)
-    return files, unreadable
-
-
 def readable(X: Any) -> Any:
-    """Leave out the files of X that cannot be read, with a warning for each; it reads them all."""
+    """Read all files of X and leave out those that cannot be read, with a warning for each."""
     if not is_path_list(X):
         return X
     kept = []
@@ -170,14 +138,9 @@ def readable(X: Any) -> Any:
         try:
             np.asarray(ImageFile(path))
         except UnreadableImageError as error:
-            warn_of(error, "It is left out.")
+            warn(f"{error}. It is left out.")
         else:
             kept.append(path)
     if not kept:
         raise ValueError(f"X must hold files that can be read; got {len(X)}, and none can.")
     return kept
-
-
-def warn_of(error: UnreadableImageError, what_happens: str) -> None:
-    """Warn of a file that cannot be read."""
-    warnings.warn(f"{error}. {what_happens}", UserWarning, stacklevel=3)

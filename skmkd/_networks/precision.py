@@ -13,6 +13,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
+from skmkd._maps.discrepancy import Features
 from skmkd._runtime import computes_bfloat16
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -34,6 +35,26 @@ def materialize(make: Callable[[], Network]) -> Network:
     with torch.device("meta"):
         network = make()
     return network.to(torch.float32).to_empty(device="cpu")
+
+
+def run_in_batches(
+    network: Callable[[torch.Tensor], Features], images: torch.Tensor, size: int
+) -> Features:
+    """Compute the features of any number of images (n, 3, H, W), in padded batches of one size."""
+    parts = [
+        {name: rows[: len(part)] for name, rows in network(pad(part, size)).items()}
+        for part in images.split(size)
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def pad(images: torch.Tensor, size: int) -> torch.Tensor:
+    """Repeat the last image until there are as many as a batch has."""
+    if len(images) >= size:
+        return images
+    return torch.cat([images, images[-1:].expand(size - len(images), -1, -1, -1)])
 
 
 class BFloat16(nn.Module):

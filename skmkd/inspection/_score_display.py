@@ -11,7 +11,7 @@ from sklearn.utils import assert_all_finite
 from sklearn.utils._optional_dependencies import check_matplotlib_support
 from sklearn.utils.validation import check_consistent_length, column_or_1d
 
-from skmkd._images.checks import check_labels
+from skmkd._labels import check_labels
 from skmkd.inspection._plotting import own_axes
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from sklearn.metrics import average_precision_score, make_scorer, roc_auc_score
 from sklearn.utils.validation import check_consistent_length
 
-from skmkd._images.checks import check_labels
+from skmkd._labels import check_labels
 from skmkd.metrics._ranking import f1_max, fpr_at_tpr
 
 Scorer = Callable[..., float]  # (estimator, X, y) -> float

@@ -12,7 +12,7 @@ from sklearn.model_selection import BaseCrossValidator, StratifiedGroupKFold, St
 from sklearn.utils._param_validation import Interval, validate_parameter_constraints
 from sklearn.utils.validation import _num_samples, check_consistent_length, column_or_1d
 
-from skmkd._images.checks import check_labels
+from skmkd._labels import check_labels
 from skmkd._runtime import draw_seed
 
 

@@ -1,0 +1,147 @@
+"""Source features kept on disk, shared between fits, calls and processes."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from skmkd._maps.discrepancy import Features
+from skmkd._warnings import warn
+
+
+class FeatureStore:
+    """A source that keeps its features in a folder: one ``.npy`` file per image and layer.
+
+    A file that is missing or damaged is computed and written again. Files are written whole, so
+    that several processes may share a folder.
+
+    Parameters
+    ----------
+    folder : str or path
+        The folder; it is created with the first file.
+    source : nn.Module
+        The source network.
+    keys : dict of str to str
+        The key of each critical layer, from `layer_keys`.
+    conditions : str
+        What else features depend on, such as the precision.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        source: nn.Module,
+        keys: Mapping[str, str],
+        conditions: str,
+    ) -> None:
+        self._source = source
+        self._folders = {
+            layer: Path(folder) / joblib.hash(f"{key} {conditions}") for layer, key in keys.items()
+        }
+        self._writable = True
+
+    def __call__(self, images: Tensor) -> Features:  # (n, 3, H, W)
+        """Return the features of every layer; images with missing files are computed together."""
+        names = [joblib.hash(_as_array(image)) for image in images]
+        found = {name: self._read(name) for name in dict.fromkeys(names)}
+        missing = [name for name, rows in found.items() if len(rows) < len(self._folders)]
+        if missing:
+            computed = self._source(images[[names.index(name) for name in missing]])
+            for i, name in enumerate(missing):
+                for layer in self._folders.keys() - found[name].keys():
+                    found[name][layer] = row = _as_array(computed[layer][i])
+                    self._write(self._folders[layer] / f"{name}.npy", row)
+        return {
+            layer: _as_tensor(np.stack([found[name][layer] for name in names])).to(images.device)
+            for layer in self._folders
+        }
+
+    def _read(self, name: str) -> dict[str, np.ndarray]:
+        """Return the stored features of an image, of those layers that can be read."""
+        rows = {}
+        for layer, folder in self._folders.items():
+            with suppress(OSError, ValueError, EOFError):
+                rows[layer] = np.load(folder / f"{name}.npy", allow_pickle=False)
+        return rows
+
+    def _write(self, path: Path, row: np.ndarray) -> None:
+        if not self._writable:
+            return
+        temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with temporary.open("xb") as file:
+                    np.save(file, row)
+                temporary.replace(path)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+        except OSError as error:
+            self._writable = False
+            warn(f"The feature store cannot be written, and features are computed: {error}.")
+
+
+def _as_array(activations: Tensor) -> np.ndarray:  # (C, h, w) -> (h, w, C)
+    """Return an array that numpy can store: bfloat16 as uint16."""
+    rows = activations.permute(1, 2, 0).contiguous().cpu()
+    return (rows.view(torch.uint16) if rows.dtype == torch.bfloat16 else rows).numpy()
+
+
+def _as_tensor(array: np.ndarray) -> Tensor:  # (n, h, w, C) -> (n, C, h, w)
+    rows = torch.from_numpy(array)
+    return (rows.view(torch.bfloat16) if rows.dtype == torch.uint16 else rows).permute(0, 3, 1, 2)
+
+
+def layer_keys(source: nn.Module) -> dict[str, str]:
+    """Return a hash for each layer of a source: of the operations and weights that lead to it.
+
+    A layer has the same key in any source that computes it alike, whatever else that gives.
+    """
+    graph_module = next(m for m in source.modules() if isinstance(m, fx.GraphModule))
+    keys: dict[fx.Node, str] = {}
+    for node in graph_module.graph.nodes:
+        arguments = fx.node.map_arg((node.args, node.kwargs), keys.__getitem__)
+        if node.op == "output":
+            return dict(arguments[0][0])
+        keys[node] = joblib.hash((node.op, str(arguments), _operation(graph_module, node)))
+    raise AssertionError("a graph ends with its output")
+
+
+def _operation(graph_module: fx.GraphModule, node: fx.Node) -> Any:
+    """Describe what a node does, by what does not change from process to process."""
+    if node.op == "call_module":
+        module = graph_module.get_submodule(str(node.target))
+        settings = [(type(m).__qualname__, _settings(m)) for m in module.modules()]
+        return settings, {name: _plain(t) for name, t in module.state_dict().items()}
+    if node.op == "get_attr":
+        path, _, name = str(node.target).rpartition(".")
+        value = getattr(graph_module.get_submodule(path), name)
+        return _plain(value) if isinstance(value, Tensor) else repr(value)
+    if node.op == "placeholder":
+        return node.op
+    return getattr(node.target, "__name__", str(node.target))
+
+
+def _settings(module: nn.Module) -> list[tuple[str, str]]:
+    """List the attributes that a module was built with; its repr need not show them all."""
+    return sorted(
+        (name, repr(value))
+        for name, value in vars(module).items()
+        if isinstance(value, (bool, int, float, str, tuple, list, torch.dtype, type(None)))
+    )
+
+
+def _plain(tensor: Tensor) -> np.ndarray:
+    """Return a tensor's numbers: joblib's hash of a tensor is not the same every time."""
+    tensor = tensor.detach().cpu()
+    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
