@@ -1,4 +1,4 @@
-"""Scorers: the anomaly is positive, higher is better, and bad labels are told."""
+"""Scorers: anomalies are the positive class, higher is better, bad labels are errors."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pickle
 import numpy as np
 import pytest
 from conftest import smooth_and_noisy, tiny_detector
+from PIL import Image
 from sklearn.ensemble import IsolationForest
 from sklearn.exceptions import UndefinedMetricWarning
 from sklearn.metrics import average_precision_score, f1_score, get_scorer, roc_auc_score
@@ -50,7 +51,7 @@ def test_anomalies_are_the_positive_class(case):
     assert neg_anomaly_fpr95(*case) == -np.mean(score[~anomaly] >= max(found))
 
 
-def test_what_scikit_learn_has_differs_where_the_class_matters(case):
+def test_scikit_learns_average_precision_has_the_other_positive_class(case):
     assert anomaly_roc_auc(*case) == pytest.approx(get_scorer("roc_auc")(*case))
     assert anomaly_average_precision(*case) < get_scorer("average_precision")(*case) - 0.05
 
@@ -88,7 +89,7 @@ def test_other_labels_are_refused(case, scorer, labels):
 
 
 @pytest.mark.parametrize("label", [1, -1])
-def test_one_kind_alone_is_undefined(case, label):
+def test_scores_of_one_class_are_undefined(case, label):
     detector, X, y = case
     X, y = X[y == label], y[y == label]
     for scorer in (anomaly_roc_auc, neg_anomaly_fpr95):
@@ -109,14 +110,14 @@ def test_mean_normal_score_leaves_anomalies_out(case):
         mean_normal_score(detector, X[y == -1], y[y == -1])
 
 
-def test_several_scorers_ask_the_detector_once(monkeypatch):
+def test_several_scorers_score_the_images_once(monkeypatch):
     X, y = smooth_and_noisy(n_normal=12, n_anomalous=6)
-    asked = []
+    n_scored = []
     detector = tiny_detector()
     score_samples = type(detector).score_samples
 
     def counted(self, X):
-        asked.append(len(X))
+        n_scored.append(len(X))
         return score_samples(self, X)
 
     monkeypatch.setattr(type(detector), "score_samples", counted)
@@ -124,11 +125,78 @@ def test_several_scorers_ask_the_detector_once(monkeypatch):
         detector, X, y, cv=NormalOnlySplit(2, random_state=0), error_score="raise",
         scoring={str(i): scorer for i, scorer in enumerate(SCORERS)},
     )  # fmt: skip
-    assert asked == [9, 9]
+    assert n_scored == [9, 9]
     assert all(np.isfinite(values).all() for values in results.values())
 
 
-def test_mean_normal_score_takes_as_many_labels_as_images(case):
+@pytest.mark.parametrize("scorer", [*SCORERS, mean_normal_score])
+def test_scorer_requires_as_many_labels_as_images(case, scorer):
     detector, X, y = case
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
-        mean_normal_score(detector, X, y[:-1])
+        scorer(detector, X, y[:-1])
+
+
+class Skipping(IsolationForest):
+    """Gives NaN to the rows that hold NaN, as a detector does to files that it skips."""
+
+    def _scored(self, method, X):
+        skipped = np.isnan(X).any(1)
+        scores = np.full(len(X), np.nan)
+        if not skipped.all():
+            scores[~skipped] = getattr(super(), method)(X[~skipped])
+        return scores
+
+    def score_samples(self, X):
+        return self._scored("score_samples", X)
+
+    def decision_function(self, X):
+        return self._scored("decision_function", X)
+
+
+@pytest.mark.parametrize("scorer", [*SCORERS, mean_normal_score])
+@pytest.mark.parametrize("rows", [[0], [65], [3, 4, 60, 79]])
+def test_images_without_a_score_are_left_out(case, scorer, rows):
+    forest, X, y = case
+    detector = Skipping(random_state=0).fit(X[:40])
+    spoiled = X.copy()
+    spoiled[rows] = np.nan
+    expected = scorer(forest, np.delete(X, rows, 0), np.delete(y, rows))
+    assert scorer(detector, spoiled, y) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("scorer", [*SCORERS, mean_normal_score])
+def test_an_image_with_a_score_is_required(case, scorer):
+    _, X, y = case
+    detector = Skipping(random_state=0).fit(X[:40])
+    with pytest.raises(ValueError, match="X must hold .* that can be scored; got NaN for all"):
+        scorer(detector, np.full_like(X, np.nan), y)
+
+
+def test_a_class_without_scores_is_undefined(case):
+    _, X, y = case
+    detector = Skipping(random_state=0).fit(X[:40])
+    no_anomaly = np.where(y[:, None] == -1, np.nan, X)
+    with pytest.warns(UndefinedMetricWarning):
+        assert np.isnan(anomaly_roc_auc(detector, no_anomaly, y))
+    no_normal = np.where(y[:, None] == 1, np.nan, X)
+    with pytest.raises(ValueError, match="X must hold a normal image that can be scored"):
+        mean_normal_score(detector, no_normal, y)
+
+
+@pytest.mark.parametrize("kind", [1, -1])
+@pytest.mark.parametrize("scorer", [*SCORERS, mean_normal_score])
+def test_skipped_files_are_left_out(tmp_path, scorer, kind):
+    images, y = smooth_and_noisy(n_normal=8, n_anomalous=4)
+    images = np.uint8(255 * images)
+    detector = tiny_detector(on_error="skip").fit(images[y == 1])
+    paths = []
+    for i, image in enumerate(images):
+        paths.append(tmp_path / f"{i}.png")
+        Image.fromarray(image).save(paths[-1])
+    skipped = int(np.flatnonzero(y == kind)[0])
+    expected = scorer(detector, np.delete(paths, skipped), np.delete(y, skipped))
+    assert np.isfinite(expected)
+    paths[skipped].write_bytes(b"no image")
+    with pytest.warns(UserWarning, match="cannot be read"):
+        got = scorer(detector, paths, y)
+    assert got == pytest.approx(expected, rel=1e-5)
