@@ -1,4 +1,4 @@
-"""``python -m skmkd`` is the command ``skmkd``."""
+"""Run the command line as ``python -m skmkd``."""
 
 import sys
 

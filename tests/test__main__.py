@@ -1,4 +1,4 @@
-"""``python -m skmkd`` is the command."""
+"""``python -m skmkd`` runs the command line."""
 
 from __future__ import annotations
 

@@ -223,6 +223,7 @@ def test_built_wheel_carries_weights_and_types(tmp_path):
     (wheel,) = tmp_path.glob("skmkd-*.whl")
     subprocess.run([*pip, "install", "--no-deps", "--target", str(target), str(wheel)], check=True)
     assert (target / "skmkd" / "py.typed").is_file()
+    assert (target / "skmkd" / "_cli" / "report.html").is_file()
     assert (target / "skmkd" / "weights" / "PROVENANCE.md").is_file()
     program = (
         "import torch, skmkd, skmkd._networks.sources as sources\n"

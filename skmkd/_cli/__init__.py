@@ -1,4 +1,4 @@
-"""The command ``skmkd``."""
+"""The command line ``skmkd``."""
 
 from skmkd._cli.parser import main
 

@@ -1,4 +1,4 @@
-"""What each command of the command line does; the library does the work."""
+"""The commands of the command line, one function each; the library does the computing."""
 
 from __future__ import annotations
 
@@ -7,21 +7,23 @@ import csv
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BytesIO, StringIO, TextIOWrapper
 from math import ceil
 from operator import attrgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple, TextIO, TypeVar
+from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 from PIL.Image import Image
 from sklearn.model_selection import train_test_split
 from tqdm import tqdm
 
-from skmkd import datasets, metrics
+from skmkd import datasets
+from skmkd._cli.evaluation import StoredArrays, image_metrics, pixel_metrics
 from skmkd._cli.report import THUMBNAIL, Entry, overlay, write_report
 from skmkd._files.archive import check_target, write_whole
 from skmkd._loading import load
@@ -30,22 +32,18 @@ from skmkd._mkd import MKDDetector
 from skmkd._runtime import draw_seed
 from skmkd._thresholds import check_fpr
 from skmkd.inspection._localization_display import pictures
-from skmkd.model_selection._scorers import average_precision, best_f1, fpr95, roc_auc
 
-T = TypeVar("T")
-
-BATCHES = 8  # scored between two steps of the progress bar
-PICTURED = 100  # of the worst images, in a report
+MAX_PICTURES = 100  # in a report
 METHODS: dict[str, Callable[..., Any]] = {"mkd": MKDDetector, "memkd": MemKDDetector}
-FACTS = (
+ATTRIBUTES = (
     "offset_", "map_offset_", "image_shape_", "pixel_range_", "critical_layers_",
     "direction_weight_", "memory_levels_", "precision_", "n_iter_",
 )  # fmt: skip
-UNCALIBRATED = (
-    "The thresholds are those of the images that were learned from, which many new good ones will "
-    "exceed. Set them with others: --hold-out SHARE, or --calibrate FOLDER."
+NOT_CALIBRATED = (
+    "The thresholds were set on the training images and will give too many false alarms on new "
+    "images. Set them on other images: --hold-out SHARE or --calibrate FOLDER."
 )
-UNDECODED = "surrogateescape"  # writes the bytes of file names that are no text as they are
+SURROGATES = "surrogateescape"  # writes file names that are not valid text byte for byte
 COLUMNS = ("path", "score", "decision", "threshold")
 LAYOUTS: dict[str, Callable[..., Any]] = {
     "mvtec_ad": datasets.load_mvtec_ad,
@@ -55,211 +53,177 @@ LAYOUTS: dict[str, Callable[..., Any]] = {
 }
 
 
-def fit(given: argparse.Namespace) -> None:
-    """Learn from good images, and write the model to one file.
+def fit(args: argparse.Namespace) -> None:
+    """Train a detector on normal images and save it to a file.
 
-    Thresholds that are set from the images that were learned from raise too many false alarms on
-    new ones; hold some of them out, or give others.
+    Thresholds set on the training images give too many false alarms on new images. Use --hold-out
+    or --calibrate to set them on other normal images. Ctrl-C during training stops it early: the
+    model is still written, with a warning. A second Ctrl-C aborts, and nothing is written.
     """
-    check_target(given.output)
-    learn, held_out = files(given.folder), files(given.calibrate or [])
-    chosen, fpr = given.parameters, 0.05 if given.fpr is None else given.fpr
-    detector = METHODS[given.method](**{"verbose": int(sys.stderr.isatty())} | chosen)
+    check_target(args.output)
+    training, held_out = image_paths(args.folder), image_paths(args.calibrate or [])
+    parameters, fpr = args.parameters, 0.05 if args.fpr is None else args.fpr
+    detector = METHODS[args.method](**{"verbose": int(sys.stderr.isatty())} | parameters)
     detector._validate_params()
-    if given.hold_out:
-        learn, held_out = divided(learn, given.hold_out, detector.random_state)
+    if args.hold_out:
+        training, held_out = split_paths(training, args.hold_out, detector.random_state)
     if held_out:
         held_out = detector._without_unreadable(held_out)
-        check_fpr(fpr, len(held_out), "--hold-out" if given.hold_out else "--calibrate")
-    elif given.fpr is not None:
+        check_fpr(fpr, len(held_out), "--hold-out" if args.hold_out else "--calibrate")
+    elif args.fpr is not None:
         raise ValueError("--fpr must come with --hold-out or --calibrate.")
-    detector.fit(learn).set_params(verbose=chosen.get("verbose", 0))
+    detector.fit(training).set_params(verbose=parameters.get("verbose", 0))
     if held_out:
         detector.calibrate(held_out, fpr=fpr)
     else:
-        print(UNCALIBRATED, file=sys.stderr)
-    detector.save(given.output)
+        warnings.warn(NOT_CALIBRATED, UserWarning, stacklevel=2)
+    detector.save(args.output)
 
 
-def divided(
+def split_paths(
     paths: list[Path], share: float, random_state: int | None
 ) -> tuple[list[Path], list[Path]]:
-    """Draw which images are to be held out of learning."""
+    """Split paths at random into training images and held-out images."""
     if not 0 < share < 1:
         raise ValueError(f"--hold-out must be a share between 0 and 1; got {share:g}.")
     if (left := len(paths) - ceil(share * len(paths))) < 2:
         raise ValueError(
-            f"--hold-out must leave at least 2 images to learn from; got {share:g}, which leaves "
+            f"--hold-out must leave at least 2 images to train on; got {share:g}, which leaves "
             f"{left} of {len(paths)}."
         )
-    learn, held_out = train_test_split(paths, test_size=share, random_state=draw_seed(random_state))
-    return sorted(learn), sorted(held_out)
+    seed = draw_seed(random_state)
+    training, held_out = train_test_split(paths, test_size=share, random_state=seed)
+    return sorted(training), sorted(held_out)
 
 
-def score(given: argparse.Namespace) -> None:
-    """Write a line for each image: path, score, decision and threshold.
+def score(args: argparse.Namespace) -> None:
+    """Write the path, score, decision and threshold of each image.
 
-    The score is higher for normal images; images with a score below the threshold, which are those
-    with a negative decision, are anomalies. A file that cannot be read has no score (nan, or null
-    in JSON) with --on-error skip, and else ends the command.
+    Higher scores are more normal. The decision is score minus threshold; images with a negative
+    decision are anomalies. With --on-error skip, the score of an unreadable file is nan (null in
+    JSON); otherwise such a file is an error.
     """
-    for target in filter(None, (given.output, given.report)):
+    for target in filter(None, (args.output, args.report)):
         check_target(target)
-    detector, paths = loaded(given), files(given.images)
+    detector, paths = load_model(args), image_paths(args.images)
     threshold = detector._threshold("offset_")
-    if given.report:
+    if args.report:
         detector._threshold("map_offset_")
+    images = detector._check_images(paths)
     entries: list[Entry] = []
-    rows_are_seen = given.output is None and sys.stdout.isatty()
-    with written(given.output) as stream:
+    rows_on_terminal = args.output is None and sys.stdout.isatty()
+    with output_stream(args.output) as stream:
         table = csv.writer(stream, lineterminator="\n")
-        if given.format == "csv":
+        if args.format == "csv":
             table.writerow(COLUMNS)
-        for path, each in scored(detector, paths, silent=rows_are_seen):
-            row = [str(path), each, each - threshold, threshold]
-            if given.format == "csv":
+        outputs = iter_outputs(detector, images, maps=False, show_progress=not rows_on_terminal)
+        for path, output in zip(paths, outputs, strict=True):
+            row = [str(path), output.score, output.score - threshold, threshold]
+            if args.format == "csv":
                 table.writerow(row)
             else:
-                stream.write(json_of(dict(zip(COLUMNS, row, strict=True))) + "\n")
-            entries.append(Entry(str(path), each, None))
-    if given.report:
-        shown = worst(entries)
-        answers = localized(detector, [Path(entry.path) for entry in shown])
-        report(given, detector, entries, [thumbnail(answer) for answer in answers])
+                stream.write(to_json(dict(zip(COLUMNS, row, strict=True))) + "\n")
+            entries.append(Entry(str(path), output.score, None))
+    if args.report:
+        lowest = lowest_scores(entries)
+        results = iter_results(detector, [Path(entry.path) for entry in lowest])
+        save_report(args, detector, entries, [report_entry(result) for result in results])
 
 
-def localize(given: argparse.Namespace) -> None:
-    """Write two files for each image: its map, and the map over the image.
+def localize(args: argparse.Namespace) -> None:
+    """Write the localization map of each image, as an array and as a picture.
 
-    The map is a float32 array (H, W) in numpy's format (.npy), higher = more anomalous. In the
-    picture (.png) the image is left as it is up to the threshold of maps; above it, yellow turns to
-    red at one and a half times the threshold.
+    The map is a float32 array of shape (H, W) in NumPy's .npy format, higher = more anomalous. The
+    picture is a .png of the image, with pixels above the map threshold coloured from yellow (at the
+    threshold) to red (at 1.5 times the threshold).
     """
-    if given.report and not is_within(given.report, given.output):
-        check_target(given.report)
-    detector, places = loaded(given), destinations(given)
+    if args.report and not is_within(args.report, args.output):
+        check_target(args.report)
+    detector, targets = load_model(args), output_paths(args)
     entries: list[Entry] = []
-    shown: list[Entry] = []
-    for answer in localized(detector, list(places)):
-        save_answer(answer, places[answer.path])
-        entries.append(Entry(str(answer.path), answer.score, None))
-        if given.report:
-            shown = worst([*shown, thumbnail(answer)])
-    if given.report:
-        report(given, detector, entries, shown)
+    pictured: list[Entry] = []
+    for result in iter_results(detector, list(targets)):
+        save_result(result, targets[result.path])
+        entries.append(Entry(str(result.path), result.score, None))
+        if args.report:
+            pictured = lowest_scores([*pictured, report_entry(result)])
+    if args.report:
+        save_report(args, detector, entries, pictured)
 
 
-def evaluate(given: argparse.Namespace) -> None:
-    """Print the metrics of a model on a data set with good and bad images, as JSON.
+def evaluate(args: argparse.Namespace) -> None:
+    """Print metrics of a model on a labelled data set, as JSON.
 
-    Images: area under the ROC curve, average precision and best F1 of anomalies, false-positive
-    rate where 95 % of them are found. Pixels, where there are masks: area under the ROC curve,
-    average precision, best F1, and AUPRO up to a false-positive rate of 0.3.
+    Image metrics: area under the ROC curve (AUROC), average precision, maximum F1, false-positive
+    rate at 95 % true-positive rate, and the share of anomalies found and of false alarms at the
+    model's threshold. Pixel metrics, if the data set has masks: AUROC, average precision, maximum
+    F1, and AUPRO up to a false-positive rate of 0.3.
     """
-    detector = loaded(given)
+    detector = load_model(args)
     threshold = detector._threshold("offset_")
-    if given.layout == "folder":
-        data = datasets.load_image_folder(given.dataset)
-    elif given.category is None:
-        raise ValueError(f"--category must be given for --layout {given.layout}.")
+    if args.layout == "folder":
+        data = datasets.load_image_folder(args.dataset)
+    elif args.category is None:
+        raise ValueError(f"--category must be given for --layout {args.layout}.")
     else:
-        data = LAYOUTS[given.layout](given.dataset, given.category, subset="test")
+        data = LAYOUTS[args.layout](args.dataset, args.category, subset="test")
     if len(set(data.y.tolist())) < 2:
         raise ValueError("dataset must hold normal images and anomalies; got one kind only.")
     with TemporaryDirectory() as folder:
-        maps = StoredMaps(Path(folder))
-        if data.masks is None:
-            scores = np.array([each for _, each in scored(detector, data.paths.tolist())])
-        else:
-            images = detector._take_in(data.paths)
-            scores = np.empty(len(images))
-            answers = progressing(detector._scores_and_maps(images), len(images))
-            for i, (each, single) in enumerate(answers):
-                scores[i] = each
-                maps.append(single)
+        maps = StoredArrays(Path(folder), "map")
+        images = detector._check_images(data.paths)
+        scores = np.empty(len(images))
+        for output in iter_outputs(detector, images, maps=data.masks is not None):
+            scores[output.index] = output.score
+            if output.map is not None:
+                maps.append(output.map)
         if np.isnan(scores).any():
             raise ValueError(f"dataset must be readable; got {data.paths[np.isnan(scores)][0]}.")
-        figures = image_figures(data.y, scores, threshold)
+        metrics = image_metrics(data.y, scores, threshold)
         if data.masks is not None:
-            figures |= pixel_figures(data.masks, maps)
-    print(json_of(figures, indent=2))
+            masks = StoredArrays(Path(folder), "mask")  # each metric iterates several times
+            for mask in data.masks:
+                masks.append(mask)
+            metrics |= pixel_metrics(masks, maps)
+    print(to_json(metrics, indent=2))
 
 
-def info(given: argparse.Namespace) -> None:
-    """Print what a model is: its class, parameters, thresholds and training, as JSON."""
-    detector = load(given.model, device="cpu")
+def info(args: argparse.Namespace) -> None:
+    """Print the class, parameters, thresholds and training of a model, as JSON."""
+    detector = load(args.model, device="cpu")
+    parameters = detector.get_params(deep=False)
+    if isinstance(weights := parameters.get("source_weights"), Mapping):
+        parameters["source_weights"] = f"a dict of {len(weights)} tensors"
     facts = {
         "class": type(detector).__name__,
-        **{name: getattr(detector, name) for name in FACTS if hasattr(detector, name)},
+        **{name: getattr(detector, name) for name in ATTRIBUTES if hasattr(detector, name)},
         "final loss": {name: float(curve[-1]) for name, curve in detector.loss_curve_.items()},
-        "parameters": detector.get_params(deep=False),
+        "parameters": {k: v for k, v in parameters.items() if not is_deprecated(v)},
     }
-    if isinstance(weights := facts["parameters"].get("source_weights"), Mapping):
-        facts["parameters"]["source_weights"] = f"a dict of {len(weights)} tensors"
-    print(json_of(facts, indent=2))
+    print(to_json(facts, indent=2))
 
 
-def json_of(facts: dict[str, Any], indent: int | None = None) -> str:
-    """Return JSON, which knows no NaN: null stands for it."""
+def is_deprecated(value: Any) -> bool:
+    """Return whether a parameter has the value that marks it as deprecated and not set."""
+    return isinstance(value, str) and value == "deprecated"
+
+
+def to_json(facts: dict[str, Any], indent: int | None = None) -> str:
+    """Return JSON, with NaN written as null."""
     plain = {name: None if value != value else value for name, value in facts.items()}
     return json.dumps(plain, indent=indent, default=repr, allow_nan=False)
 
 
-class StoredMaps(Sequence[np.ndarray]):
-    """Localization maps in files of a folder, each read when it is asked for."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._n = 0
-
-    def append(self, single: np.ndarray) -> None:
-        """Write one more map."""
-        np.save(self._folder / f"{self._n}.npy", single)
-        self._n += 1
-
-    def __len__(self) -> int:
-        return self._n
-
-    def __getitem__(self, index: Any) -> Any:
-        if not 0 <= index < self._n:
-            raise IndexError(index)
-        return np.load(self._folder / f"{index}.npy")
+def load_model(args: argparse.Namespace) -> Any:
+    """Load the model with the options `--device` and `--on-error`."""
+    detector = load(args.model, device=args.device)
+    return detector if args.on_error is None else detector.set_params(on_error=args.on_error)
 
 
-def image_figures(y: np.ndarray, scores: np.ndarray, offset: float) -> dict[str, float]:
-    """Return the metrics of image scores, anomalies being positive."""
-    anomalous = y == -1
-    return {
-        "images": len(y),
-        "image AUROC": roc_auc(y, scores),
-        "image average precision": average_precision(y, scores),
-        "image F1 max": best_f1(y, scores),
-        "image FPR at 95 % TPR": fpr95(y, scores),
-        "anomalies found": float(np.mean(scores[anomalous] < offset)),
-        "false alarms": float(np.mean(scores[~anomalous] < offset)),
-    }
-
-
-def pixel_figures(masks: Sequence[np.ndarray], maps: Sequence[np.ndarray]) -> dict[str, float]:
-    """Return the metrics of localization maps."""
-    return {
-        "pixel AUROC": metrics.pixel_roc_auc_score(masks, maps, exact=False),
-        "pixel average precision": metrics.pixel_average_precision_score(masks, maps, exact=False),
-        "pixel F1 max": metrics.pixel_f1_max_score(masks, maps, exact=False),
-        "AUPRO": metrics.aupro_score(masks, maps, exact=False),
-    }
-
-
-def loaded(given: argparse.Namespace) -> Any:
-    """Return the model, on the device and with the answer to unreadable files that were given."""
-    detector = load(given.model, device=given.device)
-    return detector if given.on_error is None else detector.set_params(on_error=given.on_error)
-
-
-def files(places: Sequence[Path]) -> list[Path]:
-    """Return files as they are, and the images of folders."""
+def image_paths(places: Sequence[Path]) -> list[Path]:
+    """Return the given files, and the images in the given folders."""
     if missing := [place for place in places if not place.exists()]:
-        raise ValueError(f"{missing[0]} must be a folder or a file; there is nothing of that name.")
+        raise ValueError(f"{missing[0]} must be a folder or a file; it does not exist.")
     return [
         path
         for place in places
@@ -268,119 +232,114 @@ def files(places: Sequence[Path]) -> list[Path]:
 
 
 def is_within(path: Path, folder: Path) -> bool:
-    """Tell whether a path lies in a folder, whether or not they are there."""
+    """Return whether a path is inside a folder; neither needs to exist."""
     return Path(os.path.abspath(folder)) in Path(os.path.abspath(path)).parents
 
 
-def destinations(given: argparse.Namespace) -> dict[Path, Path]:
-    """Return for each image where its results go, without suffix.
+def output_paths(args: argparse.Namespace) -> dict[Path, Path]:
+    """Return the output path of each image, without suffix.
 
-    As it lies in its folder; of several folders, each has one of its own. What lies in the folder
-    of results is a result, and no image.
+    Output paths mirror the folder of the images. With several folders, the name of each folder
+    comes first. Files in the output folder are earlier results, and are not read as images.
     """
-    output = Path(os.path.abspath(given.output))
-    found: dict[Path, Path] = {}
+    output = Path(os.path.abspath(args.output))
+    targets: dict[Path, Path] = {}
     owners: dict[Path, Path] = {}
-    for place in given.images:
-        whole = Path(os.path.abspath(place))
-        root = whole if place.is_dir() and len(given.images) == 1 else whole.parent
-        for path in files([place]):
-            lies = Path(os.path.abspath(path))
-            if whole in output.parents and output in lies.parents:
+    for place in args.images:
+        absolute = Path(os.path.abspath(place))
+        root = absolute if place.is_dir() and len(args.images) == 1 else absolute.parent
+        for path in image_paths([place]):
+            image = Path(os.path.abspath(path))
+            if absolute in output.parents and output in image.parents:
                 continue
-            target = output / lies.relative_to(root).with_suffix("")
+            target = output / image.relative_to(root).with_suffix("")
             if (other := owners.setdefault(target, path)) != path:
                 raise ValueError(
-                    "images must have names of their own, apart from folder and suffix; got "
+                    "images must have distinct names, apart from folder and suffix; got "
                     f"{other} and {path}."
                 )
-            found[path] = target
-    inputs = {path.resolve() for path in found}
-    for target in found.values():
+            targets[path] = target
+    inputs = {path.resolve() for path in targets}
+    for target in targets.values():
         for name in (f"{target.name}.png", f"{target.name}.npy"):
             if (overwritten := target.with_name(name)).resolve() in inputs:
                 raise ValueError(
-                    f"--output must not be where the images are; {overwritten} would be replaced."
+                    "--output must not be the folder of the images; "
+                    f"{overwritten} would be overwritten."
                 )
-    return found
+    return targets
 
 
-class Answer(NamedTuple):
-    """What a detector says of an image."""
+class Result(NamedTuple):
+    """Score and localization map of one image."""
 
     path: Path
     score: float
     map: np.ndarray  # (H, W)
-    picture: Image  # of the map over the image
+    picture: Image  # the map over the image
 
 
-def scored(
-    detector: Any, paths: Sequence[Path], silent: bool = False
-) -> Iterator[tuple[Path, float]]:
-    """Yield each path with its score, some batches at a time."""
-    size = BATCHES * detector._batch_size
-    starts = progressing(range(0, len(paths), size), silent=silent)
-    for chunk in (paths[start : start + size] for start in starts):
-        yield from zip(chunk, detector.score_samples(chunk).tolist(), strict=True)
+def iter_outputs(
+    detector: Any, images: Any, *, maps: bool = True, show_progress: bool = True
+) -> Iterator[Any]:
+    """Yield the output of each image in order, with a progress bar if stderr is a terminal."""
+    outputs = detector._outputs(images, maps=maps)
+    return iter(tqdm(outputs, total=len(images), disable=None if show_progress else True))
 
 
-def localized(detector: Any, paths: Sequence[Path]) -> Iterator[Answer]:
-    """Yield what the detector says of each image; a batch of them is in memory at a time."""
+def iter_results(detector: Any, paths: Sequence[Path]) -> Iterator[Result]:
+    """Yield the result of each image; only one batch is held in memory."""
     if not paths:
         return
-    images, threshold = detector._take_in(paths), detector._threshold("map_offset_")
-    answers = zip(paths, detector._scores_and_maps(images), pictures(images), strict=True)
-    for path, (each, single), image in progressing(answers, len(images)):
-        yield Answer(path, each, single, overlay(image, single, threshold))
+    images, threshold = detector._check_images(paths), detector._threshold("map_offset_")
+    outputs = iter_outputs(detector, images)
+    for path, output, image in zip(paths, outputs, pictures(images), strict=True):
+        picture = overlay(image, output.map, threshold)
+        yield Result(path, output.score, output.map, picture)
 
 
-def save_answer(answer: Answer, target: Path) -> None:
-    """Write the map of an image, and the picture of it."""
+def save_result(result: Result, target: Path) -> None:
+    """Write the map of an image as .npy and its picture as .png."""
     array, image = BytesIO(), BytesIO()
-    np.save(array, answer.map)
-    answer.picture.save(image, "PNG")
+    np.save(array, result.map)
+    result.picture.save(image, "PNG")
     target.parent.mkdir(parents=True, exist_ok=True)
     write_whole(target.with_name(f"{target.name}.npy"), array.getvalue())
     write_whole(target.with_name(f"{target.name}.png"), image.getvalue())
 
 
-def thumbnail(answer: Answer) -> Entry:
-    """Return what a report keeps of an image."""
-    answer.picture.thumbnail((THUMBNAIL, THUMBNAIL))
-    return Entry(str(answer.path), answer.score, answer.picture)
+def report_entry(result: Result) -> Entry:
+    """Return the report's entry of a result, with its picture scaled down in place."""
+    result.picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    return Entry(str(result.path), result.score, result.picture)
 
 
-def worst(entries: Sequence[Entry]) -> list[Entry]:
-    """Return those of the lowest scores, as many as a report pictures."""
-    known = [entry for entry in entries if np.isfinite(entry.score)]
-    return sorted(known, key=attrgetter("score"))[:PICTURED]
+def lowest_scores(entries: Sequence[Entry]) -> list[Entry]:
+    """Return the entries with the lowest scores, as many as a report shows pictures of."""
+    finite = [entry for entry in entries if np.isfinite(entry.score)]
+    return sorted(finite, key=attrgetter("score"))[:MAX_PICTURES]
 
 
-def report(
-    given: argparse.Namespace, detector: Any, entries: Sequence[Entry], shown: Sequence[Entry]
+def save_report(
+    args: argparse.Namespace, detector: Any, entries: Sequence[Entry], pictured: Sequence[Entry]
 ) -> None:
-    """Write a page of all images, some of them with their pictures."""
-    pictured = {entry.path: entry for entry in shown}
-    every = [pictured.get(entry.path, entry) for entry in entries]
-    given.report.parent.mkdir(parents=True, exist_ok=True)
-    with written(given.report) as stream:
+    """Write a report on all entries, with the pictures of some of them."""
+    with_picture = {entry.path: entry for entry in pictured}
+    merged = [with_picture.get(entry.path, entry) for entry in entries]
+    args.report.parent.mkdir(parents=True, exist_ok=True)
+    with output_stream(args.report) as stream:
         threshold = detector._threshold("offset_")
-        write_report(stream, every, threshold, given.model.name, shown=PICTURED)
-
-
-def progressing(work: Iterable[T], total: int | None = None, silent: bool = False) -> Iterator[T]:
-    """Yield from work; a terminal shows how far it is."""
-    return iter(tqdm(work, total=total, disable=True if silent else None))
+        write_report(stream, merged, threshold, args.model.name, shown=MAX_PICTURES)
 
 
 @contextmanager
-def written(path: Path | None) -> Iterator[TextIO]:
-    """Give standard output, or what becomes a file when all is there."""
+def output_stream(path: Path | None) -> Iterator[TextIO]:
+    """Yield standard output, or a buffer that is written to the file at the end."""
     if path is None:
         if isinstance(sys.stdout, TextIOWrapper):
-            sys.stdout.reconfigure(errors=UNDECODED)
+            sys.stdout.reconfigure(errors=SURROGATES)
         yield sys.stdout
         return
-    content = StringIO()
-    yield content
-    write_whole(path, content.getvalue().encode(errors=UNDECODED))
+    buffer = StringIO()
+    yield buffer
+    write_whole(path, buffer.getvalue().encode(errors=SURROGATES))

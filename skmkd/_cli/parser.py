@@ -1,4 +1,4 @@
-"""The command line: folders in, answers out; the library does the work."""
+"""The command line: options, exit codes, errors and warnings."""
 
 from __future__ import annotations
 
@@ -8,17 +8,31 @@ import inspect
 import os
 import re
 import sys
+import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from sklearn.utils._param_validation import StrOptions
+from tqdm import tqdm
 
-from skmkd._cli.commands import LAYOUTS, METHODS, evaluate, fit, info, localize, score
+from skmkd._cli.commands import (
+    LAYOUTS,
+    METHODS,
+    evaluate,
+    fit,
+    info,
+    is_deprecated,
+    localize,
+    score,
+)
 from skmkd._version import __version__
 
-EPILOG = """exit codes: 0 done, 1 an input or a file is wrong (the message says which), 2 the
-command line is wrong, 130 interrupted"""
+EPILOG = """exit codes: 0 success, 1 error (see the message), 2 invalid command line, 130
+interrupted"""
+USER_ERRORS = (ValueError, OSError, MemoryError, torch.cuda.OutOfMemoryError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,40 +41,73 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     arguments : sequence of str, default=None
-        Words of the command line; None takes those of the process.
+        Command line, without the name of the program; None for that of the process.
 
     Returns
     -------
     code : int
-        0 done, 1 an input or a file is wrong, 130 interrupted. A wrong command line exits with 2.
+        0 success, 1 error, 130 interrupted. An invalid command line exits with 2.
     """
     parser = build_parser()
-    given = parser.parse_args(arguments)
-    for option in foreign_options(given):
-        parser.error(f"{option} is no option of --method {given.method}")
+    args = parser.parse_args(arguments)
+    for option in foreign_options(args):
+        parser.error(f"{option} is not an option of --method {args.method}")
+    with warnings.catch_warnings():
+        warnings.showwarning = print_warning
+        return run_command(args)
+
+
+def run_command(args: argparse.Namespace) -> int:
+    """Run the chosen command, print its error if it fails, and return the exit code."""
     try:
-        given.run(given)
+        args.run(args)
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever read standard output has had enough
+    except BrokenPipeError:  # the reader of standard output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except (ValueError, TypeError, OSError, RuntimeError) as error:
-        print(f"skmkd: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("skmkd: interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        if args.debug:
+            traceback.print_exc()
+        print(error_message(error, args.debug), file=sys.stderr)
+        return 1
     return 0
 
 
+def error_message(error: Exception, debug: bool) -> str:
+    """Return what to print for an error; unexpected ones ask for a report."""
+    if isinstance(error, USER_ERRORS):
+        return f"skmkd: error: {str(error) or type(error).__name__}"
+    action = (
+        "Please report it to the developers of skmkd, with the traceback above."
+        if debug
+        else "Run the command again with --debug to see the full traceback, and please report it "
+        "to the developers of skmkd."
+    )
+    return (
+        f"skmkd: error: unexpected {type(error).__name__}: {error}\n"
+        f"This may be a bug in skmkd. {action}"
+    )
+
+
+def print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    """Print a warning on one line of stderr; replaces `warnings.showwarning`."""
+    text = " ".join(str(message).split())
+    tqdm.write(f"skmkd: warning: {text}", file=sys.stderr)  # keeps progress bars intact
+
+
 def build_parser() -> argparse.ArgumentParser:
-    """Return the command line of all commands."""
+    """Return the parser of the command line, with a subparser for each command."""
     parser = argparse.ArgumentParser(
         prog="skmkd",
-        description="Find which images are wrong, and where, from a folder of good ones.",
+        description="Image anomaly detection: train on a folder of normal images, then score new "
+        "images and locate their defects.",
         epilog=EPILOG,
     )
     parser.add_argument("--version", action="version", version=f"skmkd {__version__}")
+    add_debug_option(parser, default=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(run: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
@@ -68,25 +115,31 @@ def build_parser() -> argparse.ArgumentParser:
         name = run.__name__
         sub = commands.add_parser(name, help=text.splitlines()[0], description=text, epilog=EPILOG)
         sub.set_defaults(run=run)
+        add_debug_option(sub, default=argparse.SUPPRESS)
         return sub
 
     sub = command(fit)
-    sub.add_argument("folder", type=Path, help="folder of good images, or files", nargs="+")
-    sub.add_argument("-o", "--output", type=Path, required=True, help="file of the model")
+    sub.add_argument("folder", type=Path, nargs="+", help="folders of normal images, or files")
+    sub.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="MODEL", help="model file to write"
+    )
     thresholds = sub.add_mutually_exclusive_group()
     thresholds.add_argument(
         "--hold-out", type=float, metavar="SHARE", default=0.0,
-        help="share of the good images to set thresholds from, not to learn from (default: 0)",
+        help="share of the images to hold out of training and set the thresholds on (default: 0)",
     )  # fmt: skip
     thresholds.add_argument(
-        "--calibrate", type=Path, nargs="+", help="other good images to set thresholds from"
-    )
+        "--calibrate", type=Path, nargs="+", metavar="FOLDER",
+        help="other normal images, as folders or files, to set the thresholds on",
+    )  # fmt: skip
     sub.add_argument(
-        "--fpr", type=float, help="false-positive rate to set thresholds for (default: 0.05)"
-    )
+        "--fpr", type=float,
+        help="target false-positive rate of the thresholds, with --hold-out or --calibrate "
+        "(default: 0.05)",
+    )  # fmt: skip
     sub.add_argument(
         "--method", choices=list(METHODS), default="mkd",
-        help="multiresolution distillation, or memory-guided (default: mkd)",
+        help="detector: MKDDetector or MemKDDetector (default: mkd)",
     )  # fmt: skip
     sub.set_defaults(parameters={})
     group = sub.add_argument_group("parameters of the detector")
@@ -98,76 +151,107 @@ def build_parser() -> argparse.ArgumentParser:
 
     for run in (score, localize):
         sub = command(run)
-        sub.add_argument("model", type=Path, help="file of the model")
+        sub.add_argument("model", type=Path, help="model file")
         sub.add_argument("images", type=Path, nargs="+", help="folders of images, or files")
-        add_model_options(sub)
-        sub.add_argument("--report", type=Path, metavar="HTML", help="page with the worst images")
         if run is score:
-            sub.add_argument("-o", "--output", type=Path, help="file (default: standard output)")
-            sub.add_argument("--format", choices=["csv", "jsonl"], default="csv")
+            sub.add_argument(
+                "-o", "--output", type=Path, metavar="FILE",
+                help="file to write (default: standard output)",
+            )  # fmt: skip
+            sub.add_argument(
+                "--format", choices=["csv", "jsonl"], default="csv",
+                help="CSV or JSON lines (default: csv)",
+            )  # fmt: skip
         else:
-            sub.add_argument("-o", "--output", type=Path, required=True, help="folder of the maps")
+            sub.add_argument(
+                "-o", "--output", type=Path, required=True, metavar="FOLDER",
+                help="folder to write maps and pictures to",
+            )  # fmt: skip
+        sub.add_argument(
+            "--report", type=Path, metavar="HTML",
+            help="write an HTML page with all scores and pictures of the most anomalous images",
+        )  # fmt: skip
+        add_model_options(sub)
 
     sub = command(evaluate)
-    sub.add_argument("model", type=Path, help="file of the model")
+    sub.add_argument("model", type=Path, help="model file")
     sub.add_argument("dataset", type=Path, help="folder of the data set")
-    sub.add_argument("--layout", choices=["folder", *LAYOUTS], default="folder")
-    sub.add_argument("--category", help="category of the data set, for layouts that have them")
+    sub.add_argument(
+        "--layout", choices=["folder", *LAYOUTS], default="folder",
+        help="layout of the data set; folder: normal images in good/, anomalies in one folder per "
+        "kind, masks in ground_truth/ (default: folder)",
+    )  # fmt: skip
+    sub.add_argument("--category", help="category of the data set, for all layouts but folder")
     add_model_options(sub)
 
     sub = command(info)
-    sub.add_argument("model", type=Path, help="file of the model")
+    sub.add_argument("model", type=Path, help="model file")
     return parser
 
 
 class Parameter(argparse.Action):
-    """Keep the parameters of the detector that were given, apart from all else."""
+    """Collect the parameters of the detector that are set on the command line."""
 
     def __call__(
         self, parser: Any, namespace: argparse.Namespace, values: Any, _: Any = None
     ) -> None:
-        """Take one more."""
+        """Add one parameter."""
         namespace.parameters = {**namespace.parameters, self.dest: values}
 
 
-def add_model_options(command: argparse.ArgumentParser) -> None:
-    """Add what may differ from when the model was fitted."""
-    command.add_argument("--device", help='"cpu", "cuda:0", "mps"; as fitted if not given')
+def add_debug_option(command: argparse.ArgumentParser, default: Any) -> None:
+    """Add `--debug`, which all parsers take; a subparser must not reset it to its default."""
     command.add_argument(
-        "--on-error", choices=["raise", "skip"], help="unreadable files; as fitted if not given"
+        "--debug", action="store_true", default=default, help="show the full traceback of an error"
     )
 
 
+def add_model_options(command: argparse.ArgumentParser) -> None:
+    """Add the parameters that may be changed after training."""
+    command.add_argument(
+        "--device", help='"auto", "cpu", "cuda:0", "mps", ... (default: as at training, if there)'
+    )
+    command.add_argument(
+        "--on-error", choices=["raise", "skip"],
+        help="whether to stop at an unreadable file or skip it (default: as at training)",
+    )  # fmt: skip
+
+
 def parameters() -> dict[str, str]:
-    """Say what every parameter of any detector is, and its default with each method."""
+    """Return the help text of each parameter of any detector, with its default."""
     texts: dict[str, dict[str, str]] = {}
     defaults: dict[str, dict[str, str]] = {}
     for method, detector in METHODS.items():
         sentences = first_sentences(inspect.getdoc(detector) or "")
         for name, parameter in inspect.signature(detector).parameters.items():
+            if is_deprecated(parameter.default):
+                continue
             texts.setdefault(name, {})[method] = sentences[name] + choices_of(detector, name)
             defaults.setdefault(name, {})[method] = f"default: {parameter.default}"
-    return {name: f"{stated(texts[name])} ({stated(defaults[name])})" for name in texts}
+    return {name: f"{by_method(texts[name])} ({by_method(defaults[name])})" for name in texts}
 
 
 def choices_of(detector: Any, name: str) -> str:
-    """List the words that a parameter may be."""
+    """Return the strings that a parameter accepts, in brackets."""
     constraints = detector._parameter_constraints[name]
     words = [word for c in constraints if isinstance(c, StrOptions) for word in sorted(c.options)]
     return f" [{', '.join(words)}]" if words else ""
 
 
-def first_sentences(text: str) -> dict[str, str]:
+def first_sentences(docstring: str) -> dict[str, str]:
     """Return the first sentence on each parameter in a numpydoc docstring, without full stop."""
-    described = re.findall(r"^(\w+) : .*\n((?:    .*\n)+)", text, re.M)
-    return {name: " ".join(lines.split()).split(". ")[0].rstrip(".") for name, lines in described}
+    described = re.findall(r"^(\w+) : .*\n((?:    .*\n)+)", docstring, re.M)
+    return {
+        name: " ".join(lines.replace("`", "").split()).split(". ")[0].rstrip(".")
+        for name, lines in described
+    }
 
 
-def stated(facts: dict[str, str]) -> str:
-    """Tell what holds for all methods, or for each."""
-    if len(facts) == len(METHODS) and len(set(facts.values())) == 1:
-        return next(iter(facts.values()))
-    return "; ".join(f"{method}: {fact}" for method, fact in facts.items())
+def by_method(texts: dict[str, str]) -> str:
+    """Return the text that all methods share, or the text of each method."""
+    if len(texts) == len(METHODS) and len(set(texts.values())) == 1:
+        return next(iter(texts.values()))
+    return "; ".join(f"{method}: {text}" for method, text in texts.items())
 
 
 def option_of(name: str) -> str:
@@ -175,16 +259,16 @@ def option_of(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def foreign_options(given: argparse.Namespace) -> list[str]:
-    """List the options that were given for another method."""
-    if "method" not in given:
+def foreign_options(args: argparse.Namespace) -> list[str]:
+    """Return the options on the command line that belong to another method."""
+    if "method" not in args:
         return []
-    known = inspect.signature(METHODS[given.method]).parameters
-    return [option_of(name) for name in given.parameters if name not in known]
+    known = inspect.signature(METHODS[args.method]).parameters
+    return [option_of(name) for name in args.parameters if name not in known]
 
 
 def literal(text: str) -> Any:
-    """Read a value as Python writes it, such as 3, None or [1, 2]; everything else is text."""
+    """Return the Python literal, such as 3, None or [1, 2], or the text if it is not one."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):

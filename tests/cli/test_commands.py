@@ -1,4 +1,4 @@
-"""The commands: their answers are the library's, their files are whole."""
+"""The commands print and write what the library computes; files are complete or absent."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ from conftest import QUICK
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 from skimage.data import lfw_subset
-from sklearn.exceptions import UndefinedMetricWarning
 
 import skmkd
 from skmkd import MemKDDetector, MKDDetector
 from skmkd._cli import commands, main
-from skmkd._cli.commands import divided
+from skmkd._cli.commands import split_paths
 from skmkd._networks.sources import source_state
-from skmkd.datasets import list_images
+from skmkd.datasets import _masks, list_images
 from skmkd.metrics import (
     aupro_score,
     pixel_average_precision_score,
@@ -44,7 +43,7 @@ def detector(place):
     return skmkd.load(place / "model.skmkd")
 
 
-def test_fit_does_what_the_library_does(place, detector):
+def test_fit_equals_the_library(place, detector):
     expected = MKDDetector(
         image_size=32, batch_size=8, max_iter=2, tol=None, random_state=0, device="cpu"
     ).fit(list_images(place / "learn"))
@@ -54,13 +53,13 @@ def test_fit_does_what_the_library_does(place, detector):
     assert detector.get_params() == expected.get_params()
 
 
-def test_fit_holds_images_out_to_set_thresholds(place, tmp_path):
+def test_fit_calibrates_on_held_out_images(place, tmp_path):
     words = ["fit", place / "learn", place / "held_out", "--hold-out", "0.6", "--fpr", "0.1",
              "-o", tmp_path / "model.skmkd", *QUICK.split()]  # fmt: skip
     assert main([str(word) for word in words]) == 0
     detector = skmkd.load(tmp_path / "model.skmkd")
     paths = [*list_images(place / "learn"), *list_images(place / "held_out")]
-    learn, held_out = divided(paths, 0.6, 0)
+    learn, held_out = split_paths(paths, 0.6, 0)
     assert (len(learn), len(held_out)) == (14, 22)
     assert sorted(learn + held_out) == sorted(paths)
     expected = MKDDetector(
@@ -69,19 +68,23 @@ def test_fit_holds_images_out_to_set_thresholds(place, tmp_path):
     assert detector.offset_ == expected.calibrate(held_out, fpr=0.1).offset_
 
 
-def test_fit_counts_the_held_out_files_that_can_be_read(place, tmp_path, capsys):
+@pytest.mark.filterwarnings("always")
+def test_fit_counts_only_readable_held_out_files(place, tmp_path, capsys):
     (tmp_path / "held_out").mkdir()
     for i, path in enumerate(list_images(place / "held_out")[:19]):
         shutil.copy(path, tmp_path / f"held_out/{i}.png")
     (tmp_path / "held_out/0.png").write_bytes(b"")
     words = ["fit", place / "learn", "--calibrate", tmp_path / "held_out", "--on-error", "skip",
              "-o", tmp_path / "model.skmkd"]  # fmt: skip
-    with pytest.warns(UserWarning, match="It is left out"):
-        assert main([str(word) for word in words]) == 1
-    assert "--calibrate must hold at least 19 images" in capsys.readouterr().err
+    assert main([str(word) for word in words]) == 1
+    warning, error = capsys.readouterr().err.splitlines()
+    assert warning.startswith("skmkd: warning: ")
+    assert warning.endswith("It is left out.")
+    assert error.startswith("skmkd: error: --calibrate must hold at least 19 images")
 
 
-def test_fit_takes_the_other_method(place, tmp_path, capsys):
+@pytest.mark.filterwarnings("always")
+def test_fit_with_the_other_method(place, tmp_path, capsys):
     settings = "--image-size 16 --max-iter 1 --tol None --random-state 0 --device cpu"
     words = ["fit", place / "learn", "-o", tmp_path / "model.skmkd", "--method", "memkd",
              "--memory-size", "3", *settings.split()]  # fmt: skip
@@ -92,7 +95,9 @@ def test_fit_takes_the_other_method(place, tmp_path, capsys):
     detector = skmkd.load(tmp_path / "model.skmkd")
     assert detector.offset_ == expected.offset_
     assert detector.get_params() == expected.get_params()
-    assert "--hold-out SHARE" in capsys.readouterr().err  # no threshold of others' was asked for
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert warning.startswith("skmkd: warning: The thresholds were set on the training images")
+    assert "--hold-out SHARE" in warning
     assert main(["info", str(tmp_path / "model.skmkd")]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["class"] == "MemKDDetector"
@@ -100,29 +105,29 @@ def test_fit_takes_the_other_method(place, tmp_path, capsys):
     assert set(facts["final loss"]) == {"total", "distillation", "exemplar", "orthogonality"}
 
 
-def test_thresholds_of_other_scores_are_refused(place, detector, tmp_path, capsys):
+def test_stale_thresholds_are_refused(place, detector, tmp_path, capsys):
     stale, images = str(tmp_path / "stale.skmkd"), str(place / "learn")
     detector.set_params(image_score="loss", localization="gradient").save(stale)
     folder = str(tmp_path / "maps")
     for words in (["score", stale, images], ["localize", stale, images, "-o", folder],
                   ["evaluate", stale, str(place / "set")]):  # fmt: skip
         assert main(words) == 1
-        assert "offset_ holds for" in capsys.readouterr().err
+        assert "offset_ was set for the parameters" in capsys.readouterr().err
     assert not (tmp_path / "maps").exists()
 
 
-def test_a_report_is_refused_before_the_work_if_its_threshold_is_stale(
+def test_a_report_with_a_stale_threshold_is_refused_before_scoring(
     place, detector, tmp_path, capsys
 ):
     stale, report = str(tmp_path / "stale.skmkd"), tmp_path / "report.html"
     detector.set_params(opening_size=5).save(stale)
     assert main(["score", stale, str(place / "learn"), "--report", str(report)]) == 1
     printed = capsys.readouterr()
-    assert "map_offset_ holds for" in printed.err
+    assert "map_offset_ was set for the parameters" in printed.err
     assert printed.out == ""
 
 
-def test_names_that_are_no_text_are_printed_as_they_are(place, tmp_path, monkeypatch):
+def test_file_names_that_are_not_text_are_printed_byte_for_byte(place, tmp_path, monkeypatch):
     path = os.fsencode(tmp_path) + b"/\xff.png"
     shutil.copy(place / "learn/0.png", path)
     printed = BytesIO()
@@ -132,7 +137,7 @@ def test_names_that_are_no_text_are_printed_as_they_are(place, tmp_path, monkeyp
     assert printed.getvalue().splitlines()[1].startswith(path)
 
 
-def test_score_gives_the_library_s_numbers(place, detector, capsys):
+def test_score_equals_the_library(place, detector, capsys):
     assert main(["score", str(place / "model.skmkd"), str(place / "set/good"),
                  str(place / "set/other/3.png")]) == 0  # fmt: skip
     rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
@@ -156,7 +161,7 @@ def test_score_writes_json_lines_to_a_file(place, detector, tmp_path, capsys):
         [row["score"] for row in rows], detector.score_samples([row["path"] for row in rows])
     )
     printed = capsys.readouterr()
-    assert printed.out == printed.err == ""  # silent where there is no terminal
+    assert printed.out == printed.err == ""  # no progress bar without a terminal
 
 
 def test_localize_writes_maps_and_pictures(place, detector, tmp_path):
@@ -178,7 +183,7 @@ def test_localize_writes_maps_and_pictures(place, detector, tmp_path):
 
 
 def test_score_writes_a_report(place, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(commands, "PICTURED", 3)
+    monkeypatch.setattr(commands, "MAX_PICTURES", 3)
     words = ["score", place / "model.skmkd", place / "set", "--report", tmp_path / "report.html"]
     assert main([str(word) for word in words]) == 0
     page = (tmp_path / "report.html").read_text()
@@ -186,24 +191,24 @@ def test_score_writes_a_report(place, tmp_path, monkeypatch, capsys):
     assert page.count('scope="row"') == 18
 
 
-def test_localize_looks_once_at_each_image(place, tmp_path, monkeypatch):
+def test_localize_runs_the_source_once_per_image(place, tmp_path, monkeypatch):
     passes = []
     load = commands.load
 
-    def watched(*arguments, **options):
+    def load_with_hook(*arguments, **options):
         detector = load(*arguments, **options)
         detector.source_.register_forward_hook(lambda *_: passes.append(1))
         return detector
 
-    monkeypatch.setattr(commands, "load", watched)
+    monkeypatch.setattr(commands, "load", load_with_hook)
     words = ["localize", place / "model.skmkd", place / "learn/0.png", "-o", tmp_path / "maps"]
     assert main([str(word) for word in [*words, "--report", tmp_path / "maps/a/report.html"]]) == 0
     assert len(passes) == 1
-    assert (tmp_path / "maps/a/report.html").is_file()  # a folder that is not there yet
+    assert (tmp_path / "maps/a/report.html").is_file()  # its folder did not exist
 
 
-def test_report_of_maps_pictures_the_worst(place, detector, tmp_path, monkeypatch):
-    monkeypatch.setattr(commands, "PICTURED", 3)
+def test_report_of_localize_shows_the_lowest_scores(place, detector, tmp_path, monkeypatch):
+    monkeypatch.setattr(commands, "MAX_PICTURES", 3)
     paths = list_images(place / "set")
     words = ["localize", place / "model.skmkd", place / "set", "-o", tmp_path / "maps"]
     assert main([str(word) for word in [*words, "--report", tmp_path / "report.html"]]) == 0
@@ -244,7 +249,7 @@ def test_commands_of_the_readme_run(place, tmp_path, monkeypatch):
     assert Path("report.html").read_text().count("<img ") == len(paths)
 
 
-def test_evaluate_prints_the_library_s_metrics(place, detector, capsys):
+def test_evaluate_equals_the_library(place, detector, capsys):
     assert main(["evaluate", str(place / "model.skmkd"), str(place / "set")]) == 0
     figures = json.loads(capsys.readouterr().out)
     data = skmkd.datasets.load_image_folder(place / "set")
@@ -267,23 +272,40 @@ def test_evaluate_prints_the_library_s_metrics(place, detector, capsys):
         assert figures[name] == pytest.approx(score(data.masks, maps))
 
 
+@pytest.mark.filterwarnings("always")
 def test_evaluate_needs_no_masks_and_writes_null_for_nan(place, tmp_path, capsys):
     shutil.copytree(place / "set", tmp_path / "set")
     masks = tmp_path / "set/ground_truth/other"
     for path in masks.iterdir():
         Image.fromarray(np.zeros_like(np.asarray(Image.open(path)))).save(path)
     words = ["evaluate", str(place / "model.skmkd"), str(tmp_path / "set")]
-    with (
-        pytest.warns(UndefinedMetricWarning),
-        pytest.warns(UserWarning, match="No positive class found"),
-    ):
-        assert main(words) == 0
-    black = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert main(words) == 0
+    printed = capsys.readouterr()
+    assert "No positive class found" in printed.err
+    assert all(line.startswith("skmkd: warning: ") for line in printed.err.splitlines())
+    black = json.loads(printed.out, parse_constant=pytest.fail)
     assert black["pixel AUROC"] is None
     shutil.rmtree(masks.parent)
     assert main(words) == 0
     figures = json.loads(capsys.readouterr().out)
     assert figures == {n: v for n, v in black.items() if "pixel" not in n and n != "AUPRO"}
+
+
+def test_evaluate_reads_each_mask_once(place, monkeypatch, capsys):
+    reads: list[Path] = []
+
+    def counting(function):
+        def read(path):
+            reads.append(path)
+            return function(path)
+
+        return read
+
+    monkeypatch.setattr(_masks, "read_mask", counting(_masks.read_mask))
+    monkeypatch.setattr(_masks, "nothing_anomalous", counting(_masks.nothing_anomalous))
+    assert main(["evaluate", str(place / "model.skmkd"), str(place / "set")]) == 0
+    files = [place / "set/ground_truth/other", place / "set/good"]
+    assert sorted(reads) == sorted(path for folder in files for path in folder.iterdir())
 
 
 def test_evaluate_takes_published_layouts(place, tmp_path, capsys):
@@ -313,16 +335,24 @@ def test_info_counts_weights_instead_of_printing_them(place, detector, tmp_path,
     assert facts["parameters"]["source_weights"] == f"a dict of {len(weights)} tensors"
 
 
-def test_info_prints_what_a_model_is(place, detector, capsys):
+def test_info_prints_attributes_and_parameters(place, detector, capsys):
     assert main(["info", str(place / "model.skmkd")]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["class"] == "MKDDetector"
     assert facts["offset_"] == detector.offset_
     assert facts["parameters"]["image_size"] == 32
-    assert set(facts["parameters"]) == set(detector.get_params())
+    expected = {k: v for k, v in detector.get_params().items() if v != "deprecated"}
+    assert set(facts["parameters"]) == set(expected)
 
 
-def test_results_are_no_images_the_second_time(place, tmp_path):
+def test_info_leaves_out_deprecated_parameters(place, detector, monkeypatch, capsys):
+    parameters = {"image_size": 32, "old_name": "deprecated"}
+    monkeypatch.setattr(MKDDetector, "get_params", lambda *_, **__: parameters)
+    assert main(["info", str(place / "model.skmkd")]) == 0
+    assert json.loads(capsys.readouterr().out)["parameters"] == {"image_size": 32}
+
+
+def test_earlier_results_are_not_read_as_images(place, tmp_path):
     (tmp_path / "0.png").symlink_to(place / "learn/0.png")
     for _ in range(2):
         words = ["localize", place / "model.skmkd", tmp_path, "-o", tmp_path / "maps"]
@@ -330,25 +360,29 @@ def test_results_are_no_images_the_second_time(place, tmp_path):
         assert sorted(p.name for p in (tmp_path / "maps").iterdir()) == ["0.npy", "0.png"]
 
 
-def test_unreadable_files_are_skipped_if_wanted(place, tmp_path, capsys):
+@pytest.mark.filterwarnings("always")
+def test_unreadable_files_are_skipped_on_request(place, tmp_path, capsys):
     (tmp_path / "bad.png").write_bytes(b"")
     words = ["score", place / "model.skmkd", tmp_path / "bad.png", place / "learn/0.png",
              "--format", "jsonl", "--report", tmp_path / "report.html"]  # fmt: skip
     assert main([str(word) for word in words]) == 1
     assert "bad.png cannot be read as an image" in capsys.readouterr().err
     words += ["--on-error", "skip"]
-    with pytest.warns(UserWarning, match="It is skipped"):
-        assert main([str(word) for word in words]) == 0
-    first, second = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert main([str(word) for word in words]) == 0
+    printed = capsys.readouterr()
+    assert set(re.findall(r"(.*): \S*bad.png .* It is skipped\.\n", printed.err)) == {
+        "skmkd: warning"
+    }
+    first, second = (json.loads(line) for line in printed.out.splitlines())
     assert first["score"] is None
     assert second["score"] < 0
     assert (tmp_path / "report.html").read_text().count("<img ") == 1
 
 
-def test_a_report_may_have_nothing_to_show(place, tmp_path, capsys):
+@pytest.mark.filterwarnings("ignore:.*It is skipped")
+def test_a_report_may_have_no_pictures(place, tmp_path, capsys):
     (tmp_path / "bad.png").write_bytes(b"")
     words = ["score", place / "model.skmkd", tmp_path / "bad.png", "--on-error", "skip",
              "--report", tmp_path / "report.html"]  # fmt: skip
-    with pytest.warns(UserWarning, match="It is skipped"):
-        assert main([str(word) for word in words]) == 0
+    assert main([str(word) for word in words]) == 0
     assert (tmp_path / "report.html").read_text().count("<img ") == 0

@@ -1,4 +1,4 @@
-"""The command line: options become parameters, errors are told, interruptions leave nothing."""
+"""The command line: options become parameters, and errors, warnings and Ctrl-C are reported."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from contextlib import contextmanager
+from typing import ClassVar
 
 import numpy as np
 import pytest
+import torch
 from conftest import QUICK
 from PIL import Image
 
+import skmkd
 from skmkd import MemKDDetector, MKDDetector
 from skmkd._cli import commands
 from skmkd._cli.parser import literal, main, parameters
@@ -23,14 +27,17 @@ DETECTORS = (MKDDetector, MemKDDetector)
 
 
 def test_every_parameter_has_its_option_and_help(capsys):
-    expected = [name for detector in DETECTORS for name in inspect.signature(detector).parameters]
-    assert list(parameters()) == list(dict.fromkeys(expected))
+    signatures = [inspect.signature(detector).parameters for detector in DETECTORS]
+    expected = {
+        name for each in signatures for name, p in each.items() if p.default != "deprecated"
+    }
+    assert set(parameters()) == expected
     with pytest.raises(SystemExit) as stop:
         main(["fit", "--help"])
     assert stop.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    for name, told in parameters().items():
-        assert f"--{name.replace('_', '-')} VALUE {told[:20]}" in text
+    for name, description in parameters().items():
+        assert f"--{name.replace('_', '-')} VALUE {description[:20]}" in text
     assert parameters()["batch_size"].endswith("(mkd: default: 64; memkd: default: 16)")
     assert parameters()["memory_size"].endswith("(memkd: default: 50)")
     assert parameters()["tol"].endswith("(default: 0.02)")
@@ -65,7 +72,7 @@ def test_values_are_read_as_python_writes_them(text, value):
         ),
         (
             "fit {place}/set/good/0.png {place}/learn/0.png -o {new}/m.skmkd --hold-out 0.1",
-            "--hold-out must leave at least 2 images to learn from; got 0.1, which leaves 1 of 2",
+            "--hold-out must leave at least 2 images to train on; got 0.1, which leaves 1 of 2",
         ),
         ("fit {place}/learn -o {new}/m.skmkd --hold-out 0.99", "leave at least 2 images"),
         (
@@ -76,16 +83,19 @@ def test_values_are_read_as_python_writes_them(text, value):
         ("fit {place}/learn -o {place}/set", "something that is not a file: '{place}/set'"),
         ("score {place}/model.skmkd {place}/learn --report {new}/no/r.html", "There is no folder"),
         ("evaluate {place}/model.skmkd {place}/one_kind", "one kind only"),
-        ("localize {place}/model.skmkd {place}/learn -o {place}/learn", "would be replaced"),
-        ("localize {place}/model.skmkd {place}/learn/0.png -o {place}/learn", "would be replaced"),
+        ("localize {place}/model.skmkd {place}/learn -o {place}/learn", "would be overwritten"),
+        (
+            "localize {place}/model.skmkd {place}/learn/0.png -o {place}/learn",
+            "would be overwritten",
+        ),
         ("fit {place}/learn -o {new}/model.skmkd --batch-size 0", "'batch_size' parameter"),
         (
             "localize {place}/model.skmkd {place}/learn/0.png {place}/held_out/0.png -o {new}",
-            "images must have names of their own",
+            "images must have distinct names",
         ),
     ],
 )
-def test_errors_are_told_and_nothing_is_written(place, tmp_path, words, message, capsys):
+def test_errors_are_printed_and_nothing_is_written(place, tmp_path, words, message, capsys):
     (place / "empty").mkdir(exist_ok=True)
     (place / "one_kind").mkdir(exist_ok=True)
     if not (place / "one_kind/good").exists():
@@ -100,26 +110,124 @@ def test_errors_are_told_and_nothing_is_written(place, tmp_path, words, message,
     assert list(tmp_path.iterdir()) == []
 
 
-WRONG = [
+def failing(error):
+    """Return a function that raises an error, whatever its arguments."""
+
+    def fail(*_, **__):
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize("words", ["--debug info {0}", "info --debug {0}", "info {0} --debug"])
+def test_debug_shows_the_traceback(words, tmp_path, capsys):
+    assert main(words.format(tmp_path / "nowhere.skmkd").split()) == 1
+    traceback, _, message = capsys.readouterr().err.rpartition("skmkd: error: ")
+    assert traceback.startswith("Traceback (most recent call last):\n")
+    assert "in info\n" in traceback
+    assert "nowhere.skmkd" in message
+    assert "This may be a bug" not in message
+
+
+UNEXPECTED = [TypeError("no len"), RuntimeError("no kernel"), KeyError("x"), AssertionError("y")]
+
+
+@pytest.mark.parametrize("error", UNEXPECTED)
+def test_unexpected_errors_ask_for_a_report(error, monkeypatch, capsys):
+    monkeypatch.setattr(commands, "load", failing(error))
+    assert main(["info", "model.skmkd"]) == 1
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == f"skmkd: error: unexpected {type(error).__name__}: {error}"
+    assert second.startswith("This may be a bug in skmkd.")
+    assert "--debug" in second
+    assert "report it" in second
+    assert main(["--debug", "info", "model.skmkd"]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "Traceback (most recent call last):"
+    assert lines[-2] == first
+    assert "report it" in lines[-1]
+    assert "--debug" not in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (MemoryError(), "MemoryError"),
+        (torch.cuda.OutOfMemoryError("CUDA out of memory"), "CUDA out of memory"),
+        (OSError("No space left"), "No space left"),
+    ],
+)
+def test_a_lack_of_memory_or_disk_is_not_called_a_bug(error, message, monkeypatch, capsys):
+    monkeypatch.setattr(commands, "load", failing(error))
+    assert main(["info", "model.skmkd"]) == 1
+    assert capsys.readouterr().err == f"skmkd: error: {message}\n"
+
+
+@pytest.mark.filterwarnings("always")
+def test_warnings_are_one_line_each_on_stderr(monkeypatch, capsys):
+    def warn(*_, **__):
+        warnings.warn("two\n  lines", UserWarning, stacklevel=1)
+        warnings.warn("another", RuntimeWarning, stacklevel=1)
+        raise OSError("end")
+
+    monkeypatch.setattr(commands, "load", warn)
+    shown, filters = warnings.showwarning, list(warnings.filters)
+    assert main(["info", "model.skmkd"]) == 1
+    printed = capsys.readouterr()
+    assert printed.err.splitlines() == [
+        "skmkd: warning: two lines", "skmkd: warning: another", "skmkd: error: end",
+    ]  # fmt: skip
+    assert printed.out == ""
+    assert warnings.showwarning is shown  # the caller's state is restored
+    assert list(warnings.filters) == filters
+
+
+class OldAndNew:
+    """A detector with a renamed parameter.
+
+    Parameters
+    ----------
+    new : str, default=None
+        Where to `store` features. More text.
+    old : str, default="deprecated"
+        Alias of `new`.
+    """
+
+    _parameter_constraints: ClassVar = {"new": [str, None], "old": [str]}
+
+    def __init__(self, *, new=None, old="deprecated"):
+        self.new, self.old = new, old
+
+
+def test_deprecated_parameters_have_no_option(monkeypatch, capsys):
+    monkeypatch.setitem(commands.METHODS, "other", OldAndNew)
+    assert parameters()["new"] == "other: Where to store features (other: default: None)"
+    assert "old" not in parameters()
+    with pytest.raises(SystemExit):
+        main(["fit", "a", "-o", "b", "--method", "other", "--old", "x"])
+    assert "unrecognized arguments: --old" in capsys.readouterr().err
+
+
+INVALID = [
     "", "fit", "guess", "score model", "fit a -o b --no-such 3", "fit a -o b --method other",
     "fit a -o b --hold-out 0.2 --calibrate c", "fit a -o b --memory-size 3",
     "fit a -o b --method memkd --cloner equal",
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("words", WRONG)
-def test_a_wrong_command_line_exits_with_2(words, capsys):
+@pytest.mark.parametrize("words", INVALID)
+def test_an_invalid_command_line_exits_with_2(words, capsys):
     with pytest.raises(SystemExit) as stop:
         main(words.split())
     assert stop.value.code == 2
     assert "usage: skmkd" in capsys.readouterr().err
 
 
-def test_interruption_leaves_no_file(place, tmp_path, monkeypatch, capsys):
+def test_ctrl_c_leaves_no_file(place, tmp_path, monkeypatch, capsys):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(MKDDetector, "score_samples", interrupted)
+    monkeypatch.setattr(MKDDetector, "_outputs", interrupted)
     words = ["score", place / "model.skmkd", place / "learn", "-o", tmp_path / "scores.csv"]
     assert main([str(word) for word in words]) == 130
     assert capsys.readouterr().err == "skmkd: interrupted\n"
@@ -131,7 +239,7 @@ def test_interruption_leaves_no_file(place, tmp_path, monkeypatch, capsys):
 
 @contextmanager
 def running(*words):
-    """Run a command in a process of its own."""
+    """Run a command in another process."""
     command = [sys.executable, "-m", "skmkd", *map(str, words)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
@@ -140,16 +248,19 @@ def running(*words):
             process.kill()
 
 
-def test_ctrl_c_while_learning_leaves_no_file(place, tmp_path):
+def test_ctrl_c_while_training_saves_what_was_learned(place, tmp_path):
     settings = [*QUICK.split(), "--max-iter", "1000000", "--verbose", "1"]
     with running("fit", place / "learn", "-o", tmp_path / "model.skmkd", *settings) as process:
-        while process.stderr.read(1) != "%":  # of the first epoch's progress
+        printed = ""
+        while "loss=" not in printed:  # of the first epoch
+            printed += process.stderr.read(1)
             assert process.poll() is None
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert said.endswith("skmkd: interrupted\n")
-    assert list(tmp_path.iterdir()) == []
+        _, printed = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "skmkd: warning: Training was interrupted" in printed
+    assert "Traceback" not in printed
+    assert 0 < skmkd.load(tmp_path / "model.skmkd").n_iter_ < 1000000
 
 
 def test_ctrl_c_while_localizing_leaves_whole_files_only(place, tmp_path):
@@ -162,18 +273,18 @@ def test_ctrl_c_while_localizing_leaves_whole_files_only(place, tmp_path):
             assert process.poll() is None
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
+        _, printed = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert said == "skmkd: interrupted\n"
+    assert printed == "skmkd: interrupted\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["maps", "new"]
     written = sorted((tmp_path / "maps").iterdir())
     assert 1 < len(written) < 4000
-    for path in written:  # a temporary file would have another suffix
+    for path in written:  # temporary files have another suffix
         whole = np.load(path) if path.suffix == ".npy" else np.asarray(Image.open(path))
         assert whole.shape[:2] == (25, 25)
 
 
-def test_interruption_leaves_no_report(place, tmp_path, monkeypatch, capsys):
+def test_ctrl_c_leaves_no_report(place, tmp_path, monkeypatch, capsys):
     def interrupted(stream, *_, **__):
         stream.write("half")
         raise KeyboardInterrupt
@@ -184,7 +295,7 @@ def test_interruption_leaves_no_report(place, tmp_path, monkeypatch, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_reader_that_has_had_enough_is_no_error(place, monkeypatch, capsys):
+def test_a_closed_pipe_prints_no_error(place, monkeypatch, capsys):
     reading, writing = os.pipe()
     os.close(reading)
     with open(writing, "w") as stream:

@@ -1,4 +1,4 @@
-"""The report: overlays by pixels, the page by a parser, and its sorting in a real browser."""
+"""The report: pixels of overlays, the parsed page, and its sorting in a real browser."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ENTRIES = [
 
 
 class Page(HTMLParser):
-    """What a page holds; fails where a tag is not closed in its place."""
+    """Parsed page; fails if tags are not properly nested and closed."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ def test_overlay_of_colours_transparency_and_nan():
     assert_array_equal(np.asarray(overlay(half, nothing, 0.5)), 102)
 
 
-def test_page_is_closed_and_asks_for_nothing():
+def test_page_is_well_formed_and_loads_nothing():
     text = written()
     page = Page(text)
     assert text.isascii()
@@ -113,7 +113,7 @@ def test_page_is_closed_and_asks_for_nothing():
     assert not {"link", "iframe", "object", "base"} & {tag for tag, _ in page.tags}
 
 
-def test_rows_worst_first_unreadable_last():
+def test_rows_are_sorted_by_score_with_unreadable_files_last():
     (_, *rows) = Page(written()).rows
     assert [row[0] for row in rows] == [
         "naïve\N{REPLACEMENT CHARACTER}.png", "img2.png", "a/img10.png", "img1.png", EVIL,
@@ -136,7 +136,7 @@ def test_summary_counts():
     assert Page(written([Entry("a", -1.0, None)])).texts["li"][:2] == [" image", " anomaly"]
 
 
-def test_names_and_title_stay_text():
+def test_names_and_title_are_escaped():
     text = written(title="<b>&amp; $title")
     page = Page(text)
     assert page.texts["title"][0] == page.texts["h1"][0] == "<b>&amp; $title"
@@ -147,14 +147,14 @@ def test_names_and_title_stay_text():
     assert quoted.attributes("img", "onerror") == []
 
 
-def test_thumbnails_decode_and_are_limited():
+def test_pictures_decode_and_are_limited_in_size_and_number():
     sources = Page(written()).attributes("img", "src")
     sizes = [Image.open(BytesIO(b64decode(each.split(",")[1]))).size for each in sources]
     assert sizes == [(17, 256), (256, 128), (256, 128), (3, 9)]
     fewer = Page(written(shown=2))
     assert len(fewer.attributes("img", "src")) == 2
     assert "At most the 2 worst images" in fewer.texts["caption"][0]
-    assert PICTURE.size == (600, 300)  # the caller's picture is left alone
+    assert PICTURE.size == (600, 300)  # the caller's picture is not changed
 
 
 SCORES = {
@@ -172,7 +172,7 @@ SCORES = {
 
 @pytest.mark.parametrize("threshold", [0.1, 0.0, -2.0, 1.5])
 @pytest.mark.parametrize("name", SCORES)
-def test_bars_hold_every_score_on_its_side(name, threshold):
+def test_bars_contain_every_score_on_its_side(name, threshold):
     scores = np.array(SCORES[name])
     page = Page(written([Entry("a", score, None) for score in scores], threshold))
     counts = [int(count) for count in page.attributes("title", "data-count")]
@@ -221,7 +221,7 @@ def test_sorting_in_a_browser(tmp_path):
     names = ("google-chrome", "chromium", "chromium-browser", "headless_shell")
     browser = next(filter(None, map(shutil.which, names)), None)
     if browser is None:
-        assert "CI" not in os.environ, "here every test runs"
+        assert "CI" not in os.environ, "a browser is required in CI"
         pytest.skip(f"none of {', '.join(names)} is installed")
     entries = [
         Entry(f"img{name}.png", score, PICTURE)
@@ -234,13 +234,13 @@ def test_sorting_in_a_browser(tmp_path):
         "--enable-logging=stderr", "--dump-dom", file.as_uri(),
     ]  # fmt: skip
     run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    assert "CONSOLE" not in run.stderr  # neither an error nor what the policy forbids
+    assert "CONSOLE" not in run.stderr  # no error, and no violation of the policy
     page = Page(run.stdout)
     assert page.texts["title"][0] == "Report"
     assert page.texts["pre"][0].split("; ") == [
         "14250 Score descending",
         "02451 Path ascending",  # 10 after 5
-        "52410 Decision ascending",  # the unreadable one last both ways
+        "52410 Decision ascending",  # unreadable last in both directions
         "14250 Decision descending",
         "25140 Verdict ascending",
     ]
