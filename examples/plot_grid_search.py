@@ -28,15 +28,15 @@ images, y = lfw_subset(), np.repeat([1, -1], 100)  # +1 = normal, -1 = anomaly
 X, X_test, y, y_test = train_test_split(images, y, test_size=0.5, stratify=y, random_state=0)
 
 # %%
-# ``memory`` stores the source's features on disk, so that all candidates and folds share them. The
-# splitter keeps anomalies out of the training folds; ``refit=False``, since scikit-learn would
-# refit on them.
+# ``feature_store`` stores the source's features on disk, so that all candidates and folds share
+# them. The splitter keeps anomalies out of the training folds; ``refit=False``, since scikit-learn
+# would refit on them.
 
 detector = MKDDetector.paper(image_size=32, batch_size=8, max_iter=6, tol=None, random_state=0)
 weights, layers = [0.1, 1.0, 10.0], [1, 2, 4]
 with tempfile.TemporaryDirectory() as folder:
     search = GridSearchCV(
-        clone(detector).set_params(memory=folder),
+        clone(detector).set_params(feature_store=folder),
         {"direction_weight": weights, "critical_layers": layers},
         scoring=anomaly_roc_auc,
         cv=NormalOnlySplit(2, random_state=0),
