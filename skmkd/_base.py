@@ -3,35 +3,31 @@
 from __future__ import annotations
 
 import copy
-import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from sklearn.base import OutlierMixin, _fit_context
 from sklearn.utils import Tags
-from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from skmkd._features.batches import Batch, Dataset, ImageDataset, consecutive, inference_batch_size
 from skmkd._features.cache import byte_budget, cached
-from skmkd._features.store import FeatureStore, layer_keys
+from skmkd._features.store import FeatureStore
 from skmkd._files.saving import SavingMixin
 from skmkd._images.checks import Images, ImagesLike, check_images
 from skmkd._images.image_files import readable
-from skmkd._images.preparation import Preprocessing, resized_shape, shuffled_batches
+from skmkd._images.preparation import Preprocessing, shuffled_batches
 from skmkd._maps.discrepancy import Features
-from skmkd._maps.finishing import localization_maps, resize_map
+from skmkd._maps.finishing import Output, localization_maps, resize_map
 from skmkd._networks.layers import LayerRule
 from skmkd._networks.sources import IDENTITY, Source, build_source
+from skmkd._parameters import resized_shape
 from skmkd._runtime import (
-    PRECISIONS,
     draw_seed,
     plain_arithmetic,
     private_generator,
@@ -47,64 +43,14 @@ MAP_THRESHOLD_IMAGES = 256  # training images, evenly spaced, whose maps set map
 Maps = np.ndarray | list[np.ndarray]
 
 
-@dataclass(frozen=True, slots=True)
-class Output:
-    """What a detector computes for an image.
-
-    Parameters
-    ----------
-    index : int
-        Place of the image in X.
-    score : float
-        Higher = more normal; NaN for an unreadable file, and if it was not asked for.
-    map : ndarray of shape (H, W), float32, or None
-        Localization map, higher = more anomalous; NaN for an unreadable file; None if it was not
-        asked for.
-    """
-
-    index: int
-    score: float
-    map: Any
-
-
 class BaseDistillationDetector(OutlierMixin, SavingMixin, ABC):
     """Train a cloner to reproduce a frozen source's features of normal images.
 
-    A subclass builds its cloner, says what it outputs and learns, and turns features into anomaly
-    scores and raw maps; the rest is here.
+    A subclass declares its parameters, builds its cloner, says what it outputs and learns, and
+    computes anomaly scores and raw maps of a batch.
     """
 
     _layer_rule: ClassVar[LayerRule]
-    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        "source": [str, nn.Module],
-        "source_weights": [str, os.PathLike, Mapping, None],
-        "critical_layers": [
-            StrOptions({"auto"}),
-            Interval(Integral, 1, None, closed="left"),
-            list,
-            tuple,
-        ],
-        "normalization": [StrOptions({"source"}), None],
-        "image_size": [Interval(Integral, 1, None, closed="left"), tuple, list],
-        "image_shape": [tuple, list, None],
-        "augmentation": [StrOptions({"mild"}), None],
-        "max_iter": [Interval(Integral, 1, None, closed="left")],
-        "tol": [Interval(Real, 0, None, closed="left"), None],
-        "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
-        "batch_size": [Interval(Integral, 1, None, closed="left")],
-        "learning_rate": [Interval(Real, 0, None, closed="neither")],
-        "contamination": [Interval(Real, 0, 0.5, closed="right")],
-        "smoothing_sigma": [Interval(Real, 0, None, closed="left")],
-        "opening_size": [Interval(Integral, 1, None, closed="left")],
-        "cache": [StrOptions({"auto"}), Interval(Integral, 0, None, closed="left"), None],
-        "feature_store": [str, os.PathLike, None],
-        "device": [str],
-        "precision": [StrOptions({"auto", *PRECISIONS})],
-        "on_error": [StrOptions({"raise", "skip"})],
-        "random_state": ["random_state"],
-        "verbose": ["verbose"],
-        "memory": [str, os.PathLike, HasMethods(["cache"]), None],
-    }
 
     @abstractmethod
     def _build_cloner(self, source: Source, first: Batch) -> nn.Module:
@@ -128,11 +74,9 @@ class BaseDistillationDetector(OutlierMixin, SavingMixin, ABC):
     def _settings(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return all that scores and maps depend on and that can change after `fit`."""
 
+    @abstractmethod
     def _check_options(self, method: str | None = None) -> None:
-        """Check rules that concern several parameters, or what is within one."""
-        resized_shape(self.image_size)
-        if self.opening_size % 2 == 0:
-            raise ValueError(f"opening_size must be odd; got {self.opening_size}.")
+        """Check what the limits of single parameters cannot say."""
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(
@@ -152,8 +96,8 @@ class BaseDistillationDetector(OutlierMixin, SavingMixin, ABC):
         X : array-like, list of array-like, or list of paths
             At least two normal images: of shape (n, H, W) or (n, H, W, C) with C in 1, 3, 4,
             (n, H * W * C) flattened, or a list of arrays (H, W) or (H, W, C) of any sizes. Bool,
-            integer or float. RGBA is composited over white. Or a list or array of the paths of image
-            files, which are read when they are needed.
+            integer or float. RGBA is composited over white. Or a list or array of the paths of
+            image files, which are read when they are needed.
         y : None
             Ignored: all images of X are taken to be normal.
         callback : callable, default=None
@@ -192,7 +136,6 @@ class BaseDistillationDetector(OutlierMixin, SavingMixin, ABC):
         with plain_arithmetic(True, self.device_), self._seeded_layers():
             source = self._build_source()
             self.source_, self._origin = source.network, source.origin
-            self._layer_keys = None if self._store_folder() is None else layer_keys(self.source_)
             self.critical_layers_ = tuple(s.layer for s in source.stages if s.critical)
             with self._cached(images) as dataset:
                 epochs = training_epochs(
@@ -215,7 +158,7 @@ class BaseDistillationDetector(OutlierMixin, SavingMixin, ABC):
         return source
 
     def _seeded_layers(self) -> AbstractContextManager[None]:
-        """Return a context in which layers that draw random numbers are seeded, if there are any."""
+        """Seed layers that draw random numbers, if there are any."""
         return nullcontext()
 
     def _cached(self, images: Images) -> AbstractContextManager[Dataset]:
@@ -452,6 +395,13 @@ class BaseDistillationDetector(OutlierMixin, SavingMixin, ABC):
         self._check_options(method)
         return check_images(self, X, reset=False)
 
+    def _validate_params(self) -> None:
+        """Check each parameter; scikit-learn's wrapper of `fit` calls this, too."""
+        super()._validate_params()
+        resized_shape(self.image_size)
+        if self.opening_size % 2 == 0:
+            raise ValueError(f"opening_size must be odd; got {self.opening_size}.")
+
     def _outputs(
         self,
         images: Images,
@@ -494,21 +444,15 @@ class BaseDistillationDetector(OutlierMixin, SavingMixin, ABC):
     def _dataset(self, images: Images, *, stored: bool = True) -> ImageDataset:
         """Return images with the source's features, through the feature store if there is one."""
         source: Callable[[Tensor], Features] = self.source_
-        if stored and (folder := self._store_folder()) is not None:
-            keys = self._layer_keys or layer_keys(self.source_)
-            source = FeatureStore(
-                folder, self.source_, keys, f"{self.precision_} {self.device_.type}"
-            )
+        folder = self.feature_store
+        if self.memory != "deprecated":
+            warn("memory was renamed to feature_store and will be removed.", FutureWarning)
+            folder = getattr(self.memory, "location", self.memory)
+        if stored and folder is not None:
+            conditions = f"{self.precision_} {self.device_.type}"
+            source = FeatureStore(folder, self.source_, conditions)
         batch_size = inference_batch_size(self._prepare.size, self.device_, self.precision_)
         return ImageDataset(images, self._prepare, source, self.device_, batch_size)
-
-    def _store_folder(self) -> str | os.PathLike[str] | None:
-        if self.memory == "deprecated":
-            return self.feature_store
-        warn(
-            "memory was renamed to feature_store and will be removed in version 0.3.", FutureWarning
-        )
-        return getattr(self.memory, "location", self.memory)
 
     def _threshold(self, name: str) -> float:
         """Return a threshold, if it holds for the scores or maps of the current parameters."""

@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import joblib
 import numpy as np
 import torch
-from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor, nn
 
 from skmkd._base import BaseDistillationDetector, trainable
@@ -26,6 +24,7 @@ from skmkd._networks.recall import MemoryCloner, MemoryPlan, entropy
 from skmkd._networks.residual import build_residual, style_of
 from skmkd._networks.reverse import ReverseCloner
 from skmkd._networks.sources import Source
+from skmkd._parameters import MEMKD, check_memkd
 from skmkd._runtime import plain_arithmetic, private_generator
 from skmkd._training import Terms
 
@@ -231,17 +230,8 @@ class MemKDDetector(BaseDistillationDetector):
 
     cloner_: MemoryCloner
     _layer_rule = STAGE_ENDS
-    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        **BaseDistillationDetector._parameter_constraints,
-        "paradigm": [StrOptions({"reverse", "forward"})],
-        "memory_size": [Interval(Integral, 0, None, closed="left")],
-        "memory_levels": [StrOptions({"auto"}), list, tuple],
-        "memory_temperature": [Interval(Real, 1e-6, None, closed="left")],
-        "n_exemplars": [Interval(Integral, 1, None, closed="left")],
-        "exemplar_weight": [Interval(Real, 0, None, closed="left")],
-        "orthogonality_weight": [Interval(Real, 0, None, closed="left")],
-        "betas": [tuple, list],
-    }
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = MEMKD
+    _check_options = check_memkd
 
     def __init__(
         self,
@@ -413,13 +403,6 @@ class MemKDDetector(BaseDistillationDetector):
     def _settings(self) -> tuple[dict[str, Any], dict[str, Any]]:
         sigma = {"smoothing_sigma": self.smoothing_sigma}
         return sigma, {**sigma, "opening_size": self.opening_size}
-
-    def _check_options(self, method: str | None = None) -> None:
-        super()._check_options(method)
-        if len(self.betas) != 2 or not all(
-            isinstance(beta, Real) and 0 <= beta < 1 for beta in self.betas
-        ):
-            raise ValueError(f"betas must be two numbers from 0 to below 1; got {self.betas}.")
 
 
 def _total(losses: Iterable[Tensor]) -> Tensor:

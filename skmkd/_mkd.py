@@ -5,27 +5,18 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
-from numbers import Integral, Real
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, Self
 
 import joblib
 import numpy as np
 import torch
-from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor, nn
 
 from skmkd._base import BaseDistillationDetector, Maps
 from skmkd._features.batches import Batch
 from skmkd._images.checks import ImagesLike
-from skmkd._maps.attribution import (
-    METHODS,
-    USED,
-    checked_options,
-    gradient,
-    guided_backprop,
-    smooth_grad,
-)
+from skmkd._maps.attribution import METHODS, OPTIONS, USED, gradient_map
 from skmkd._maps.discrepancy import (
     Features,
     balancing_weight,
@@ -38,6 +29,7 @@ from skmkd._networks.cloners import build_cloner, check_cloner_output, cloner_bl
 from skmkd._networks.layers import REDUCTIONS
 from skmkd._networks.precision import to_device
 from skmkd._networks.sources import Source
+from skmkd._parameters import MKD, check_mkd, score_layers
 from skmkd._runtime import forked_rng, private_generator
 from skmkd._training import Terms
 
@@ -248,17 +240,9 @@ class MKDDetector(BaseDistillationDetector):
     """
 
     _layer_rule = REDUCTIONS
-    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        **BaseDistillationDetector._parameter_constraints,
-        "cloner": [StrOptions({"compact", "equal"}), nn.Module],
-        "score_layers": [Interval(Integral, 1, None, closed="left"), list, tuple, None],
-        "value_weight": [Interval(Real, 0, None, closed="left")],
-        "direction_weight": [StrOptions({"auto"}), Interval(Real, 0, None, closed="left")],
-        "direction": [StrOptions({"position", "vector"})],
-        "image_score": [StrOptions({"map_max", "loss"})],
-        "localization": [StrOptions(set(METHODS))],
-        "localization_params": [dict, None],
-    }
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = MKD
+    _check_options = check_mkd
+    score_layers_ = property(score_layers)
 
     def __init__(
         self,
@@ -393,31 +377,14 @@ class MKDDetector(BaseDistillationDetector):
             )
         return self._localize(X, method)
 
-    @property
-    def score_layers_(self) -> tuple[str, ...]:
-        """The layers that scores and maps use."""
-        chosen, layers = self.score_layers, self.critical_layers_
-        if chosen is None:
-            return layers
-        if isinstance(chosen, Sequence):
-            scored = tuple(layer for layer in layers if layer in chosen)
-            fits = 0 < len(scored) == len(chosen)
-        else:
-            scored, fits = layers[-chosen:], chosen <= len(layers)
-        if not fits:
-            raise ValueError(
-                f"score_layers must be among the critical layers {layers}, each once; got {chosen}."
-            )
-        return scored
-
     def _seeded_layers(self) -> AbstractContextManager[None]:
         if isinstance(self.cloner, nn.Module):  # its layers may draw, as dropout does
             return forked_rng(self._seed, self.device_)
-        return super()._seeded_layers()
+        return nullcontext()
 
     def _build_cloner(self, source: Source, first: Batch) -> nn.Module:
         """Build the cloner, check its output, and set λ so that both terms are balanced."""
-        self._check_options()  # again, now that the layers are known
+        score_layers(self)  # now that the critical ones are known
         target, size = first.target, self._prepare.size
         if isinstance(self.cloner, nn.Module):
             cloner = copy.deepcopy(self.cloner)
@@ -458,8 +425,8 @@ class MKDDetector(BaseDistillationDetector):
     ) -> tuple[Tensor | None, Tensor | None]:
         method = (method or self.localization) if maps else None
         images, target = batch
-        with_value = checked_options(self.localization_params)["value"]
-        weights = (self.value_weight, self.direction_weight_) if with_value else (0.0, 1.0)
+        options = OPTIONS | (self.localization_params or {})
+        weights = (self.value_weight, self.direction_weight_) if options["value"] else (0.0, 1.0)
         by_maximum = scores and self.image_score == "map_max"
         anomaly: Tensor | None = None
         raw: Tensor | None = None
@@ -470,25 +437,14 @@ class MKDDetector(BaseDistillationDetector):
             raw = discrepancy if method == "discrepancy" else None
         if scores and not by_maximum:
             anomaly = self._loss(target, self.cloner_(images))
-        if method not in (None, "discrepancy"):
-            raw = self._gradient_map(batch, method)
+        if method is not None and method != "discrepancy":
+            raw = gradient_map(
+                method, self.source_, self.cloner_, self._loss, images, target, options, self._seed
+            )
         return anomaly, raw
 
-    def _gradient_map(self, batch: Batch, method: str | None) -> Tensor:
-        images, target = batch
-        options = checked_options(self.localization_params)
-        through_source = options["through_source"]
-        if method == "smooth_grad":
-            return smooth_grad(
-                self.source_, self.cloner_, self._loss, images, through_source,
-                n_samples=options["n_samples"], noise=options["noise"], seed=self._seed,
-            )  # fmt: skip
-        source = self.source_ if through_source else lambda _: target
-        attribute = gradient if method == "gradient" else guided_backprop
-        return attribute(source, self.cloner_, self._loss, images, through_source)
-
     def _settings(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        options = checked_options(self.localization_params)
+        options = OPTIONS | (self.localization_params or {})
         layers = {"score_layers": self.score_layers_}
         sigma = {"smoothing_sigma": self.smoothing_sigma}
         loss = {"value_weight": self.value_weight, "direction": self.direction}
@@ -506,23 +462,3 @@ class MKDDetector(BaseDistillationDetector):
         if self.localization == "discrepancy":
             return scores, maps | discrepancy
         return scores, maps | loss | {name: options[name] for name in USED[self.localization]}
-
-    def _check_options(self, method: str | None = None) -> None:
-        super()._check_options(method)
-        with_value = checked_options(self.localization_params)["value"]
-        localization = method or self.localization
-        if hasattr(self, "critical_layers_"):
-            _ = self.score_layers_  # raises if they are not among these
-        if self.value_weight == 0 and self.direction_weight == 0:
-            raise ValueError("value_weight and direction_weight must not both be 0.")
-        if self.value_weight == 0 and with_value:
-            raise ValueError(
-                "localization_params={'value': True} must come with a value_weight above 0; got 0."
-            )
-        of_features = self.image_score == "map_max" or localization == "discrepancy"
-        if self.direction_weight == 0 and of_features and not with_value:
-            raise ValueError(
-                "direction_weight must not be 0 where scores or maps are of directions alone; got "
-                f"0 with image_score={self.image_score!r}, localization={localization!r} and "
-                "without localization_params={'value': True}."
-            )

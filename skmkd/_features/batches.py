@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skmkd._images.checks import Images
+from skmkd._images.checks import RUN_PIXELS, Images
 from skmkd._images.preparation import Preprocessing
 from skmkd._maps.discrepancy import Features
 from skmkd._networks.precision import pad, run_in_batches
@@ -113,7 +113,12 @@ class ImageDataset:
                 while sum(map(len, islice(ahead, 1, None))) < n_threads:
                     if (indices := next(batches, None)) is None:
                         break
-                    runs = self.images.runs(indices)
+                    height, width, _ = self.images.shape
+                    runs: Sequence[Sequence[int]]
+                    if height is None or width is None:
+                        runs = self.images.runs(indices)
+                    else:
+                        runs = consecutive(indices, max(1, RUN_PIXELS // (height * width)))
                     ahead.append([pool.submit(self._read, run) for run in runs])
                 if not ahead:
                     return

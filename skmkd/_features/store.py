@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import MutableMapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import joblib
 import numpy as np
@@ -16,6 +17,8 @@ from torch import Tensor, fx, nn
 
 from skmkd._maps.discrepancy import Features
 from skmkd._warnings import warn
+
+KEYS: MutableMapping[nn.Module, dict[str, str]] = WeakKeyDictionary()  # of frozen sources
 
 
 class FeatureStore:
@@ -30,8 +33,6 @@ class FeatureStore:
         The folder; it is created with the first file.
     source : nn.Module
         The source network.
-    keys : dict of str to str
-        The key of each critical layer, from `layer_keys`.
     conditions : str
         What else features depend on, such as the precision.
     """
@@ -40,12 +41,14 @@ class FeatureStore:
         self,
         folder: str | os.PathLike[str],
         source: nn.Module,
-        keys: Mapping[str, str],
         conditions: str,
     ) -> None:
         self._source = source
+        if source not in KEYS:
+            KEYS[source] = layer_keys(source)
         self._folders = {
-            layer: Path(folder) / joblib.hash(f"{key} {conditions}") for layer, key in keys.items()
+            layer: Path(folder) / joblib.hash(f"{key} {conditions}")
+            for layer, key in KEYS[source].items()
         }
         self._writable = True
 

@@ -108,7 +108,7 @@ class Images:
 
     def kind(self, index: int) -> str:
         """Return the kind of number that an image is made of, without reading a file's pixels."""
-        return _pixel_kind(_header(self._items[index], index).dtype, index)
+        return _header(self._items[index], index)[1]
 
     def warn_of_unreadable(self) -> None:
         """Warn of each file that was replaced since the last call."""
@@ -128,12 +128,14 @@ class Images:
             return self._blank
         height, width, channels = self.shape
         image = image.reshape(height or image.shape[0], width or image.shape[1], channels)
-        kind = _pixel_kind(image.dtype, index)
-        if self.pixel_range is not None and kind != self.pixel_range.kind:
-            name = _named(self._items[index], index)
-            raise ValueError(_kind_message(name, kind, self.pixel_range))
+        kind, fitted = _header(image, index)[1], self.pixel_range
+        if fitted is not None and kind != fitted.kind:
+            raise ValueError(
+                f"{_named(self._items[index], index)} must hold {fitted.kind} pixels in the range "
+                f"{fitted.low:g} to {fitted.high:g}, as at fit; got {kind} pixels."
+            )
         if kind == "float":
-            _check_values(image, index, self.pixel_range)
+            _check_values(image, index, fitted)
         return image
 
 
@@ -194,21 +196,19 @@ def _as_images(estimator: BaseEstimator, X: Any, reset: bool) -> Images:
         )
     if isinstance(X, (list, tuple)) and not X:
         raise ValueError("X must hold at least one image; got none.")
-    if getattr(X, "ndim", 0) < 3:
-        if is_path_list(X):
-            blank = None if reset or estimator.on_error == "raise" else _blank(estimator)
-            images = _open_files(X, blank)
-        elif _is_image_list(X):
-            images = Images(list(X), _list_shape(X))
-        elif not hasattr(X, "ndim") and np.ndim(array := _as_array(X)) > 2:
-            images = Images(array, _array_shape(array.shape, estimator.image_shape))
-        else:
+    if is_path_list(X):
+        blank = None if reset or estimator.on_error == "raise" else _blank(estimator)
+        images = _open_files(X, blank)
+    elif _is_image_list(X):
+        images = Images(list(X), _list_shape(X))
+    else:
+        array = X if hasattr(X, "ndim") else _as_array(X)
+        if array.ndim < 3:
             X = validate_data(
                 estimator, X, reset=reset, ensure_all_finite=False, ensure_min_samples=minimum
             )
             return Images(X, _row_shape(estimator, X.shape[1]))
-    else:
-        images = Images(X, _array_shape(tuple(X.shape), estimator.image_shape))
+        images = Images(array, _array_shape(tuple(array.shape), estimator.image_shape))
     if len(images) < minimum:
         raise ValueError(
             f"Found {len(images)} image(s) in X while a minimum of {minimum} is required by "
@@ -277,15 +277,12 @@ def _as_numbers(item: Any, index: int) -> np.ndarray:
         ) from error
 
 
-def _pixel_kind(dtype: np.dtype, index: int) -> str:
-    if dtype.kind not in "biuf":
-        raise ValueError(f"X[{index}] must hold real numbers; got dtype {dtype}.")
-    return dtype.name if dtype.name in INTEGER_RANGES else "float"
-
-
-def _header(item: Any, index: int) -> ImageFile | np.ndarray:
-    """Return what has the shape and dtype of an image; of a file, no pixel is read."""
-    return item if isinstance(item, ImageFile) else _as_numbers(item, index)
+def _header(item: Any, index: int) -> tuple[tuple[int, ...], str]:
+    """Return shape and kind of number of an image; of a file, no pixel is read."""
+    array = item if isinstance(item, ImageFile) else _as_numbers(item, index)
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"X[{index}] must hold real numbers; got dtype {array.dtype}.")
+    return array.shape, array.dtype.name if array.dtype.name in INTEGER_RANGES else "float"
 
 
 def _named(item: Any, index: int) -> str:
@@ -295,17 +292,13 @@ def _named(item: Any, index: int) -> str:
 
 def _list_shape(X: np.ndarray | Sequence[Any]) -> ImageShape:
     """Check that all images of a list have the same channels; sizes may differ."""
-    channels = None
-    for index, item in enumerate(X):
-        found = _channels(_header(item, index).shape, _named(item, index))
-        if channels not in (None, found):
-            raise ValueError(
-                f"The images of X must all have the same channels; {_named(X[0], 0)} has "
-                f"{channels} and {_named(item, index)} has {found}."
-            )
-        channels = found
-    assert channels is not None
-    return None, None, channels
+    channels = [_channels(_header(item, i)[0], _named(item, i)) for i, item in enumerate(X)]
+    if other := next((i for i, found in enumerate(channels) if found != channels[0]), None):
+        raise ValueError(
+            f"The images of X must all have the same channels; {_named(X[0], 0)} has "
+            f"{channels[0]} and {_named(X[other], other)} has {channels[other]}."
+        )
+    return None, None, channels[0]
 
 
 def _array_shape(shape: tuple[int, ...], image_shape: Any) -> ImageShape:
@@ -401,10 +394,3 @@ def _check_values(image: np.ndarray, index: int, known: PixelRange | None) -> No
             f"X[{index}] must lie near the pixel range {known.low:g} to {known.high:g} learned "
             f"at fit; got values from {low:g} to {high:g}. Scale X as it was scaled for fit."
         )
-
-
-def _kind_message(name: str, kind: str, fitted: PixelRange) -> str:
-    return (
-        f"{name} must hold {fitted.kind} pixels in the range {fitted.low:g} to {fitted.high:g}, "
-        f"as at fit; got {kind} pixels."
-    )

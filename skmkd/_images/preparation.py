@@ -55,16 +55,6 @@ class Preprocessing:
         return transforms.normalize(scaled.expand(-1, 3, -1, -1), self.mean, self.std)
 
 
-def resized_shape(image_size: int | Sequence[int]) -> tuple[int, int]:
-    """Return height and width for a side or (height, width), in pixels."""
-    size = tuple(image_size) if isinstance(image_size, Sequence) else (image_size, image_size)
-    if len(size) != 2 or not all(isinstance(s, (int, np.integer)) and s > 0 for s in size):
-        raise ValueError(
-            f"image_size must be a side or (height, width) in pixels; got {image_size!r}."
-        )
-    return int(size[0]), int(size[1])
-
-
 def over_white(images: Tensor, black: float, width: float) -> Tensor:
     """Composite RGBA over white: (n, 4, H, W) -> (n, 3, H, W), values from black to its width."""
     colour, alpha = images[:, :3], (images[:, 3:] - black) / width

@@ -7,12 +7,10 @@ where it is more anomalous.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from numbers import Integral, Real
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from sklearn.utils._param_validation import Interval, validate_parameter_constraints
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -34,30 +32,7 @@ USED = {  # gradient method -> options that it uses
     "smooth_grad": ("through_source", "n_samples", "noise"),
     "guided_backprop": ("through_source",),
 }
-CONSTRAINTS: dict[str, list[Any]] = {
-    "through_source": ["boolean"],
-    "n_samples": [Interval(Integral, 1, None, closed="left")],
-    "noise": [Interval(Real, 0, None, closed="left")],
-    "value": ["boolean"],
-}
 RECTIFIERS = {F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
-
-
-def checked_options(given: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return `localization_params` with defaults filled in.
-
-    Raises
-    ------
-    ValueError
-        If an option is unknown or its value is invalid.
-    """
-    given = dict(given or {})
-    if unknown := set(given) - set(OPTIONS):
-        raise ValueError(
-            f"localization_params must be among {sorted(OPTIONS)}; got {sorted(unknown)}."
-        )
-    validate_parameter_constraints(CONSTRAINTS, given, caller_name="localization_params")
-    return OPTIONS | given
 
 
 def input_gradient(
@@ -125,3 +100,25 @@ def smooth_grad(
         draw = torch.randn(images.shape[1:], generator=generator, dtype=torch.float32).to(images)
         total += input_gradient(source, cloner, loss, images + spread * draw, through_source)
     return (total / n_samples).abs().sum(1)
+
+
+def gradient_map(
+    method: str,
+    source: Network,
+    cloner: Network,
+    loss: Loss,
+    images: Tensor,
+    target: Features,
+    options: Mapping[str, Any],
+    seed: int,
+) -> Tensor:
+    """Compute the raw map of a gradient method; `target` are the source's features."""
+    through_source = options["through_source"]
+    if method == "smooth_grad":
+        return smooth_grad(
+            source, cloner, loss, images, through_source,
+            n_samples=options["n_samples"], noise=options["noise"], seed=seed,
+        )  # fmt: skip
+    attribute = gradient if method == "gradient" else guided_backprop
+    known = source if through_source else lambda _: target
+    return attribute(known, cloner, loss, images, through_source)

@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 import torch
 from scipy import ndimage
 from skimage.morphology import disk
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What a detector computes for an image.
+
+    Parameters
+    ----------
+    index : int
+        Place of the image in X.
+    score : float
+        Higher = more normal; NaN for an unreadable file, and if it was not asked for.
+    map : ndarray of shape (H, W), float32, or None
+        Localization map, higher = more anomalous; NaN for an unreadable file; None if it was not
+        asked for.
+    """
+
+    index: int
+    score: float
+    map: Any
 
 
 def blur(maps: np.ndarray, sigma: float) -> np.ndarray:  # (n, H, W)

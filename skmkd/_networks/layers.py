@@ -1,4 +1,4 @@
-"""Where a network is compared: its layers found, and chosen by name or number."""
+"""Critical layers: the feature maps of a network, and which of them a method compares."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Shapes = dict[str, tuple[int, int, int]]  # node -> (C, h, w), in order of compu
 
 
 class Stage(NamedTuple):
-    """A place in a source that its cloner mirrors: a critical layer or a grid reduction."""
+    """A layer that the cloner mirrors: a critical one, or one that reduces the grid."""
 
     layer: str
     channels: int
@@ -27,54 +27,58 @@ class Stage(NamedTuple):
 
 
 class LayerRule(NamedTuple):
-    """Where a method compares networks when its user does not name the layers."""
+    """Which layers a method compares if the user does not name them."""
 
-    places: str  # "reductions" of the grid, or "stage ends", which are the maps before these
-    n: int  # the last so many, for "auto"
+    places: str  # "reductions" of the grid, or "stage ends", the layers just before these
+    n: int  # the last n, for "auto"
 
 
 REDUCTIONS = LayerRule("reductions", 4)  # MKD's (section 3.2)
 STAGE_ENDS = LayerRule("stage ends", 3)  # of ResNets the stages 1 to 3, as in RD and MemKD
 
 
-class Survey:
-    """Which nodes of a network are feature maps, and where its grid gets coarser.
+class LayerIndex:
+    """The feature maps of a network, and the layers that reduce its grid.
 
     Feature maps are the nodes whose output is (n, C, h, w) with h and w growing with the
     image; that leaves out pooled heads, gates, and maps with channels last.
     """
 
     def __init__(self, network: nn.Module) -> None:
-        self._probe = _Probe(network)
+        self._probe = _ShapeProbe(network)
         small, large = (self._probe.shapes((side, side)) for side in (PROBE_SIDE, 2 * PROBE_SIDE))
-        self.nodes = [name for name in small if _scales(small[name], large.get(name))]
+        self.nodes = []
+        for name, (channels, height, width) in small.items():
+            other = large.get(name, (0, 0, 0))
+            if other[0] == channels and other[1] > 1.5 * height and other[2] > 1.5 * width:
+                self.nodes.append(name)
         self.spans: dict[str, tuple[int, int]] = {}  # node or module -> first and last node
         for i, name in enumerate(self.nodes):
             for prefix in _prefixes(name):
                 self.spans[prefix] = (self.spans.get(prefix, (i, i))[0], i)
         self.reductions = self._find_reductions(small)
-        self.stage_ends = self._find_stage_ends()
 
     def _find_reductions(self, shapes: Shapes) -> list[str]:
         """List the outermost modules or nodes that halve the grid, in order.
 
-        A node that takes a larger step at once, as some stems do, counts as well.
+        A single node with a larger stride, as in some stems, counts as well.
         """
-        sides = [PROBE_SIDE, *(shapes[name][1] for name in self.nodes)]  # the image's, the nodes'
+        sides = [PROBE_SIDE, *(shapes[name][1] for name in self.nodes)]  # of image and nodes
         found, i = [], 0
         while i < len(self.nodes):
             for prefix in _prefixes(self.nodes[i]):
                 first, last = self.spans[prefix]
-                step = sides[i] / sides[last + 1]
-                if first == i and step >= 1.5 and (step < 3 or prefix == self.nodes[i]):
+                stride = sides[i] / sides[last + 1]
+                if first == i and stride >= 1.5 and (stride < 3 or prefix == self.nodes[i]):
                     found.append(prefix)
                     i = last
                     break
             i += 1
         return found
 
-    def _find_stage_ends(self) -> list[str]:
-        """List the outermost modules or nodes that end just before a reduction, in order."""
+    @property
+    def stage_ends(self) -> list[str]:
+        """The outermost modules or nodes that end just before a reduction, in order."""
         found = []
         for reduction in self.reductions:
             last = self.spans[reduction][0] - 1
@@ -87,17 +91,18 @@ class Survey:
     def choose(
         self, critical_layers: str | int | Sequence[str], rule: LayerRule
     ) -> tuple[str, ...]:
-        """Return the critical layers by name."""
+        """Return the names of the critical layers."""
         if critical_layers == "auto":
             critical_layers = rule.n
         if not isinstance(critical_layers, Sequence):
-            places = {"reductions": self.reductions, "stage ends": self.stage_ends}[rule.places]
-            if critical_layers > len(places):
+            candidates = self.reductions if rule.places == "reductions" else self.stage_ends
+            if critical_layers > len(candidates):
                 raise ValueError(
-                    f"critical_layers must name the layers, or be at most {len(places)}, since the "
-                    f"{rule.places} of the source's grid are {places}; got {critical_layers}."
+                    "critical_layers must name the layers, or be at most "
+                    f"{len(candidates)}, since the {rule.places} of the source's grid are "
+                    f"{candidates}; got {critical_layers}."
                 ) from self._probe.failure
-            return tuple(places[-critical_layers:])
+            return tuple(candidates[-critical_layers:])
         return self._check_names([str(layer) for layer in critical_layers])
 
     def _check_names(self, layers: list[str]) -> tuple[str, ...]:
@@ -115,96 +120,71 @@ class Survey:
             )
         return tuple(layers)
 
-    def _end(self, layer: str) -> str:
-        """Return the last node of a layer, whose output is the layer's."""
-        return self.nodes[self.spans[layer][1]]
-
     def stages(self, layers: tuple[str, ...], image_size: tuple[int, int]) -> tuple[Stage, ...]:
-        """List critical layers, and the reductions to grids where no layer is critical."""
+        """List the critical layers, and a reduction to each grid without a critical layer."""
         shapes = self._probe.shapes(image_size)
-        if unreached := [layer for layer in layers if self._end(layer) not in shapes]:
-            raise ValueError(
-                f"image_size must be one that the source takes; at {image_size} it fails before "
-                f"critical layer {unreached[0]!r}: {self._probe.failure}"
-            ) from self._probe.failure
-
-        def stage(layer: str, critical: bool) -> Stage:
-            channels, height, width = shapes[self._end(layer)]
-            return Stage(layer, channels, (height, width), critical)
-
-        stages = [stage(layer, True) for layer in layers]
-        grids = {s.grid for s in stages}
-        for layer in self.reductions:
-            if self.spans[layer] >= self.spans[layers[-1]]:
-                break
-            between = stage(layer, False)
-            if between.grid not in grids:
-                grids.add(between.grid)
-                stages.append(between)
-        return tuple(sorted(stages, key=lambda s: self.spans[s.layer][1]))
+        reductions = [
+            layer for layer in self.reductions
+            if self.spans[layer] < self.spans[layers[-1]] and layer not in layers
+        ]  # fmt: skip
+        stages: list[Stage] = []
+        for layer in [*layers, *reductions]:
+            critical, last = layer in layers, self.nodes[self.spans[layer][1]]
+            if last not in shapes:
+                raise ValueError(
+                    f"image_size must be one that the source takes; at {image_size} it fails "
+                    f"before critical layer {layer!r}: {self._probe.failure}"
+                ) from self._probe.failure
+            channels, height, width = shapes[last]
+            if critical or (height, width) not in [stage.grid for stage in stages]:
+                stages.append(Stage(layer, channels, (height, width), critical))
+        return tuple(sorted(stages, key=lambda stage: self.spans[stage.layer][1]))
 
 
-class _Probe:
-    """Tell the shapes of a network's maps without computing them, as far as it runs.
+class _ShapeProbe(fx.Interpreter):
+    """Run a network on the meta device and record the shapes of its maps, as far as it runs.
 
-    A classifier's head may only take images of one size; the maps before it take any.
+    The head of a classifier may take images of one size only; the maps before it take any.
     """
 
+    failure: Exception | None = None  # what ended the last run early
+
     def __init__(self, network: nn.Module) -> None:
+        # deepcopy takes these for the copies, so that no memory is allocated
+        memo: dict[int, Tensor] = {}
+        for parameter in network.parameters():
+            empty = torch.empty_like(parameter, device="meta")
+            memo[id(parameter)] = nn.Parameter(empty, requires_grad=False)
+        for buffer in network.buffers():
+            memo[id(buffer)] = torch.empty_like(buffer, device="meta")
         try:
-            self._graph, self._names = trace(_without_storage(network).float())
+            module, self._names = trace(copy.deepcopy(network, memo).to("meta").float())
         except Exception as error:  # whatever the module's own forward raises under tracing
             raise ValueError(
                 f"source must be a network that torch.fx can trace; {type(network).__name__} is "
                 f"not: {error}"
             ) from error
-        self.failure: Exception | None = None
+        super().__init__(module)
 
     def shapes(self, size: tuple[int, int]) -> Shapes:
-        """Return the shapes of all maps for images of a size; keep why it ended early, if so."""
-        reader = _ShapeReader(self._graph, self._names)
+        """Return the shapes of all maps for images of a size."""
+        self._shapes: Shapes = {}
         self.failure = None
         try:
             with torch.device("meta"):
-                reader.run(torch.zeros(1, 3, *size, dtype=torch.float32))
+                self.run(torch.zeros(1, 3, *size, dtype=torch.float32))
         except Exception as error:  # whatever a layer raises at this size
             self.failure = error
-        return reader.shapes
-
-
-class _ShapeReader(fx.Interpreter):
-    """Run a network and note the shape of each map that it comes by."""
-
-    def __init__(self, network: fx.GraphModule, names: dict[fx.Node, str]) -> None:
-        super().__init__(network)
-        self.shapes: Shapes = {}
-        self._names = names
+        return self._shapes
 
     def run_node(self, n: fx.Node) -> object:
+        """Run a node and record the shape of its output."""
         output = super().run_node(n)
         is_map = isinstance(output, Tensor) and output.ndim == 4
         if is_map and n in self._names and n.op != "placeholder":
             _, channels, height, width = output.shape
-            self.shapes[self._names[n]] = (channels, height, width)
+            self._shapes[self._names[n]] = (channels, height, width)
         return output
-
-
-def _without_storage(network: nn.Module) -> nn.Module:
-    """Copy a network's structure to the meta device, its tensors left where they are."""
-    memo: dict[int, Tensor] = {}
-    for parameter in network.parameters():
-        empty = torch.empty_like(parameter, device="meta")
-        memo[id(parameter)] = nn.Parameter(empty, requires_grad=False)
-    for buffer in network.buffers():
-        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
-    return copy.deepcopy(network, memo).to("meta")
-
-
-def _scales(small: tuple[int, int, int], large: tuple[int, int, int] | None) -> bool:
-    """Tell whether a map keeps its channels and grows with the image."""
-    if large is None or large[0] != small[0]:
-        return False
-    return all(b > 1.5 * a for a, b in zip(small[1:], large[1:], strict=True))
 
 
 def _prefixes(name: str) -> list[str]:

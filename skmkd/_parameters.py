@@ -1,0 +1,163 @@
+"""The values that parameters of the detectors may have, each and together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+from sklearn.utils._param_validation import (
+    HasMethods,
+    Hidden,
+    Interval,
+    StrOptions,
+    validate_parameter_constraints,
+)
+from torch import nn
+
+from skmkd._maps.attribution import METHODS, OPTIONS
+from skmkd._runtime import PRECISIONS
+
+SHARED: dict[str, list[Any]] = {
+    "source": [str, nn.Module],
+    "source_weights": [str, os.PathLike, Mapping, None],
+    "critical_layers": [
+        StrOptions({"auto"}),
+        Interval(Integral, 1, None, closed="left"),
+        list,
+        tuple,
+    ],
+    "normalization": [StrOptions({"source"}), None],
+    "image_size": [Interval(Integral, 1, None, closed="left"), tuple, list],
+    "image_shape": [tuple, list, None],
+    "augmentation": [StrOptions({"mild"}), None],
+    "max_iter": [Interval(Integral, 1, None, closed="left")],
+    "tol": [Interval(Real, 0, None, closed="left"), None],
+    "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
+    "batch_size": [Interval(Integral, 1, None, closed="left")],
+    "learning_rate": [Interval(Real, 0, None, closed="neither")],
+    "contamination": [Interval(Real, 0, 0.5, closed="right")],
+    "smoothing_sigma": [Interval(Real, 0, None, closed="left")],
+    "opening_size": [Interval(Integral, 1, None, closed="left")],
+    "cache": [StrOptions({"auto"}), Interval(Integral, 0, None, closed="left"), None],
+    "feature_store": [str, os.PathLike, None],
+    "device": [str],
+    "precision": [StrOptions({"auto", *PRECISIONS})],
+    "on_error": [StrOptions({"raise", "skip"})],
+    "random_state": ["random_state"],
+    "verbose": ["verbose"],
+    "memory": [Hidden(StrOptions({"deprecated"})), str, os.PathLike, HasMethods(["cache"]), None],
+}
+
+MKD: dict[str, list[Any]] = {
+    **SHARED,
+    "cloner": [StrOptions({"compact", "equal"}), nn.Module],
+    "score_layers": [Interval(Integral, 1, None, closed="left"), list, tuple, None],
+    "value_weight": [Interval(Real, 0, None, closed="left")],
+    "direction_weight": [StrOptions({"auto"}), Interval(Real, 0, None, closed="left")],
+    "direction": [StrOptions({"position", "vector"})],
+    "image_score": [StrOptions({"map_max", "loss"})],
+    "localization": [StrOptions(set(METHODS))],
+    "localization_params": [dict, None],
+}
+MEMKD: dict[str, list[Any]] = {
+    **SHARED,
+    "paradigm": [StrOptions({"reverse", "forward"})],
+    "memory_size": [Interval(Integral, 0, None, closed="left")],
+    "memory_levels": [StrOptions({"auto"}), list, tuple],
+    "memory_temperature": [Interval(Real, 1e-6, None, closed="left")],
+    "n_exemplars": [Interval(Integral, 1, None, closed="left")],
+    "exemplar_weight": [Interval(Real, 0, None, closed="left")],
+    "orthogonality_weight": [Interval(Real, 0, None, closed="left")],
+    "betas": [tuple, list],
+}
+LOCALIZATION: dict[str, list[Any]] = {
+    "through_source": ["boolean"],
+    "n_samples": [Interval(Integral, 1, None, closed="left")],
+    "noise": [Interval(Real, 0, None, closed="left")],
+    "value": ["boolean"],
+}
+
+
+def resized_shape(image_size: int | Sequence[int]) -> tuple[int, int]:
+    """Return height and width for a side or (height, width), in pixels."""
+    size = tuple(image_size) if isinstance(image_size, Sequence) else (image_size, image_size)
+    if len(size) != 2 or not all(isinstance(s, (int, np.integer)) and s > 0 for s in size):
+        raise ValueError(
+            f"image_size must be a side or (height, width) in pixels; got {image_size!r}."
+        )
+    return int(size[0]), int(size[1])
+
+
+def score_layers(detector: Any) -> tuple[str, ...]:
+    """Return the layers that scores and maps use: the last k critical ones, some by name, or all.
+
+    Raises
+    ------
+    ValueError
+        If a layer is not critical, or there is none.
+    """
+    chosen, layers = detector.score_layers, detector.critical_layers_
+    if chosen is None:
+        return layers
+    if isinstance(chosen, Sequence):
+        scored = tuple(layer for layer in layers if layer in chosen)
+        fits = 0 < len(scored) == len(chosen)
+    else:
+        scored, fits = layers[-chosen:], chosen <= len(layers)
+    if not fits:
+        raise ValueError(
+            f"score_layers must be among the critical layers {layers}, each once; got {chosen}."
+        )
+    return scored
+
+
+def check_mkd(detector: Any, method: str | None = None) -> None:
+    """Check the parameters of `MKDDetector` together, for maps by a method or the default one.
+
+    Raises
+    ------
+    ValueError
+        If scores or maps are of a term that is not learned, if a score layer is not critical, or
+        if there is no such option in ``localization_params``.
+    """
+    given = detector.localization_params or {}
+    if unknown := set(given) - set(OPTIONS):
+        raise ValueError(
+            f"localization_params must be among {sorted(OPTIONS)}; got {sorted(unknown)}."
+        )
+    validate_parameter_constraints(LOCALIZATION, given, caller_name="localization_params")
+    with_value = (OPTIONS | given)["value"]
+    localization = method or detector.localization
+    if detector.value_weight == 0 and detector.direction_weight == 0:
+        raise ValueError("value_weight and direction_weight must not both be 0.")
+    if detector.value_weight == 0 and with_value:
+        raise ValueError(
+            "localization_params={'value': True} must come with a value_weight above 0; got 0."
+        )
+    of_features = detector.image_score == "map_max" or localization == "discrepancy"
+    if detector.direction_weight == 0 and of_features and not with_value:
+        raise ValueError(
+            "direction_weight must not be 0 where scores or maps are of directions alone; got 0 "
+            f"with image_score={detector.image_score!r}, localization={localization!r} and without "
+            "localization_params={'value': True}."
+        )
+    if hasattr(detector, "critical_layers_"):
+        score_layers(detector)
+
+
+def check_memkd(detector: Any, method: str | None = None) -> None:
+    """Check the parameters of `MemKDDetector` together.
+
+    Raises
+    ------
+    ValueError
+        If `betas` are out of range.
+    """
+    betas = detector.betas
+    if len(betas) != 2 or not all(
+        isinstance(beta, (int, float)) and 0 <= beta < 1 for beta in betas
+    ):
+        raise ValueError(f"betas must be two numbers from 0 to below 1; got {betas}.")
