@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import re
+import copy
 from types import SimpleNamespace
 
 import numpy as np
@@ -57,7 +57,7 @@ def test_shapes(shape, image_shape):
 def test_image_shape_of_rows():
     X = noise((4, 24))
     images = check_images(Estimator(image_shape=(4, 2, 3)), X, reset=True)
-    assert_array_equal(images[[1]][0], X[1].reshape(4, 2, 3))
+    assert_array_equal(images.read(1), X[1].reshape(4, 2, 3))
 
 
 def test_list_of_different_sizes():
@@ -111,7 +111,7 @@ def test_memory_map_is_read_lazily(tmp_path):
     np.save(tmp_path / "images.npy", noise((3, 4, 5), np.uint8))
     X = np.load(tmp_path / "images.npy", mmap_mode="r")
     images = check_images(Estimator(), X, reset=True)
-    assert np.shares_memory(images[[1]][0], X)
+    assert np.shares_memory(images.read(1), X)
 
 
 def test_data_frame_keeps_its_names():
@@ -260,12 +260,27 @@ def test_what_predict_takes(X, other):
     assert len(list(images)) == len(other)
 
 
-def test_failed_check_leaves_the_estimator_alone():
-    estimator = fitted_to(noise((3, 4, 4)))
-    before = dict(vars(estimator))
-    with pytest.raises(ValueError, match=re.escape("(4, 5, 1)")):
-        check_images(estimator, noise((3, 4, 5)), reset=False)
+@pytest.mark.parametrize(
+    ("X", "message"),
+    [
+        (noise((3, 4, 5)), r"\(4, 5, 1\)"),
+        (noise((3, 4, 4, 3)), r"\(4, 4, 3\)"),
+        (noise((3, 4, 4), np.uint8), "got uint8 pixels"),
+        (np.full((3, 4, 4), np.nan), "contains NaN"),
+        (np.full((3, 4, 4), 300.0), "range"),
+        (np.full((3, 4, 4), "a"), "real numbers"),
+        ([], "at least one image"),
+    ],
+)
+def test_failed_check_does_not_change_the_estimator(X, message):
+    valid = noise((3, 4, 4))
+    estimator = fitted_to(valid)
+    before = copy.deepcopy(vars(estimator))
+    assert {"image_shape_", "n_features_in_", "pixel_range_"} <= set(before)
+    with pytest.raises(ValueError, match=message):
+        list(check_images(estimator, X, reset=False))  # pixels are checked as they are read
     assert vars(estimator) == before
+    assert_array_equal(list(check_images(estimator, valid, reset=False)), valid[..., None])
 
 
 def test_any_sliceable_of_images_will_do():
