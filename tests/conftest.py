@@ -23,7 +23,7 @@ from torchvision.models import get_model
 
 from skmkd import MKDDetector
 from skmkd._cli import main
-from skmkd._networks.layers import Survey
+from skmkd._networks.layers import LayerIndex
 from skmkd._networks.residual import Style, style_of
 
 settings.register_profile("same everywhere", deadline=None, derandomize=True, database=None)
@@ -31,11 +31,11 @@ settings.load_profile("same everywhere")
 
 
 @cache
-def surveyed(name: str) -> tuple[Survey, Style]:
-    """Return the survey and the style of a network of torchvision."""
+def layers_and_style(name: str) -> tuple[LayerIndex, Style]:
+    """Return the layers and the style of a torchvision network."""
     with torch.device("meta"):
         network = get_model(name).eval()
-    return Survey(network), style_of(network)
+    return LayerIndex(network), style_of(network)
 
 
 class TinySource(nn.Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-FORMAT = 1  # raised whenever what a file holds, or its meaning, changes
+FORMAT = 2  # raised whenever what a file holds, or its meaning, changes
 
 
 def from_format_1(values: dict[str, Any]) -> dict[str, Any]:

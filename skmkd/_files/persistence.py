@@ -30,7 +30,7 @@ FEATURE_STORES = {"memory", "feature_store"}  # of pickles, to which no file may
 def save_detector(
     detector: BaseEstimator, path: str | os.PathLike[str], include_source: bool
 ) -> None:
-    """Write a fitted detector into one file; see `BaseInference.save`."""
+    """Write a fitted detector into one file; see `SavingMixin.save`."""
     if not type(detector).__module__.startswith("skmkd."):
         raise ValueError(
             f"save stores skmkd's own classes, since load knows no others; got a "

@@ -1,4 +1,4 @@
-"""Cloner networks: architecture as data, derived from what the source's stages look like."""
+"""MKD's cloner networks, built from a description that follows from the source's stages."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from skmkd._maps.discrepancy import Features
 from skmkd._networks.layers import Stage
 from skmkd._networks.precision import materialize
 
-COMPACT_WIDTH = 16  # channels of every convolution that no critical layer has to match
-PIECE_BYTES = 2**24  # of a convolution's output, computed at once on a CPU
-SHALLOW_DEPTH, DEEP_DEPTH = 2, 3  # convolutions a block: VGG-16's, up to a stride of 4 and past it
+COMPACT_WIDTH = 16  # channels of the convolutions whose output is not a critical layer's
+CHUNK_BYTES = 2**24  # of the output of a convolution on a CPU
+SHALLOW_DEPTH, DEEP_DEPTH = 2, 3  # convolutions per block up to stride 4, and beyond, as in VGG-16
 
 
 class Block(NamedTuple):
-    """Convolutions of given widths, then a pool down to a grid."""
+    """Convolutions followed by a max-pool."""
 
-    widths: tuple[int, ...]
-    grid: tuple[int, int]
-    layer: str | None  # the critical layer that this block's output answers to
-    signed: bool = False  # whether that layer goes below zero, so that no ReLU may end the block
+    widths: tuple[int, ...]  # output channels of the convolutions
+    grid: tuple[int, int]  # height and width of the output
+    layer: str | None  # the critical layer that the output is compared with
+    signed: bool = False  # whether that layer has negative values, so that no ReLU ends the block
 
 
 def cloner_blocks(
@@ -35,10 +35,10 @@ def cloner_blocks(
     kind: str,
     signed: Collection[str] = (),
 ) -> list[Block]:
-    """Describe a VGG-like cloner of a source, one block a stage.
+    """Describe a VGG-like cloner of a source, with one block per stage.
 
-    For VGG-16 these are the paper's (Fig. 2): compact 16,16 | 16,128 | 16,16,256 | 16,16,512 |
-    16,16,512, and equal VGG-16's own widths.
+    For VGG-16 these are the paper's (Fig. 2): for "compact" 16,16 | 16,128 | 16,16,256 |
+    16,16,512 | 16,16,512, and for "equal" the widths of VGG-16 itself.
     """
     blocks = []
     for stage in stages:
@@ -53,10 +53,10 @@ def cloner_blocks(
 
 
 class Cloner(nn.Module):
-    """Images (n, 3, H, W) to a dict of critical layer -> activations, as the source gives.
+    """Map images (n, 3, H, W) to a dict of critical layer -> activations, as the source does.
 
-    No convolution has a bias, since a constant output would need no input (section 3.2).
-    `architecture` holds what the cloner was built from.
+    No convolution has a bias, so that the output cannot be constant (section 3.2).
+    `architecture` holds the arguments of the constructor.
     """
 
     def __init__(self, blocks: Sequence[Block], image_size: tuple[int, int]) -> None:
@@ -82,7 +82,7 @@ class Cloner(nn.Module):
 def build_cloner(
     blocks: Sequence[Block], image_size: tuple[int, int], generator: torch.Generator
 ) -> Cloner:
-    """Build a cloner and draw its weights, Xavier-uniform, from a private generator."""
+    """Build a cloner with Xavier-uniform weights, drawn from a generator."""
     cloner = materialize(partial(Cloner, blocks, image_size))
     for module in cloner.modules():
         if isinstance(module, nn.Conv2d):
@@ -92,64 +92,61 @@ def build_cloner(
     return cloner
 
 
-def check_cloner_output(answer: Any, target: Features) -> None:
-    """Check that a cloner gives every critical layer in the source's shape."""
-    if not isinstance(answer, Mapping):
+def check_cloner_output(output: Any, target: Features) -> None:
+    """Check that a cloner returns every critical layer in the shape that the source has."""
+    if not isinstance(output, Mapping):
         raise ValueError(
             "cloner must return a dict of critical layer -> activations; got "
-            f"{type(answer).__name__}."
+            f"{type(output).__name__}."
         )
     for layer, activations in target.items():
-        got = tuple(answer[layer].shape[1:]) if layer in answer else None
+        got = tuple(output[layer].shape[1:]) if layer in output else None
         if got != (expected := tuple(activations.shape[1:])):
             raise ValueError(
-                f"cloner must give activations of shape (C, h, w) = {expected} at critical layer "
-                f"{layer!r}; got {got}."
+                f"cloner must return activations of shape (C, h, w) = {expected} for critical "
+                f"layer {layer!r}; got {got}."
             )
 
 
 def _block(channels: int, grid: tuple[int, int], block: Block) -> nn.Sequential:
-    """Build conv-norm-ReLU units; the last has no norm, to match the source's plain ReLU.
+    """Build conv-norm-ReLU units and a pool; the last unit has no norm, as in the source.
 
-    The last ReLU follows the pool instead of preceding it: the same numbers and gradients from
-    a quarter of the work.
+    The last ReLU follows the pool instead of preceding it: outputs and gradients are the same,
+    for a quarter of the work.
     """
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise((channels, *block.widths)):
-        layers += [_convolution(inputs, outputs), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+        convolution = nn.Conv2d(inputs, outputs, kernel_size=3, padding=1, bias=False)
+        layers += [convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
     tail = [layers[-3], _pool(grid, block.grid), *([] if block.signed else [layers[-1]])]
-    return nn.Sequential(*layers[:-3], _Piecewise(*tail))
+    return nn.Sequential(*layers[:-3], ChunkedBlock(*tail))
 
 
-class _Piecewise(nn.Sequential):
-    """A convolution and what follows, run on pieces of a batch: images are apart here.
+class ChunkedBlock(nn.Sequential):
+    """A convolution, a pool and a ReLU that run on chunks of the batch on a CPU.
 
-    A batch's activations before the pool are the largest of all. The C library of Linux maps
-    fresh memory for each tensor past 32 MiB and returns it at once, which takes longer than to
-    compute its numbers.
+    None of them mixes images. The output of the convolution is the largest tensor of a cloner,
+    and glibc maps and unmaps memory for each tensor above 32 MiB, which takes longer than the
+    computation.
     """
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute the whole batch."""
         run, convolution = super().forward, cast(nn.Conv2d, self[0])
         size = convolution.out_channels * images[0, 0].numel() * images.element_size()
-        n = max(1, PIECE_BYTES // size)
+        n = max(1, CHUNK_BYTES // size)
         if len(images) <= n or images.device.type != "cpu":
             return run(images)
-        return torch.cat([run(piece) for piece in images.split(n)])
-
-
-def _convolution(inputs: int, outputs: int) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, kernel_size=3, padding=1, bias=False)
+        return torch.cat([run(chunk) for chunk in images.split(n)])
 
 
 def _pool(before: tuple[int, int], after: tuple[int, int]) -> nn.Module:
-    """Return the max-pool to another grid: plain where the sides divide, else adaptive."""
-    step = max(1, round(before[0] / after[0]))
-    if step == 1 and before == after:
+    """Return a max-pool from one grid to another, adaptive if no plain one gives that grid."""
+    stride = max(1, round(before[0] / after[0]))
+    if stride == 1 and before == after:
         return nn.Identity()
     for ceil_mode in (False, True):
-        sides = tuple(-(-side // step) if ceil_mode else side // step for side in before)
+        sides = tuple(-(-side // stride) if ceil_mode else side // stride for side in before)
         if sides == after:
-            return nn.MaxPool2d(step, ceil_mode=ceil_mode)
+            return nn.MaxPool2d(stride, ceil_mode=ceil_mode)
     return nn.AdaptiveMaxPool2d(after)

@@ -1,4 +1,4 @@
-"""Forward distillation with memories: a ResNet beside the source, from the images on (MemMKD)."""
+"""Forward distillation with memories: the cloner is a ResNet that takes the images (MemMKD)."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from skmkd._networks.residual import STEM_WIDTH, Style, halvings, residual_stage
 
 
 class ForwardCloner(MemoryCloner):
-    """Images (n, 3, H, W) to a dict of critical layer -> activations, as the source gives.
+    """Map images (n, 3, H, W) to a dict of critical layer -> activations, as the source does.
 
-    A memory after a stage, but the last, lays what it recalls beside the next stage's input.
-    `architecture` holds what the cloner was built from.
+    A memory after any stage but the last appends what it recalls to the next stage's input.
+    `architecture` holds the arguments of the constructor.
     """
 
     def __init__(
@@ -25,25 +25,25 @@ class ForwardCloner(MemoryCloner):
         signed: tuple[str, ...],
         plan: MemoryPlan,
     ) -> None:
-        places = {
+        inputs = {
             level: (stage.layer, stage.channels) for level, stage in enumerate(stages[:-1], start=1)
         }
-        super().__init__(plan, places)
+        super().__init__(plan, inputs)
         self.architecture = (stages, image_size, style, signed, plan)
         self.stem = stem(image_size, stages[0].grid)
         self.encoder = nn.ModuleList()
         width, grid = STEM_WIDTH, stages[0].grid
         for level, stage in enumerate(stages, start=1):
             depth = style.depth(halvings(image_size, stage.grid))
-            made = residual_stage(width, grid, stage, depth, style, stage.layer in signed)
-            self.encoder.append(made)
-            width, grid = plan.widened(level, stage.channels), stage.grid
+            signed_stage = stage.layer in signed
+            self.encoder.append(residual_stage(width, grid, stage, depth, style, signed_stage))
+            width, grid = plan.output_channels(level, stage.channels), stage.grid
 
     def forward(self, images: Tensor) -> Features:
         """Compute the activations of every critical layer."""
-        answer = {}
+        output = {}
         features = self.stem(images)
         for level, stage in enumerate(self.architecture[0], start=1):
-            answer[stage.layer] = self.encoder[level - 1](features)
-            features = self.append_recall(level, answer[stage.layer])
-        return answer
+            output[stage.layer] = self.encoder[level - 1](features)
+            features = self.append_recall(level, output[stage.layer])
+        return output

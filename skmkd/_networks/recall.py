@@ -1,4 +1,4 @@
-"""Normality Recall memory: what normal features look like, recalled by resemblance (MemKD)."""
+"""Normality Recall memory of MemKD: normal features, recalled by their similarity to an input."""
 
 from __future__ import annotations
 
@@ -9,51 +9,51 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from skmkd._maps.discrepancy import SILENCE, Features, direction_discrepancy
+from skmkd._maps.discrepancy import EPS, Features, direction_discrepancy
 
 
 class MemoryPlan(NamedTuple):
-    """Which memories a network has: how many items each, at which levels, how sharp."""
+    """The memories of a network."""
 
-    size: int
-    levels: tuple[int, ...]  # from 1, the finest grid's
-    temperature: float
+    size: int  # items in each
+    levels: tuple[int, ...]  # that have a memory, counted from 1, the finest grid's
+    temperature: float  # of the softmax
 
-    def widened(self, level: int, channels: int) -> int:
-        """Return how many channels there are after the memory of a level, if it has one."""
+    def output_channels(self, level: int, channels: int) -> int:
+        """Return the number of channels after `MemoryCloner.append_recall`."""
         return channels * (2 if level in self.levels else 1)
 
 
 def attention(features: Tensor, items: Tensor, temperature: float) -> Tensor:
-    """Weigh the items by their cosine with the feature at every position.
+    """Weight the items by their cosine with the feature at each position.
 
-    (n, C, h, w), (L, C) -> (n, h, w, L), of sum 1 over the items.
+    (n, C, h, w), (L, C) -> (n, h, w, L); weights are positive and sum to 1 over the L items.
     """
     positions = features.to(items.dtype).movedim(1, -1)
-    lengths = torch.linalg.vector_norm(positions, dim=-1, keepdim=True).clamp_min(SILENCE)
-    cosine = positions @ F.normalize(items).t() / lengths
+    norms = torch.linalg.vector_norm(positions, dim=-1, keepdim=True).clamp_min(EPS)
+    cosine = positions @ F.normalize(items).t() / norms
     return torch.softmax(cosine / temperature, dim=-1)
 
 
 def blend(weights: Tensor, items: Tensor) -> Tensor:  # (n, h, w, L), (L, C) -> (n, C, h, w)
-    """Sum the items at every position by their weights."""
+    """Return the weighted sum of the items at each position."""
     return (weights @ items).movedim(-1, 1)
 
 
 def entropy(weights: Tensor) -> Tensor:  # (n, h, w, L) -> (n, h, w)
-    """Return the entropy of the weights at every position, in nats: from 0 to log L."""
+    """Return the entropy of the weights at each position, in nats, from 0 to log L."""
     return torch.special.entr(weights).sum(-1)
 
 
 def mean_squared_cosine(items: Tensor) -> Tensor:  # (L, C) -> ()
-    """Return the mean squared cosine between different items: 0 where all are orthogonal."""
+    """Return the mean squared cosine between different items; 0 if all are orthogonal."""
     directions = F.normalize(items)
     cosines = (directions @ directions.t()).fill_diagonal_(0)
     return cosines.square().sum() / max(1, len(items) * (len(items) - 1))
 
 
 class NormalityRecall(nn.Module):
-    """Keys that features are compared with, and the values that are recalled for them."""
+    """A memory of keys, which features are compared with, and values, which are recalled."""
 
     def __init__(self, size: int, channels: int, temperature: float) -> None:
         super().__init__()
@@ -62,48 +62,48 @@ class NormalityRecall(nn.Module):
         self.temperature = temperature
 
     def draw(self, generator: torch.Generator) -> None:
-        """Draw all items anew, standard normal."""
+        """Draw all keys and values from a standard normal distribution."""
         for items in (self.keys, self.values):
             nn.init.normal_(items, generator=generator)
 
     def attention(self, features: Tensor) -> Tensor:  # (n, C, h, w) -> (n, h, w, L)
-        """Weigh the values by how much the keys resemble the features."""
+        """Weight the values by the similarity of their keys to the features."""
         return attention(features, self.keys, self.temperature)
 
     def forward(self, features: Tensor) -> Tensor:  # (n, C, h, w) -> (n, C, h, w)
-        """Recall what is normal where such features are."""
+        """Recall values for the features at each position."""
         return blend(self.attention(features), self.values)
 
     def exemplar_loss(self, exemplars: Tensor) -> Tensor:  # (n, C, h, w) -> ()
-        """Say how far normal features are from what the values alone make of them (L_NM).
+        """Return the distance of normal features from their recall with values as keys (L_NM).
 
-        At each position this is half the squared distance of both as unit vectors.
+        At each position this is one minus the cosine, half the squared distance of unit vectors.
         """
         recalled = blend(attention(exemplars, self.values, self.temperature), self.values)
         return direction_discrepancy(exemplars, recalled, "position").mean()
 
     def orthogonality_loss(self) -> Tensor:  # -> ()
-        """Say how far keys and values are from being orthogonal each (L_orth)."""
+        """Return how far the keys, and the values, are from being orthogonal (L_orth)."""
         return (mean_squared_cosine(self.keys) + mean_squared_cosine(self.values)) / 2
 
 
 class MemoryCloner(nn.Module):
-    """A cloner with memories at some of its levels.
+    """Base class of cloners with memories at some of their levels.
 
     Parameters
     ----------
     plan : MemoryPlan
-        Its memories.
-    places : dict of int to (str, int)
-        For every level that a memory may be at, the name and the channels of the features there.
+        The memories.
+    inputs : dict of int to (str, int)
+        For each level that can have a memory, the layer and the number of channels of its input.
     """
 
-    def __init__(self, plan: MemoryPlan, places: Mapping[int, tuple[str, int]]) -> None:
+    def __init__(self, plan: MemoryPlan, inputs: Mapping[int, tuple[str, int]]) -> None:
         super().__init__()
-        self._places = {level: places[level][0] for level in plan.levels}
+        self._input_layers = {level: inputs[level][0] for level in plan.levels}
         self.memories = nn.ModuleDict(
             {
-                str(level): NormalityRecall(plan.size, places[level][1], plan.temperature)
+                str(level): NormalityRecall(plan.size, inputs[level][1], plan.temperature)
                 for level in plan.levels
             }
         )
@@ -112,13 +112,13 @@ class MemoryCloner(nn.Module):
         self, level: int, features: Tensor
     ) -> Tensor:  # (n, C, h, w) -> (n, 2C, h, w)
         """Lay beside the features what a memory recalls for them; without one, pass them on."""
-        if level not in self._places:
+        if level not in self._input_layers:
             return features
         return torch.cat([features, self.memories[str(level)](features)], dim=1)
 
     def memory_inputs(self, features: Features) -> dict[int, tuple[NormalityRecall, Tensor]]:
-        """Return for each level its memory, and which of the features lie before it."""
+        """Return the memory of each level and those of the features that are its input."""
         return {
-            level: (cast(NormalityRecall, self.memories[str(level)]), features[place])
-            for level, place in self._places.items()
+            level: (cast(NormalityRecall, self.memories[str(level)]), features[layer])
+            for level, layer in self._input_layers.items()
         }

@@ -1,4 +1,4 @@
-"""Reverse distillation: from what the source sees last back to what it saw before (RD, MemKD)."""
+"""Reverse distillation: from an embedding of the source's layers back to these (RD, MemKD)."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ EMBEDDING = "the embedding"  # beside the critical layers; no layer can have thi
 
 
 class ReverseCloner(MemoryCloner):
-    """The source's activations to a dict of critical layer -> activations, the last one first.
+    """Map the source's activations to a dict of critical layer -> activations, the last one first.
 
-    A bottleneck makes one embedding of all critical layers, so small that little beyond the
-    normal fits through; a decoder of the source's stages in reverse gives the layers back. A
-    memory before a stage lays what it recalls beside the stage's input. For a WideResNet-50 at
-    256 x 256 pixels the embedding is (2048, 8, 8), and the stages give (1024, 16, 16),
-    (512, 32, 32) and (256, 64, 64).
+    A one-class bottleneck embeds all critical layers together. The embedding is so small that it
+    loses most of what is not normal. A decoder of the source's stages in reverse order
+    reconstructs the layers, and a memory before a stage appends what it recalls to the stage's
+    input. For a WideResNet-50 at 256 x 256 pixels the embedding is (2048, 8, 8), and the stages
+    return (1024, 16, 16), (512, 32, 32) and (256, 64, 64).
 
-    `architecture` holds what the cloner was built from.
+    `architecture` holds the arguments of the constructor.
     """
 
     def __init__(
@@ -36,44 +36,44 @@ class ReverseCloner(MemoryCloner):
         plan: MemoryPlan,
     ) -> None:
         embedding = embedding_stage(stages[-1])
-        inputs = (*stages[1:], embedding)  # of the decoder's stages, the finest grid's first
-        places = {
-            level: (before.layer, before.channels) for level, before in enumerate(inputs, start=1)
+        before = (*stages[1:], embedding)  # each of the decoder's stages, the finest grid's first
+        inputs = {
+            level: (stage.layer, stage.channels) for level, stage in enumerate(before, start=1)
         }
-        super().__init__(plan, places)
+        super().__init__(plan, inputs)
         self.architecture = (stages, image_size, style, signed, plan)
         self.bottleneck = Bottleneck(stages, embedding, style)
         self.decoder = nn.ModuleList(
             residual_stage(
-                plan.widened(level, before.channels),
-                before.grid,
+                plan.output_channels(level, previous.channels),
+                previous.grid,
                 stage,
                 style.depth(halvings(image_size, stage.grid)),
                 style,
                 stage.layer in signed,
             )
-            for level, (before, stage) in enumerate(zip(inputs, stages, strict=True), start=1)
+            for level, (previous, stage) in enumerate(zip(before, stages, strict=True), start=1)
         )
 
     def forward(self, target: Features) -> Features:
-        """Compute the activations of every critical layer, and the embedding, from the source's."""
+        """Compute the embedding and the activations of every critical layer."""
         stages = self.architecture[0]
         features = self.bottleneck(target)
-        answer = {EMBEDDING: features}
+        output = {EMBEDDING: features}
         for level in range(len(stages), 0, -1):
             features = self.decoder[level - 1](self.append_recall(level, features))
-            answer[stages[level - 1].layer] = features
-        return answer
+            output[stages[level - 1].layer] = features
+        return output
 
 
 def embedding_stage(last: Stage) -> Stage:
-    """Describe the embedding: half the last critical layer's grid and twice its channels."""
+    """Describe the embedding: half the grid and twice the channels of the last critical layer."""
     height, width = last.grid
     return Stage(EMBEDDING, 2 * last.channels, ((height + 1) // 2, (width + 1) // 2), False)
 
 
 class Bottleneck(nn.Module):
-    """One-class bottleneck embedding of all layers, on half the last one's grid (RD)."""
+    """One-class bottleneck embedding of all critical layers (RD)."""
 
     def __init__(self, stages: tuple[Stage, ...], embedding: Stage, style: Style) -> None:
         super().__init__()
@@ -89,8 +89,8 @@ class Bottleneck(nn.Module):
         self.fuse = residual_stage(inputs, last.grid, embedding, style.depths[-1], style)
 
     def forward(self, target: Features) -> Tensor:  # -> (n, 2C, h/2, w/2)
-        """Bring every layer to the last one's grid and channels, and embed them together."""
-        brought = [
+        """Bring all layers to the last one's grid and channels, concatenate and embed them."""
+        aligned = [
             way(target[layer].float()) for layer, way in zip(self.layers, self.ways, strict=True)
         ]
-        return self.fuse(torch.cat(brought, dim=1))
+        return self.fuse(torch.cat(aligned, dim=1))

@@ -1,4 +1,4 @@
-"""Source networks: a name or a module becomes a frozen network tapped at its critical layers."""
+"""Source networks: from a name or a module to a frozen network that computes critical layers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import copy
 import hashlib
 import io
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pickle import UnpicklingError
@@ -19,20 +18,21 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights, list_models
 
-from skmkd._networks.layers import LayerRule, Stage, Survey
+from skmkd._networks.layers import LayerIndex, LayerRule, Stage
 from skmkd._networks.precision import BFloat16, to_device
-from skmkd._networks.tracing import tap
+from skmkd._networks.tracing import extract_features
 from skmkd._runtime import forked_rng
+from skmkd._warnings import warn
 
 BUNDLED_SOURCE, BUNDLED_FILE = "vgg16", "vgg16_imagenet_fp16.pt"
 BUNDLED_SHA256 = "6b9c253227bf6b67f2b2b63e69b90f5a7a6047ad2d02ed9e6a058a4269b1c048"
-COUNTER = "num_batches_tracked"  # a batch norm's, which only training uses
+COUNTER = "num_batches_tracked"  # of a batch norm; only training uses it
 
 State = Mapping[str, Tensor]
 
 
 class Normalization(NamedTuple):
-    """Mean and standard deviation of the channels of a network's input, pixels from 0 to 1."""
+    """Mean and standard deviation of the channels that a network takes, for pixels in [0, 1]."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -50,20 +50,20 @@ class Origin(NamedTuple):
 
 
 class Source(NamedTuple):
-    """A frozen network tapped at its critical layers.
+    """A frozen network that computes critical layers.
 
     Parameters
     ----------
     network : nn.Module
         Images (n, 3, H, W) to a dict of critical layer -> activations (n, C, h, w).
     stages : tuple of Stage
-        What a cloner mirrors, in order of computation, up to the last critical layer.
+        The layers that a cloner mirrors, in order of computation, up to the last critical one.
     normalization : Normalization
-        The input that the weights were trained for.
+        How the images were normalized that the weights were trained on.
     origin : Origin
-        What `rebuild_source` has to know.
+        What `rebuild_source` needs to know.
     whole : nn.Module
-        The network before it was tapped; it may have no weights.
+        The whole network; its weights may be missing (on the meta device).
     """
 
     network: nn.Module
@@ -83,7 +83,7 @@ def build_source(
     precision: str,
     seed: int,
 ) -> Source:
-    """Build the frozen source network, tapped at its critical layers, to compute in a precision.
+    """Build the frozen source network that computes the critical layers in a precision.
 
     Raises
     ------
@@ -92,13 +92,13 @@ def build_source(
     OSError
         If weights cannot be downloaded or the bundled file is damaged.
     """
-    network, state, normalization = _load(source, weights, seed)
-    network.eval().requires_grad_(False)
-    survey = Survey(network)
-    layers = survey.choose(critical_layers, rule)
-    stages = survey.stages(layers, image_size)
-    frozen = _freeze(tap(network, layers), state, device, precision)
-    return Source(frozen, stages, normalization, _origin(source, weights), network)
+    network, state, normalization, origin = _load(source, weights, seed)
+    network.eval()
+    index = LayerIndex(network)
+    layers = index.choose(critical_layers, rule)
+    stages = index.stages(layers, image_size)
+    frozen = _freeze(extract_features(network, layers), state, device, precision)
+    return Source(frozen, stages, normalization, origin, network)
 
 
 def rebuild_source(
@@ -108,7 +108,7 @@ def rebuild_source(
     device: torch.device,
     precision: str,
 ) -> nn.Module:
-    """Build the network of an earlier source again, from a module or from weights.
+    """Build a source network again, from a module or from weights.
 
     Raises
     ------
@@ -118,22 +118,21 @@ def rebuild_source(
     if isinstance(given, nn.Module):
         network, state = copy.deepcopy(given), None
     else:
-        network, state, _ = _load(origin.name, given, seed=0)
-    tapped = tap(network.eval().requires_grad_(False), layers)
-    return _freeze(tapped, state, device, precision)
+        network, state, _, _ = _load(origin.name, given, seed=0)
+    return _freeze(extract_features(network.eval(), layers), state, device, precision)
 
 
 def source_state(network: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors of a source, named as before it was lowered to bfloat16.
+    """Return the tensors of a source, with the same names in every precision.
 
-    Batch norms' counters, which only training uses, are left out.
+    Counters of batch norms, which only training uses, are left out.
     """
     inner = network.network if isinstance(network, BFloat16) else network
     return {n: tensor for n, tensor in inner.state_dict().items() if not n.endswith(COUNTER)}
 
 
 def fingerprint(state: State) -> str:
-    """Return a hash of tensors: of their names, types, shapes and numbers."""
+    """Return a SHA-256 of tensors: of their names, dtypes, shapes and numbers."""
     digest = hashlib.sha256()
     for name, tensor in sorted(state.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -142,29 +141,38 @@ def fingerprint(state: State) -> str:
 
 
 def _freeze(
-    tapped: nn.Module, state: State | None, device: torch.device, precision: str
+    network: nn.Module, state: State | None, device: torch.device, precision: str
 ) -> nn.Module:
+    """Load the weights that a network needs, if any are given, and move it to a device."""
+    network.requires_grad_(False)
     if state is not None:
-        _load_state(tapped, state)
-    placed = to_device(tapped.requires_grad_(False), device)
-    return BFloat16(placed) if precision == "bfloat16" else placed
+        needed = network.state_dict()
+        counters = {name for name in needed if name.endswith(COUNTER)}
+        if missing := [name for name in needed if name not in state and name not in counters]:
+            raise ValueError(
+                f"source_weights must hold {missing[0]!r} (and {len(missing) - 1} more that are "
+                f"missing); it begins with {list(state)[:3]}."
+            )
+        tensors = {name: state.get(name, torch.zeros(())) for name in needed}
+        for name, tensor in tensors.items():
+            if tensor.shape != needed[name].shape:
+                raise ValueError(
+                    f"source_weights must hold {name!r} in shape {tuple(needed[name].shape)}; got "
+                    f"{tuple(tensor.shape)}."
+                )
+        copies = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+        network.load_state_dict(copies, assign=True)
+    frozen = to_device(network, device)
+    return BFloat16(frozen) if precision == "bfloat16" else frozen
 
 
-def _origin(source: str | nn.Module, weights: Any) -> Origin:
-    if isinstance(source, nn.Module):
-        return Origin(type(source).__name__, "module")
-    kinds = {"auto": "bundled", "bundled": "bundled", "imagenet": "imagenet", None: "random"}
-    named = isinstance(weights, (str, type(None)))
-    return Origin(source, kinds.get(weights, "given") if named else "given")
-
-
-# Nothing below ever falls back to random weights
+# Nothing below falls back to random weights
 
 
 def _load(
     source: str | nn.Module, weights: Any, seed: int
-) -> tuple[nn.Module, State | None, Normalization]:
-    """Return the network, the state that it is still to be given, and its normalisation."""
+) -> tuple[nn.Module, State | None, Normalization, Origin]:
+    """Return a network, the weights still to be loaded into it if any, its input and origin."""
     if isinstance(source, nn.Module):
         if weights in ("bundled", "imagenet"):
             raise ValueError(
@@ -172,7 +180,8 @@ def _load(
                 f"module, which brings its own weights; got {weights!r}."
             )
         state = None if weights is None or weights == "auto" else _read_state(weights)
-        return copy.deepcopy(source), state, IMAGENET
+        origin = Origin(type(source).__name__, "module")
+        return copy.deepcopy(source), state, IMAGENET, origin
     if source not in list_models(module=torchvision.models):
         raise ValueError(
             f"source must be {BUNDLED_SOURCE!r}, another classification model of torchvision "
@@ -184,39 +193,27 @@ def _load(
             f"source_weights must be 'imagenet', a path, a state dict or None for {source!r}, "
             f"since only {BUNDLED_SOURCE!r} comes with weights; got {weights!r}."
         )
-    normalization = _torchvisions_normalization(source)
-    if weights is None:
-        return _random_network(source, seed), None, normalization
-    if weights == "imagenet":
-        return _download(source, seed), None, normalization
-    state = _read_bundled() if weights in ("auto", "bundled") else _read_state(weights)
-    # some constructors compute, and cannot do so on the meta device
-    with torch.device("meta") if source == BUNDLED_SOURCE else forked_rng(seed):
-        return _network(source), state, normalization
-
-
-def _torchvisions_normalization(source: str) -> Normalization:
     preset = get_model_weights(source).DEFAULT.transforms()
-    return Normalization(tuple(preset.mean), tuple(preset.std))
-
-
-def _network(source: str) -> nn.Module:
-    """Build torchvision's network as its own weights need it, which it does with these only."""
-    network = get_model(source, weights=None)
-    if hasattr(network, "transform_input"):
+    normalization = Normalization(tuple(preset.mean), tuple(preset.std))
+    if weights == "imagenet":
+        return _download(source, seed), None, normalization, Origin(source, "imagenet")
+    if weights is None:
+        warn(
+            f"source_weights=None gives {source!r} random weights; the features of an untrained "
+            "source say little about what is normal."
+        )
+        state, kind = None, "random"
+    elif weights in ("auto", "bundled"):
+        state, kind = _read_bundled(), "bundled"
+    else:
+        state, kind = _read_state(weights), "given"
+    # the constructors of some other networks compute, which fails on the meta device
+    on_meta = source == BUNDLED_SOURCE and state is not None
+    with torch.device("meta") if on_meta else forked_rng(seed):
+        network = get_model(source, weights=None)
+    if hasattr(network, "transform_input"):  # as torchvision's own weights need it
         vars(network)["transform_input"] = True
-    return network
-
-
-def _random_network(source: str, seed: int) -> nn.Module:
-    warnings.warn(
-        f"source_weights=None gives {source!r} random weights; a source without training "
-        "knows little that a cloner could learn.",
-        UserWarning,
-        stacklevel=2,
-    )
-    with forked_rng(seed):
-        return _network(source)
+    return network, state, normalization, Origin(source, kind)
 
 
 def _download(source: str, seed: int) -> nn.Module:
@@ -264,23 +261,3 @@ def _read_state(weights: str | os.PathLike[str] | State) -> State:
     if not isinstance(state, Mapping) or not all(isinstance(t, Tensor) for t in state.values()):
         raise ValueError("source_weights must map the names of parameters to tensors.")
     return state
-
-
-def _load_state(network: nn.Module, state: State) -> None:
-    """Copy into the network what it needs of a state; layers past the last tap need nothing."""
-    needed = network.state_dict()
-    counters = {name for name in needed if name.endswith(COUNTER)}
-    if missing := [name for name in needed if name not in state and name not in counters]:
-        raise ValueError(
-            f"source_weights must hold {missing[0]!r} (and {len(missing) - 1} more that are "
-            f"missing); it begins with {list(state)[:3]}."
-        )
-    given = {name: state.get(name, torch.zeros(())) for name in needed}
-    for name, tensor in given.items():
-        if tensor.shape != needed[name].shape:
-            raise ValueError(
-                f"source_weights must hold {name!r} in shape {tuple(needed[name].shape)}; got "
-                f"{tuple(tensor.shape)}."
-            )
-    copies = {name: tensor.detach().clone() for name, tensor in given.items()}
-    network.load_state_dict(copies, assign=True)

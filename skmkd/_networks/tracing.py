@@ -1,4 +1,4 @@
-"""Networks as graphs: traced while other threads compute, and cut down to some layers."""
+"""Tracing of networks into graphs and extraction of their layers, safe among threads."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torchvision
 from torch import fx, nn
 from torchvision.models.feature_extraction import NodePathTracer
 
-TRACING = RLock()  # for one thread at a time: torch.fx changes nn.Module itself meanwhile
-if hasattr(os, "register_at_fork"):  # else a child would wait for a thread that it does not have
+TRACING = RLock()  # one trace at a time: torch.fx patches nn.Module while it traces
+if hasattr(os, "register_at_fork"):  # else a child could inherit the lock from another thread
     os.register_at_fork(
         before=TRACING.acquire, after_in_parent=TRACING.release, after_in_child=TRACING.release
     )
@@ -25,85 +25,79 @@ LEAVES = tuple(
 
 
 class Tracer(NodePathTracer):
-    """Trace a network as torchvision's extractors do, with their names for its nodes.
+    """Trace a network as torchvision's feature extractors do, with the same names for nodes.
 
-    Meanwhile every call of any module in the process comes here. Those of other threads pass.
+    While torch.fx traces, calls of all modules in the process end up here. Calls from threads
+    other than the one that made the tracer are passed through.
     """
 
     def __init__(self) -> None:
         super().__init__(autowrap_modules=(math, torchvision.ops), leaf_modules=LEAVES)
-
-    def trace(
-        self, root: nn.Module | Callable[..., Any], concrete_args: dict[str, Any] | None = None
-    ) -> fx.Graph:
-        """Return the graph of a network."""
-        with TRACING:
-            self._thread = get_ident()
-            return super().trace(root, concrete_args)
+        self._thread = get_ident()
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Note a call of a module, if it is of the network that is traced."""
+        """Record the call of a module of the traced network."""
         if get_ident() != self._thread:
             return forward(*args, **kwargs)
         return super().call_module(m, forward, args, kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        """Note the use of a parameter likewise."""
+        """Record the use of a parameter of the traced network."""
         if get_ident() != self._thread:
             return attr_val
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
 
-class Tapped(fx.GraphModule):
-    """A network cut down to some layers: images (n, 3, H, W) to layer -> activations.
+class FeatureExtractor(fx.GraphModule):
+    """Part of a network that maps images (n, 3, H, W) to a dict of layer -> activations.
 
-    Its pickle holds its code, which is traced when it is read.
+    A pickle holds its code, which is traced again when it is loaded.
     """
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restored, super().__reduce__()
+        return _unpickle, super().__reduce__()
 
 
-def _restored(restore: Callable[..., fx.GraphModule], arguments: Any) -> Tapped:
-    with TRACING:  # torch.fx reads code through an attribute of a class
-        read = restore(*arguments)
-    return Tapped(read, read.graph)
+def _unpickle(restore: Callable[..., fx.GraphModule], arguments: Any) -> FeatureExtractor:
+    with TRACING:
+        module = restore(*arguments)
+    return FeatureExtractor(module, module.graph)
 
 
 def trace(network: nn.Module) -> tuple[fx.GraphModule, dict[fx.Node, str]]:
     """Return a network in eval mode as a graph, and the names of its nodes in order."""
-    tracer = Tracer()
-    graph = tracer.trace(network)
+    with TRACING:
+        tracer = Tracer()
+        graph = tracer.trace(network)
     return fx.GraphModule(tracer.root, graph), dict(tracer.node_to_qualname)
 
 
-def tap(network: nn.Module, layers: Sequence[str]) -> Tapped:
-    """Cut a network down to what gives the layers, each copied before anything overwrites it.
+def extract_features(network: nn.Module, layers: Sequence[str]) -> FeatureExtractor:
+    """Cut a network down to the part that computes some layers.
 
-    A layer is a node by its name, or what the last node of a module gives. The images are copied,
-    too, so that those of the caller stay as they are.
+    A layer is the name of a node, or of a module whose last node it is. Outputs of layers are
+    copied before an in-place operation overwrites them. The images are copied as well, so that
+    the caller's stay unchanged.
     """
-    whole, names = trace(network)
-    graph = whole.graph
+    module, names = trace(network)
+    graph = module.graph
     images = next(node for node in graph.nodes if node.op == "placeholder")
-    own = _copied(images)
+    nodes = {}
+    for layer in layers:
+        of_layer = [node for node, name in names.items() if f"{name}.".startswith(f"{layer}.")]
+        if not of_layer:
+            raise ValueError(f"there is no layer {layer!r}")
+        nodes[layer] = of_layer[-1]
+    with graph.inserting_after(images):
+        own = graph.call_method("clone", (images,))
     images.replace_all_uses_with(own, delete_user_cb=lambda user: user is not own)
-    copies = {layer: _copied(_end(names, layer)) for layer in layers}
+    outputs = {}
+    for layer, node in nodes.items():
+        with graph.inserting_after(node):
+            outputs[layer] = graph.call_method("clone", (node,))
     for node in graph.nodes:
-        node.type = None  # annotations, which need not be importable where this is unpickled
+        node.type = None  # annotations may not be importable where this is unpickled
         if node.op == "output":
-            node.args = (copies,)
+            node.args = (outputs,)
     graph.eliminate_dead_code()
-    return Tapped(whole, graph).eval()
-
-
-def _copied(node: fx.Node) -> fx.Node:
-    with node.graph.inserting_after(node):
-        return node.graph.call_method("clone", (node,))
-
-
-def _end(names: dict[fx.Node, str], layer: str) -> fx.Node:
-    for node, name in reversed(names.items()):
-        if f"{name}.".startswith(f"{layer}."):
-            return node
-    raise ValueError(f"there is no layer {layer!r}")
+    return FeatureExtractor(module, graph).eval()

@@ -20,7 +20,7 @@ from torch import nn
 from torchvision.models import get_model
 
 import skmkd
-from skmkd import MKDDetector, _inference
+from skmkd import MKDDetector
 from skmkd._files.archive import read_archive, write_archive
 from skmkd._networks import sources
 from skmkd._networks.sources import source_state
@@ -265,13 +265,12 @@ def test_cloner_with_a_state_that_is_no_tensor(images, path):
 
 def test_generators_and_stores_come_back_as_none(images, path, tmp_path):
     generator = np.random.RandomState(0)
-    for memory in (joblib.Memory(tmp_path / "store", verbose=0), str(tmp_path / "store")):
-        detector = tiny_detector(random_state=generator, memory=memory).fit(images)
-        detector.save(path)
-        loaded = skmkd.load(path, source=detector.source)
-        assert loaded.random_state is None
-        assert loaded.memory is None
-        assert_same_answers(loaded, detector, images)
+    detector = tiny_detector(random_state=generator, feature_store=str(tmp_path / "store"))
+    detector.fit(images).save(path)
+    loaded = skmkd.load(path, source=detector.source)
+    assert loaded.random_state is None
+    assert loaded.feature_store is None
+    assert_same_answers(loaded, detector, images)
 
 
 def test_what_cannot_be_stored_is_named(detector, path):
@@ -379,7 +378,7 @@ def test_saved_on_a_device_that_is_not_here(images, fitted, path):
 
 def test_pickles_of_another_version_warn(detector, images, monkeypatch):
     scores = detector.score_samples(images)
-    monkeypatch.setattr(_inference, "__version__", "0.0.1")
+    monkeypatch.setattr("skmkd._files.saving.__version__", "0.0.1")
     pickled = pickle.dumps(detector)
     monkeypatch.undo()
     with pytest.warns(UserWarning, match=rf"by skmkd 0.0.1 .* by {skmkd.__version__}"):

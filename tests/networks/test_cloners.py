@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import surveyed
+from conftest import layers_and_style
 from torch import nn
 
 from skmkd._networks import cloners
@@ -13,8 +13,8 @@ VGG_POOLS = ["features.9", "features.16", "features.23", "features.30"]
 
 
 def stages(name, size, layers="auto"):
-    survey, _ = surveyed(name)
-    return survey.stages(survey.choose(layers, REDUCTIONS), size)
+    index, _ = layers_and_style(name)
+    return index.stages(index.choose(layers, REDUCTIONS), size)
 
 
 def widths(name, kind, size=(128, 128), layers="auto"):
@@ -58,7 +58,7 @@ def test_units_of_a_block():
     ["vgg16", "resnet18", "convnext_tiny", "efficientnet_b0", "squeezenet1_1", "inception_v3"],
 )
 @pytest.mark.filterwarnings("ignore:The default weight initialization:FutureWarning")
-def test_cloner_answers_any_source_in_shape(name, size, kind):
+def test_cloner_output_has_the_shapes_of_any_source(name, size, kind):
     if name == "inception_v3" and min(size) < 75:
         size = (75, 75)  # the smallest that it takes
     expected = stages(name, size)
@@ -70,7 +70,7 @@ def test_cloner_answers_any_source_in_shape(name, size, kind):
     }
 
 
-def test_grid_that_gets_finer_again_is_answered():
+def test_grid_that_gets_finer_again():
     plan = [Stage("a", 8, (4, 4), True), Stage("b", 8, (8, 8), True)]
     cloner = Cloner(cloner_blocks(plan, (16, 16), "compact"), (16, 16))
     assert cloner(torch.zeros(2, 3, 16, 16))["b"].shape == (2, 8, 8, 8)
@@ -103,12 +103,12 @@ def test_pool_before_relu_is_relu_before_pool():
 
 
 @pytest.mark.parametrize("in_training", [True, False])
-def test_a_large_batch_in_pieces_computes_the_same(monkeypatch, in_training):
+def test_a_large_batch_in_chunks_computes_the_same(monkeypatch, in_training):
     blocks = cloner_blocks(stages("vgg16", (32, 32)), (32, 32), "compact")
     images = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     results = []
     for size in (2**24, 2 * 16 * 32 * 32 * 8, 1):  # all at once, two images, one image
-        monkeypatch.setattr(cloners, "PIECE_BYTES", size)
+        monkeypatch.setattr(cloners, "CHUNK_BYTES", size)
         cloner = build_cloner(blocks, (32, 32), torch.Generator().manual_seed(1)).double()
         features = cloner.train(in_training)(images.double())
         sum(a.square().sum() for a in features.values()).backward()

@@ -10,7 +10,7 @@ from test_reverse import SHAPES, plan_of
 from torchvision.models import get_model
 
 from skmkd._networks.forward import ForwardCloner
-from skmkd._networks.layers import STAGE_ENDS, Survey
+from skmkd._networks.layers import STAGE_ENDS, LayerIndex
 from skmkd._networks.recall import MemoryPlan
 from skmkd._networks.residual import OTHER_STYLE, build_residual
 
@@ -21,8 +21,8 @@ def test_shapes_at_256_pixels(name):
     with torch.device("meta"):
         style = style._replace(width=1)
         cloner = ForwardCloner(stages, (256, 256), style, (), MemoryPlan(50, (1, 2), 0.1))
-        answer = cloner(torch.zeros(2, 3, 256, 256))
-    assert {layer: features.shape for layer, features in answer.items()} == {
+        output = cloner(torch.zeros(2, 3, 256, 256))
+    assert {layer: features.shape for layer, features in output.items()} == {
         stage.layer: (2, stage.channels, *stage.grid) for stage in stages
     }
     memories = {int(level): m.values.shape[1] for level, m in cloner.memories.items()}
@@ -53,15 +53,15 @@ def test_a_memory_feeds_the_next_stage_only():
 
 
 @pytest.mark.parametrize("levels", [(), (1,)])
-def test_every_parameter_learns_from_the_answer(levels):
-    survey = Survey(TinySource())
-    stages = survey.stages(survey.choose(2, STAGE_ENDS), (64, 64))  # of few channels
+def test_every_parameter_learns_from_the_output(levels):
+    index = LayerIndex(TinySource())
+    stages = index.stages(index.choose(2, STAGE_ENDS), (64, 64))  # of few channels
     cloner = build_residual(
         lambda: ForwardCloner(stages, (64, 64), OTHER_STYLE, (), MemoryPlan(5, levels, 0.5)),
         torch.Generator().manual_seed(0),
     ).to(memory_format=torch.channels_last)
     images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    answer = cloner(images.to(memory_format=torch.channels_last))
-    sum(answer[stage.layer].square().sum() for stage in stages).backward()
+    output = cloner(images.to(memory_format=torch.channels_last))
+    sum(output[stage.layer].square().sum() for stage in stages).backward()
     for name, parameter in cloner.named_parameters():
         assert parameter.grad.abs().sum() > 0, name

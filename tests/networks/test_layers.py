@@ -7,7 +7,7 @@ from conftest import TinySource
 from torch import nn
 from torchvision.models import get_model
 
-from skmkd._networks.layers import REDUCTIONS, Survey
+from skmkd._networks.layers import REDUCTIONS, LayerIndex
 from skmkd._networks.sources import build_source
 
 
@@ -38,9 +38,9 @@ def images():
 )
 def test_auto_layers_are_the_last_four_grid_reductions(name, layers):
     with torch.device("meta"):
-        survey = Survey(get_model(name, weights=None, init_weights=False).eval()
+        index = LayerIndex(get_model(name, weights=None, init_weights=False).eval()
                                   if name == "googlenet" else get_model(name).eval())  # fmt: skip
-    assert list(survey.choose("auto", REDUCTIONS)) == layers
+    assert list(index.choose("auto", REDUCTIONS)) == layers
 
 
 def test_pools_called_as_functions_and_inplace_functions():
@@ -122,7 +122,7 @@ def test_networks_without_feature_maps_are_refused(name):
     with torch.device("meta"):
         network = get_model(name).eval()
     with pytest.raises(ValueError, match="critical_layers must name"):
-        Survey(network).choose("auto", REDUCTIONS)
+        LayerIndex(network).choose("auto", REDUCTIONS)
 
 
 def test_image_too_small_for_the_source():

@@ -161,12 +161,12 @@ def test_memories_stand_at_their_levels():
         recall.draw(torch.Generator())
     features = {"a": normal(2, 4, 3, 3), "b": normal(2, 8, 2, 2), "c": normal(2, 2, 1, 1)}
     assert network.append_recall(1, features["a"]) is features["a"]
-    beside = network.append_recall(2, features["b"])
-    assert_array_equal(beside[:, :8].detach(), features["b"])
-    assert_array_equal(beside[:, 8:].detach(), network.memories["2"](features["b"]).detach())
-    assert beside.shape[1] == plan.widened(2, 8) == 16
-    assert plan.widened(1, 4) == 4
-    recalls = network.memory_inputs(features)
+    appended = network.append_recall(2, features["b"])
+    assert_array_equal(appended[:, :8].detach(), features["b"])
+    assert_array_equal(appended[:, 8:].detach(), network.memories["2"](features["b"]).detach())
+    assert appended.shape[1] == plan.output_channels(2, 8) == 16
+    assert plan.output_channels(1, 4) == 4
+    inputs = network.memory_inputs(features)
     assert {level: seen is features[name] for (level, (_, seen)), name in
-            zip(recalls.items(), "bc", strict=True)} == {2: True, 3: True}  # fmt: skip
-    assert recalls[3][0] is network.memories["3"]
+            zip(inputs.items(), "bc", strict=True)} == {2: True, 3: True}  # fmt: skip
+    assert inputs[3][0] is network.memories["3"]

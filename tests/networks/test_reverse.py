@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import TinySource, surveyed
+from conftest import TinySource, layers_and_style
 
-from skmkd._networks.layers import STAGE_ENDS, Survey
+from skmkd._networks.layers import STAGE_ENDS, LayerIndex
 from skmkd._networks.recall import MemoryPlan
 from skmkd._networks.residual import OTHER_STYLE, build_residual
 from skmkd._networks.reverse import EMBEDDING, ReverseCloner
@@ -16,8 +16,8 @@ PLAN = MemoryPlan(50, (1, 2, 3), 0.1)
 
 def plan_of(name, side):
     """Return the stages that are critical in a network of torchvision, and its style."""
-    survey, style = surveyed(name)
-    stages = survey.stages(survey.choose("auto", STAGE_ENDS), (side, side))
+    index, style = layers_and_style(name)
+    stages = index.stages(index.choose("auto", STAGE_ENDS), (side, side))
     return tuple(stage for stage in stages if stage.critical), style
 
 
@@ -38,11 +38,11 @@ def test_shapes_at_256_pixels(name):
     with torch.device("meta"):
         cloner = ReverseCloner(stages, (256, 256), style, (), PLAN)
         target = {s.layer: torch.zeros(2, s.channels, *s.grid) for s in stages}
-        answer = cloner(target)
-    assert answer[EMBEDDING].shape == (2, embedding[0], embedding[1], embedding[1])
-    assert list(answer) == [EMBEDDING, *(stage.layer for stage in reversed(stages))]
+        output = cloner(target)
+    assert output[EMBEDDING].shape == (2, embedding[0], embedding[1], embedding[1])
+    assert list(output) == [EMBEDDING, *(stage.layer for stage in reversed(stages))]
     for stage in stages:
-        assert answer[stage.layer].shape == (2, stage.channels, *stage.grid)
+        assert output[stage.layer].shape == (2, stage.channels, *stage.grid)
     memories = {int(level): m.keys.shape[1] for level, m in cloner.memories.items()}
     assert memories == {1: SHAPES[name][1][0], 2: SHAPES[name][2][0], 3: embedding[0]}
 
@@ -60,8 +60,8 @@ def test_all_layers_meet_before_the_embedding():
 
 
 def tiny(levels=(1, 2), signed=()):
-    survey = Survey(TinySource())
-    stages = survey.stages(survey.choose(2, STAGE_ENDS), (16, 16))
+    index = LayerIndex(TinySource())
+    stages = index.stages(index.choose(2, STAGE_ENDS), (16, 16))
     return stages, build_residual(
         lambda: ReverseCloner(stages, (16, 16), OTHER_STYLE, signed, MemoryPlan(5, levels, 0.5)),
         torch.Generator().manual_seed(0),
@@ -74,10 +74,10 @@ def features(stages, seed=0):
 
 
 @pytest.mark.parametrize("levels", [(), (1,), (2,), (1, 2)])
-def test_every_parameter_learns_from_the_answer(levels):
+def test_every_parameter_learns_from_the_output(levels):
     stages, cloner = tiny(levels)
-    answer = cloner(features(stages))
-    sum(answer[stage.layer].square().sum() for stage in stages).backward()
+    output = cloner(features(stages))
+    sum(output[stage.layer].square().sum() for stage in stages).backward()
     for name, parameter in cloner.named_parameters():
         assert parameter.grad.abs().sum() > 0, name
     assert {name.split(".")[1] for name, _ in cloner.named_parameters() if "memories" in name} == {
@@ -85,7 +85,7 @@ def test_every_parameter_learns_from_the_answer(levels):
     }
 
 
-def test_answers_hardly_depend_on_precision():
+def test_output_hardly_depends_on_precision():
     stages, cloner = tiny()
     cloner.eval()
     target = features(stages)
@@ -100,22 +100,22 @@ def test_signed_layers_end_without_relu():
     layer = tiny()[0][0].layer
     for signed in ((), (layer,)):
         stages, cloner = tiny(signed=signed)
-        answer = cloner(features(stages))
-        assert (answer[layer].min() < 0) == bool(signed)
-        assert answer[stages[1].layer].min() >= 0
+        output = cloner(features(stages))
+        assert (output[layer].min() < 0) == bool(signed)
+        assert output[stages[1].layer].min() >= 0
 
 
 def test_layers_on_one_grid_and_of_odd_sizes():
     for layers, size in [(["features.0", "features.1"], (9, 7)), (["features.1"], (5, 3)),
                          (["features.0", "features.4"], (17, 13))]:  # fmt: skip
-        survey = Survey(TinySource())
-        stages = tuple(s for s in survey.stages(survey.choose(layers, STAGE_ENDS), size)
+        index = LayerIndex(TinySource())
+        stages = tuple(s for s in index.stages(index.choose(layers, STAGE_ENDS), size)
                        if s.critical)  # fmt: skip
         plan = MemoryPlan(3, tuple(range(1, len(stages) + 1)), 0.5)
         cloner = ReverseCloner(stages, size, OTHER_STYLE, (), plan)
-        answer = cloner(features(stages))
+        output = cloner(features(stages))
         for stage in stages:
-            assert answer[stage.layer].shape == (3, stage.channels, *stage.grid)
+            assert output[stage.layer].shape == (3, stage.channels, *stage.grid)
 
 
 def test_memories_are_drawn_last():

@@ -17,7 +17,7 @@ from torch import fx, nn
 from torchvision.models import get_model
 from torchvision.models.feature_extraction import get_graph_node_names
 
-from skmkd._networks.tracing import TRACING, Tapped, Tracer, tap, trace
+from skmkd._networks.tracing import TRACING, FeatureExtractor, Tracer, extract_features, trace
 
 LAYERS = ["features.2", "features.5"]
 
@@ -43,7 +43,7 @@ def test_nodes_have_torchvision_s_names_and_give_what_their_modules_do(name):
     once = [layer for layer in names if layer in modules and f"{layer}_1" not in names]
     seen = {}
     with torch.no_grad():
-        got = tap(network, once[:40:5])(images(64))
+        got = extract_features(network, once[:40:5])(images(64))
         for layer in got:
             modules[layer].register_forward_hook(
                 lambda _, __, output, layer=layer: seen.update({layer: output.clone()})
@@ -55,8 +55,8 @@ def test_nodes_have_torchvision_s_names_and_give_what_their_modules_do(name):
 
 def test_what_follows_the_last_layer_is_cut_off():
     network = TinySource()
-    tapped = tap(network, LAYERS[:1])
-    assert set(tapped.state_dict()) == {
+    extractor = extract_features(network, LAYERS[:1])
+    assert set(extractor.state_dict()) == {
         name for name in network.state_dict() if name.startswith("features.0.")
     }
 
@@ -74,8 +74,8 @@ def test_what_leads_to_no_layer_is_left_out():
             side = self.side(x).mean()
             return self.last(x), side, early
 
-    tapped = tap(Branching().eval(), ["stem", "last"])
-    assert {name.partition(".")[0] for name in tapped.state_dict()} == {"stem", "last"}
+    extractor = extract_features(Branching().eval(), ["stem", "last"])
+    assert {name.partition(".")[0] for name in extractor.state_dict()} == {"stem", "last"}
 
 
 def test_the_caller_s_images_stay_as_they_are():
@@ -84,7 +84,7 @@ def test_the_caller_s_images_stay_as_they_are():
             return torch.nn.functional.max_pool2d(x.sub_(1).relu_(), 2)
 
     given = images()
-    got = tap(Overwriting(), ["max_pool2d"])(given)
+    got = extract_features(Overwriting(), ["max_pool2d"])(given)
     assert torch.equal(given, images())
     expected = torch.nn.functional.max_pool2d((images() - 1).relu(), 2)
     assert torch.equal(got["max_pool2d"], expected)
@@ -117,37 +117,40 @@ def traced_meanwhile() -> Iterator[nn.Module]:
 
 
 def test_other_threads_compute_while_one_traces():
-    network, tapped = TinySource().eval(), tap(TinySource().eval(), LAYERS)
+    network, extractor = TinySource().eval(), extract_features(TinySource().eval(), LAYERS)
     with torch.no_grad():
         expected = network(images())
-        parts = tapped(images())
+        parts = extractor(images())
         with traced_meanwhile() as traced:
             assert isinstance(traced.shift, nn.Parameter)
             assert torch.equal(network(images()), expected)
-            assert_alike(tapped(images()), parts)
+            assert_alike(extractor(images()), parts)
 
 
 @pytest.mark.parametrize("kind", ["trace", "unpickle"])
 def test_networks_are_traced_one_after_the_other(kind):
     call, attribute = nn.Module.__call__, nn.Module.__getattr__
     network = TinySource().eval()
-    pickled = pickle.dumps(tap(network, LAYERS))
-    work = {"trace": lambda: tap(network, LAYERS), "unpickle": lambda: pickle.loads(pickled)}
+    pickled = pickle.dumps(extract_features(network, LAYERS))
+    work = {
+        "trace": lambda: extract_features(network, LAYERS),
+        "unpickle": lambda: pickle.loads(pickled),
+    }
     with ThreadPoolExecutor(1) as thread:
         with traced_meanwhile():
             waiting = thread.submit(work[kind])
             with pytest.raises(TimeoutError):
                 waiting.result(timeout=0.2)
         with torch.no_grad():
-            assert_alike(waiting.result()(images()), tap(network, LAYERS)(images()))
+            assert_alike(waiting.result()(images()), extract_features(network, LAYERS)(images()))
     assert nn.Module.__call__ is call
     assert nn.Module.__getattr__ is attribute
 
 
 def test_a_pickle_is_read_with_other_threads_in_mind():
-    first = tap(TinySource().eval(), LAYERS)
+    first = extract_features(TinySource().eval(), LAYERS)
     again = pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(first))))
-    assert isinstance(again, Tapped)
+    assert isinstance(again, FeatureExtractor)
     assert again.graph._tracer_cls is Tracer
     assert not again.training
     assert again.code == first.code
@@ -155,8 +158,10 @@ def test_a_pickle_is_read_with_other_threads_in_mind():
 
 
 def test_threads_read_different_pickles_side_by_side():
-    tapped = [tap(TinySource().eval(), layers) for layers in (LAYERS, LAYERS[:1], LAYERS[1:])]
-    pickles = [pickle.dumps(each) for each in tapped]
+    extractors = [
+        extract_features(TinySource().eval(), layers) for layers in (LAYERS, LAYERS[:1], LAYERS[1:])
+    ]
+    pickles = [pickle.dumps(each) for each in extractors]
     usual = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     try:
@@ -164,7 +169,7 @@ def test_threads_read_different_pickles_side_by_side():
             read = list(threads.map(pickle.loads, 20 * pickles))
     finally:
         sys.setswitchinterval(usual)
-    assert [each.code for each in read] == 20 * [each.code for each in tapped]
+    assert [each.code for each in read] == 20 * [each.code for each in extractors]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
