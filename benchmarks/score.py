@@ -11,6 +11,7 @@ from plain_loop import PlainLoop
 from timing import PEAK_SIDE, medians, operations, parser, product, report, textures
 
 from skmkd import MKDDetector
+from skmkd._features.batches import consecutive
 
 
 def main() -> None:
@@ -35,15 +36,15 @@ def main() -> None:
         ).fit(images[:8])
         if detector.precision_ in {row["precision"] for row in rows}:
             continue
-        observer = detector._observer(recall=False)
-        batches = observer.tensor(list(images[..., None])).split(observer.batch_size)
+        dataset = detector._dataset(detector._check_images(images))
+        batches = list(dataset.tensors(consecutive(range(len(images)), dataset.batch_size)))
         with torch.no_grad():
             needed = operations(detector.source_, batches[0]) / len(batches[0])
         times = medians(
             {
                 "plain": lambda: loop.score(prepared),
                 "skmkd": lambda detector=detector: detector.score_samples(images),
-                "source": lambda o=observer, b=batches: [o.features(batch) for batch in b],
+                "source": lambda d=dataset, b=batches: [d.features(batch) for batch in b],
                 "product": product(getattr(torch, detector.precision_)),
             },
             given.runs,

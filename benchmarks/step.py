@@ -6,15 +6,12 @@ take at the machine's own float32 matrix product.
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from timing import PEAK_SIDE, medians, operations, parser, product, report, textures
 from torch.profiler import ProfilerActivity, profile
 
 from skmkd import MKDDetector
-from skmkd._features.cache import feature_cache
-from skmkd._images.checks import Images
+from skmkd._features.cache import cached
 
 BATCH = 64
 
@@ -30,21 +27,23 @@ def main() -> None:
         detector = MKDDetector.paper(
             device="cpu", image_size=side, max_iter=1, tol=None, precision="float32"
         ).fit(images[:8])
-        cloner, observer = detector.cloner_.train(), detector._observer(recall=False)
-        look = partial(observer, Images(images, (side, side, 1)))
+        cloner = detector.cloner_.train()
+        dataset = detector._dataset(detector._check_images(images))
         optimizer = torch.optim.Adam(cloner.parameters())
-        with feature_cache(look, look, len(images), observer.batch_size, 10**9) as read:
+        with cached(
+            dataset, len(images), budget=10**9, with_features=True, required=True
+        ) as cached_dataset:
             chosen = torch.randperm(len(images))[:BATCH].tolist()
 
-            def gather(read=read, chosen=chosen):
-                batch = next(read([chosen]))
+            def gather(dataset=cached_dataset, chosen=chosen):
+                batch = next(dataset.batches([chosen]))
                 assert batch.target
                 return batch
 
             def step(gather=gather, detector=detector, optimizer=optimizer):
                 batch = gather()
                 optimizer.zero_grad()
-                detector._terms(batch)["total"].mean().backward()
+                detector._loss_terms(batch)["total"].mean().backward()
                 optimizer.step()
 
             works = {"step": step, "gather": gather, "product": product(torch.float32)}

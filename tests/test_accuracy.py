@@ -502,6 +502,20 @@ def test_named_settings_are_what_they_are_called(name):
                 assert {k for k in others if settings[k] != others[k]} <= free
 
 
+@pytest.mark.parametrize("file", sorted(runner.RESULTS.glob("*.json")), ids=lambda f: f.stem)
+def test_saved_results_are_of_the_settings_of_today(file):
+    protocol = runner.read_protocol(file.stem, quick=False)
+    for one in runner.runs_in(file):
+        assert one["settings"] == runner.settings_of(protocol, one["method"])
+
+
+def test_where_features_are_stored_does_not_change_what_a_run_is():
+    protocol = runner.read_protocol("textures", quick=False)
+    plain = runner.settings_of(protocol, "the default")
+    protocol["methods"]["the default"] |= {"feature_store": "a folder"}
+    assert runner.settings_of(protocol, "the default") == plain
+
+
 @pytest.mark.parametrize("name", AUTHORS)
 def test_the_authors_settings_are_those_of_their_program(name):
     protocol = runner.read_protocol(name, quick=False)

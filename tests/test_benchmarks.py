@@ -33,8 +33,9 @@ def test_plain_loop_scores_and_localizes_as_skmkd_does(monkeypatch):
     loop.cloner.load_state_dict(dict(zip(names, fitted, strict=True)))
     prepared = detector._prepare(list(images[..., None])).contiguous()
     assert_allclose(-loop.score(prepared), detector.score_samples(images), rtol=1e-5)
-    batch = detector._observer(recall=False).batch(prepared)
-    expected = detector._attribution(batch)
+    dataset = detector._dataset(detector._check_images(images))
+    (batch,) = dataset.batches([range(len(images))])
+    _, expected = detector._judge(batch, scores=False, maps=True, method=None)
     for parameters in (False, True):
         got = loop.gradients(prepared, parameters)
         assert_allclose(got, expected, rtol=1e-3, atol=1e-6)

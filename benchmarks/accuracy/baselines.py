@@ -24,8 +24,7 @@ from sklearn.svm import OneClassSVM
 from torch import Tensor
 
 from skmkd import MKDDetector
-from skmkd._features.batches import fixed_batches
-from skmkd._images.checks import check_images
+from skmkd._features.batches import consecutive
 from skmkd._maps.finishing import blur, resize_map
 
 
@@ -51,11 +50,11 @@ class Baseline(BaseEstimator):
 
     def _features(self, X: Any) -> Iterator[dict[str, Tensor]]:
         detector = self._detector
-        self._images = check_images(detector, X, reset=False)
-        size = detector._batch_size
-        reader = detector._reader(self._images)
-        for chosen, batch in fixed_batches(reader, range(len(self._images)), size):
-            yield {name: a[: len(chosen)].float() for name, a in batch.target.items()}
+        self._images = detector._check_images(X)
+        dataset = detector._dataset(self._images)
+        batches = consecutive(range(len(self._images)), dataset.batch_size)
+        for batch in dataset.batches(batches):
+            yield {name: activations.float() for name, activations in batch.target.items()}
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

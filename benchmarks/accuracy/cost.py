@@ -37,7 +37,7 @@ def fitted(name: str, case: Any, side: int) -> Any:
 def judge(detector: Any, images: Any) -> None:
     """Score and map images; the baselines on patches make maps whenever they score."""
     if isinstance(detector, MKDDetector):
-        list(detector._scores_and_maps(detector._take_in(images)))
+        list(detector._outputs(detector._check_images(images)))
     else:
         detector.score_samples(images)
 

@@ -24,6 +24,7 @@ from skmkd import MemKDDetector, MKDDetector
 from skmkd._mkd import PAPER
 from skmkd.metrics import aupro_score, pixel_average_precision_score, pixel_roc_auc_score
 
+IRRELEVANT = ("random_state", "feature_store", "memory")
 KEYS = ("case", "method", "seed", "settings")  # of what a run is
 FOLDER = Path(__file__).parent
 PROTOCOLS, RESULTS = FOLDER / "protocols", FOLDER / "results"
@@ -93,7 +94,15 @@ def run(name: str, data: Path | None, results: Path, quick: bool, jobs: int = 1)
 
 def runs_in(file: Path) -> list[dict[str, Any]]:
     """Return the runs in a file of results, if it is there."""
-    return json.loads(file.read_text())["runs"] if file.exists() else []
+    runs = json.loads(file.read_text())["runs"] if file.exists() else []
+    for one in runs:
+        one["settings"]["parameters"] = without_irrelevant(one["settings"]["parameters"])
+    return runs
+
+
+def without_irrelevant(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Leave out parameters that no figure depends on, and the random state, which is the seed."""
+    return {name: value for name, value in parameters.items() if name not in IRRELEVANT}
 
 
 def with_cases(
@@ -115,9 +124,9 @@ def carry_out(one: dict[str, Any], case: Case) -> dict[str, Any]:
 def settings_of(protocol: dict[str, Any], method: str) -> dict[str, Any]:
     """Return all that a method's figures depend on but the case and the seed.
 
-    That is its estimator, all parameters of it, views of it when fitted, the epochs to look at it,
-    and how many images of a kind there are. The entry "like" stands for the parameters of that
-    name. TOML has no word for None; "none" stands for it.
+    That is its estimator, all parameters of it but `IRRELEVANT`, views of it when fitted, the
+    epochs to look at it, and how many images of a kind there are. The entry "like" stands for the
+    parameters of that name. TOML has no word for None; "none" stands for it.
     """
     given = protocol["settings"] | protocol["methods"][method]
     if "like" in given:
@@ -126,8 +135,7 @@ def settings_of(protocol: dict[str, Any], method: str) -> dict[str, Any]:
     views = given.pop("views", {})
     epochs = protocol["epochs"] if estimator in FOLLOWED else []
     parameters = {name: None if value == "none" else value for name, value in given.items()}
-    whole = ESTIMATORS[estimator](**parameters).get_params()
-    del whole["random_state"]  # the seed
+    whole = without_irrelevant(ESTIMATORS[estimator](**parameters).get_params())
     settings = {"estimator": estimator, "parameters": whole, "views": views, "epochs": epochs}
     return json.loads(json.dumps({**settings, "limit": protocol.get("limit")}))
 
@@ -185,10 +193,7 @@ def seen_as(fitted: Any, parameters: dict[str, Any]) -> Any:
         return fitted
     seen = object.__new__(type(fitted))
     seen.__dict__ = dict(vars(fitted))
-    seen.set_params(**parameters)
-    if "score_layers" in parameters:
-        seen.score_layers_ = seen._choose_score_layers()
-    return seen
+    return seen.set_params(**parameters)
 
 
 def judge(fitted: Any, case: Case) -> dict[str, float]:

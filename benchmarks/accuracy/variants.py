@@ -12,8 +12,7 @@ from sklearn.base import BaseEstimator
 from torch import Tensor
 
 from skmkd import MKDDetector
-from skmkd._features.batches import fixed_batches
-from skmkd._images.checks import check_images
+from skmkd._features.batches import consecutive
 from skmkd._maps.discrepancy import direction_map
 from skmkd._maps.finishing import blur
 
@@ -67,12 +66,14 @@ class MapScores(BaseEstimator):
     def _layer_maps(self, X: Any) -> list[Tensor]:
         """Return a map of directions (n, h, w) for each critical layer."""
         detector = self._detector
-        images, found = check_images(detector, X, reset=False), []
-        read, size = detector._reader(images), detector._batch_size
+        images = detector._check_images(X)
+        dataset = detector._dataset(images)
+        batches = consecutive(range(len(images)), dataset.batch_size)
+        found = []
         with torch.no_grad():
-            for chosen, batch in fixed_batches(read, range(len(images)), size):
-                answer = detector._answer(batch)
-                maps = [direction_map(batch.target[i], answer[i]) for i in detector.score_layers_]
+            for chosen, batch in zip(batches, dataset.batches(batches, padded=True), strict=True):
+                output = detector._cloner_output(batch)
+                maps = [direction_map(batch.target[i], output[i]) for i in detector.score_layers_]
                 found.append([each[: len(chosen)] for each in maps])
         return [torch.cat(parts) for parts in zip(*found, strict=True)]
 
