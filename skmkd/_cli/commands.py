@@ -57,8 +57,9 @@ def fit(args: argparse.Namespace) -> None:
     """Train a detector on normal images and save it to a file.
 
     Thresholds set on the training images give too many false alarms on new images. Use --hold-out
-    or --calibrate to set them on other normal images. Ctrl-C during training stops it early: the
-    model is still written, with a warning. A second Ctrl-C aborts, and nothing is written.
+    or --calibrate to set them on other normal images. After the first epoch, Ctrl-C stops training
+    early: the model is still written, with a warning. A second Ctrl-C aborts, and nothing is
+    written.
     """
     check_target(args.output)
     training, held_out = image_paths(args.folder), image_paths(args.calibrate or [])
