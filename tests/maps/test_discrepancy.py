@@ -64,6 +64,13 @@ def test_direction_map_is_0_where_the_source_is_0():
     assert gradient.isfinite().all()
 
 
+@pytest.mark.parametrize("direction", ["vector", "position"])
+def test_zeros_of_source_and_cloner_are_not_alike(direction):
+    zero, other = torch.zeros(2, 3, 4, 4), torch.rand(2, 3, 4, 4) + 1
+    assert (discrepancies({"a": zero}, {"a": other}, ["a"], direction)[1] == 0).all()
+    assert (discrepancies({"a": other}, {"a": zero}, ["a"], direction)[1] == 1).all()
+
+
 @pytest.mark.parametrize("compare", [value_discrepancy, whole_direction])
 def test_results_do_not_depend_on_memory_layout_and_are_float32_for_bfloat16(pair, compare):
     source, cloner = (t.float() for t in tensors(pair))
@@ -131,6 +138,7 @@ def test_balancing_weight_gives_both_terms_the_same_mean():
     value, direction = torch.tensor([1.0, 5.0]), torch.tensor([0.25, 0.75])
     assert balancing_weight(value, direction) * direction.mean() == value.mean()
     assert balancing_weight(torch.zeros(2), torch.zeros(2)) == 1
+    assert type(balancing_weight(value, direction)) is float
 
 
 def test_discrepancy_map_resizes_and_sums_layers():
@@ -162,3 +170,10 @@ def test_discrepancy_map_leaves_out_a_term_of_weight_0(monkeypatch, weights):
     source, cloner = torch.rand(2, 2, 3, 4, 4)
     got = discrepancy_map({"a": source}, {"a": cloner}, ["a"], (4, 4), *weights)
     assert_allclose(got, 2 * used(source, cloner))
+
+
+def test_discrepancy_map_interpolates_between_pixel_centres():
+    source, cloner = torch.zeros(2, 1, 1, 1, 2)
+    source[0, 0, 0, 1] = 2.0  # squared differences 0 and 4
+    got = discrepancy_map({"a": source}, {"a": cloner}, ["a"], (1, 4), 1.0, 0.0)
+    assert_allclose(got[0, 0], [0, 1, 3, 4])

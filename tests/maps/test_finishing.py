@@ -2,10 +2,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import ndimage
 
-from skmkd._maps.finishing import blur, grey_opening, localization_maps, resize_map
+from skmkd._maps.finishing import (
+    blur,
+    blurred_maximum,
+    grey_opening,
+    localization_maps,
+    resize_map,
+)
 
 
 @pytest.fixture
@@ -37,6 +44,15 @@ def test_opening_removes_specks_and_keeps_what_the_disk_fits_into():
     assert opened.sum() == 15
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 8, 9])
+def test_opening_keeps_a_disk_and_removes_an_incomplete_one(size):
+    r, c = np.mgrid[-6:7, -6:7]
+    whole = np.float32(r**2 + c**2 <= (size // 2) ** 2)[None]
+    assert_array_equal(grey_opening(whole, size), whole)
+    whole[0, 6, 6] = 0
+    assert not grey_opening(whole, size).any()
+
+
 def test_opening_treats_each_map_separately(maps):
     for got, single in zip(grey_opening(maps, 5), maps, strict=True):
         assert_array_equal(got, grey_opening(single[None], 5)[0])
@@ -48,6 +64,17 @@ def test_sigma_0_and_size_1_leave_maps_unchanged(maps):
 
 def test_localization_maps_are_blurred_then_opened(maps):
     assert_array_equal(localization_maps(maps, 1.5, 3), grey_opening(blur(maps, 1.5), 3))
+
+
+def test_blurred_maximum_is_that_of_each_map(maps):
+    got = blurred_maximum(torch.from_numpy(maps), 1.5)
+    assert torch.is_tensor(got)
+    assert_array_equal(got, [ndimage.gaussian_filter(single, 1.5).max() for single in maps])
+
+
+def test_a_map_is_averaged_where_it_is_made_smaller():
+    checkerboard = np.float32(np.indices((16, 16)).sum(0) % 2)
+    assert_allclose(resize_map(checkerboard, (4, 4))[1:-1, 1:-1], 0.5, atol=1e-6)
 
 
 def test_resize(maps):
