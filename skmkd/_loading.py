@@ -1,4 +1,4 @@
-"""What reads a saved detector, and which classes it may be of."""
+"""Loading of saved detectors, and the classes that a file may hold."""
 
 from __future__ import annotations
 
@@ -21,41 +21,43 @@ def load(
     cloner: nn.Module | None = None,
     device: str | None = None,
 ) -> MKDDetector | MemKDDetector:
-    """Read a detector that its method `save` has written.
+    """Load a detector that was saved with its method `save`.
 
-    No code in the file is run, whoever made it.
+    Loading runs no code from the file, so that files from others are safe to load.
 
     Parameters
     ----------
     path : str or path
         The file.
     source : nn.Module, "imagenet", path, dict or None, default=None
-        What the file does not hold of the source: the module, if the detector was fitted with
-        one; its weights, as in the parameter `source_weights`, or a module that has them, if they
-        were left out and are not those that come with skmkd. The weights must be the same.
+        The part of the source that the file does not hold: the module, if the detector was fitted
+        with one; or, if the file was saved without the source and its weights are not those that
+        come with skmkd, the weights as in the parameter `source_weights`, or a module with these
+        weights. They must be the same as in `fit`.
     cloner : nn.Module, default=None
-        If the detector was fitted with a module as its cloner, another that is built alike. It is
-        copied, and the copy takes the trained weights.
+        A module of the same architecture, if the detector was fitted with a module as its cloner.
+        It is copied, and the trained weights are loaded into the copy.
     device : str, default=None
-        "auto" or a torch device to load to, such as "cpu". None is the device that the detector
-        was saved on if there is one here, else the best there is.
+        "auto" or a torch device to load to, such as "cpu". None means the device that the detector
+        was saved on, or "auto" if there is no such device.
 
     Returns
     -------
     detector : MKDDetector or MemKDDetector
-        The fitted detector. On the same machine it gives the same answers.
+        The fitted detector. On the same machine, its scores and maps are identical to those of
+        the saved one.
 
     Raises
     ------
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the file was not written by skmkd, or by a later version, or is damaged; or if
-        `source`, `cloner` or `device` is missing or does not fit.
+        If the file is damaged, was not written by skmkd or was written by a later version in a
+        newer format; or if `source`, `cloner` or `device` is missing or does not fit.
 
     See Also
     --------
-    MKDDetector.save : Write the file; it says which parameters come back differently.
+    MKDDetector.save : Write the file; lists the parameters that are not in it.
 
     Examples
     --------

@@ -45,6 +45,17 @@ def test_files_of_format_1(name):
     ]
 
 
+def test_thresholds_of_format_1_hold_for_the_score_layers_of_fit():
+    images = lfw_subset()[:2]
+    detector = skmkd.load(FILES / "mkd_format1.skmkd", device="cpu")
+    assert detector.score_layers_ == ("features.9",)
+    detector.set_params(score_layers=["features.4", "features.9"])
+    for method in (detector.predict, detector.predict_mask):
+        with pytest.raises(ValueError, match="calibrate or\\s?fit again"):
+            method(images)
+    assert set(detector.set_params(score_layers=["features.9"]).predict(images)) <= {-1, 1}
+
+
 def test_damaged_empty_foreign_and_missing_files(detector, tmp_path):
     path = tmp_path / "detector.skmkd"
     content = detector.save(path) and path.read_bytes()

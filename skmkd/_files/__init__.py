@@ -1,1 +1,1 @@
-"""Files: fitted detectors, saved and loaded."""
+"""Files of fitted detectors."""

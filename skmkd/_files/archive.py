@@ -236,7 +236,7 @@ def write_whole(path: str | os.PathLike[str], content: bytes | bytearray) -> Non
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    with suppress(OSError):  # not every system opens folders
+    with suppress(OSError):  # some systems cannot open folders
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)

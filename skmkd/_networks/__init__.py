@@ -1,1 +1,1 @@
-"""Networks: traced, tapped and built."""
+"""Networks: sources, cloners and their layers."""

@@ -49,7 +49,7 @@ def seeded(network_class, *arguments):
         return network_class(*arguments)
 
 
-def assert_same_answers(loaded, detector, images, methods=("discrepancy",)):
+def assert_same_results(loaded, detector, images, methods=("discrepancy",)):
     assert_array_equal(loaded.score_samples(images), detector.score_samples(images))
     assert_array_equal(loaded.predict(images), detector.predict(images))
     few = images[:2]
@@ -73,18 +73,18 @@ def fitted(images):
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_answers_are_the_same_to_the_bit(images, path, precision):
+def test_results_are_identical(images, path, precision):
     detector = tiny_detector(precision=precision, image_score="map_max", cloner="equal")
     detector.fit(images).save(path)
     loaded = skmkd.load(path, source=TinySource())
-    assert_same_answers(loaded, detector, images, METHODS)
+    assert_same_results(loaded, detector, images, METHODS)
     loaded.calibrate(images, fpr=0.2)
     detector.calibrate(images, fpr=0.2)
     assert (loaded.offset_, loaded.map_offset_) == (detector.offset_, detector.map_offset_)
-    assert_same_answers(loaded, detector, images)
+    assert_same_results(loaded, detector, images)
 
 
-def test_parameters_and_attributes_come_back(images, path):
+def test_parameters_and_attributes_round_trip(images, path):
     detector = tiny_detector(
         critical_layers=["features.2", "features.5"], score_layers=("features.5",),
         image_size=(16, 18), image_shape=(20, 24, 3), tol=None, contamination=np.float64(0.1),
@@ -116,14 +116,14 @@ def test_loaded_detector_is_an_estimator_like_any_other(images, path):
     assert not hasattr(again, "offset_")
     for other in (again, loaded):
         other.fit(images)
-        assert_same_answers(other, detector, images)
-    assert_same_answers(pickle.loads(pickle.dumps(loaded)), detector, images)
-    assert_same_answers(copy.deepcopy(loaded), detector, images)
+        assert_same_results(other, detector, images)
+    assert_same_results(pickle.loads(pickle.dumps(loaded)), detector, images)
+    assert_same_results(copy.deepcopy(loaded), detector, images)
     loaded.save(path)
-    assert_same_answers(skmkd.load(path, source=TinySource()), detector, images)
+    assert_same_results(skmkd.load(path, source=TinySource()), detector, images)
 
 
-def test_data_frame_s_columns_come_back(path):
+def test_data_frame_columns_round_trip(path):
     pandas = pytest.importorskip("pandas")
     rows = np.random.default_rng(0).random((6, 256))
     X = pandas.DataFrame(rows, columns=[f"pixel{i}" for i in range(256)])
@@ -139,15 +139,15 @@ def test_detector_of_bundled_vgg16(images, path):
     detector = MKDDetector(image_size=32, max_iter=1, tol=None, random_state=0).fit(images)
     detector.save(path)
     whole = path.stat().st_size
-    assert_same_answers(skmkd.load(path), detector, images)
+    assert_same_results(skmkd.load(path), detector, images)
     detector.save(path, include_source=False)
     assert path.stat().st_size < whole / 4
     loaded = skmkd.load(path)
-    assert_same_answers(loaded, detector, images)
+    assert_same_results(loaded, detector, images)
     assert loaded.get_params() == detector.get_params()
 
 
-def test_bundled_weights_are_held_against_the_hash(images, path, monkeypatch):
+def test_bundled_weights_are_compared_with_the_hash(images, path, monkeypatch):
     detector = MKDDetector(image_size=32, max_iter=1, tol=None).fit(images[:4])
     detector.save(path, include_source=False)
     read = sources._read_bundled
@@ -163,16 +163,16 @@ def test_bundled_weights_are_held_against_the_hash(images, path, monkeypatch):
 def test_weights_of_a_named_source_are_in_the_file(images, fitted, path):
     fitted.save(path)
     loaded = skmkd.load(path)
-    assert_same_answers(loaded, fitted, images)
+    assert_same_results(loaded, fitted, images)
     assert all(
         torch.equal(tensor, fitted.source_weights[name])
         for name, tensor in loaded.source_weights.items()
     )
     loaded.fit(images)
-    assert_same_answers(loaded, fitted, images)
+    assert_same_results(loaded, fitted, images)
 
 
-def test_weights_left_out_are_given_back(images, fitted, path, tmp_path):
+def test_weights_left_out_are_passed_to_load(images, fitted, path, tmp_path):
     fitted.save(path, include_source=False)
     with pytest.raises(ValueError, match="source must be the weights of 'squeezenet1_1'"):
         skmkd.load(path)
@@ -181,7 +181,7 @@ def test_weights_left_out_are_given_back(images, fitted, path, tmp_path):
     network = get_model("squeezenet1_1")
     network.load_state_dict(state)
     for source in (state, file, str(file), network):
-        assert_same_answers(skmkd.load(path, source=source), fitted, images)
+        assert_same_results(skmkd.load(path, source=source), fitted, images)
     other = {name: tensor * 1.001 for name, tensor in state.items()}
     with pytest.raises(ValueError, match="source must have the weights that .* SHA-256 .*; got"):
         skmkd.load(path, source=other)
@@ -191,7 +191,7 @@ def test_weights_left_out_are_given_back(images, fitted, path, tmp_path):
         skmkd.load(path, source=tmp_path / "nothing.pt")
 
 
-def test_source_of_one_s_own_is_given_back(images, path):
+def test_source_of_the_user_is_passed_to_load(images, path):
     source = TinySource()
     detector = tiny_detector(source=source, source_weights=source.state_dict()).fit(images)
     detector.save(path)
@@ -201,7 +201,7 @@ def test_source_of_one_s_own_is_given_back(images, path):
     assert loaded.source is source
     assert loaded.source_weights == "auto"
     assert all(torch.equal(before[name], tensor) for name, tensor in source.state_dict().items())
-    assert_same_answers(loaded, detector, images)
+    assert_same_results(loaded, detector, images)
     with pytest.raises(ValueError, match="source must be the module .* a TinySource.*got None"):
         skmkd.load(path)
     with pytest.raises(ValueError, match="source must be the module .*got 'imagenet'"):
@@ -212,17 +212,17 @@ def test_source_of_one_s_own_is_given_back(images, path):
         skmkd.load(path, source=nn.Conv2d(3, 4, 3))
 
 
-def test_source_changed_after_fit_does_not_confuse(images, fitted, path):
+def test_parameter_source_may_change_after_fit(images, fitted, path):
     fitted.set_params(source="vgg16", source_weights="auto", precision="auto").save(path)
     loaded = skmkd.load(path)
     assert (loaded.source, loaded.source_weights) == ("vgg16", "auto")
-    assert_same_answers(loaded, fitted, images)
+    assert_same_results(loaded, fitted, images)
 
 
 # Cloners
 
 
-def test_cloner_of_one_s_own_is_given_back(images, path):
+def test_cloner_of_the_user_is_passed_to_load(images, path):
     detector = tiny_detector(cloner=seeded(OwnCloner)).fit(images)
     detector.save(path)
     source, cloner = TinySource(), OwnCloner()
@@ -232,7 +232,7 @@ def test_cloner_of_one_s_own_is_given_back(images, path):
     assert loaded.cloner_ is not cloner
     assert all(torch.equal(before[name], tensor) for name, tensor in cloner.state_dict().items())
     assert not loaded.cloner_.training
-    assert_same_answers(loaded, detector, images)
+    assert_same_results(loaded, detector, images)
     with pytest.raises(ValueError, match="cloner must be a module .* a OwnCloner.*got None"):
         skmkd.load(path, source=source)
     with pytest.raises(ValueError, match=r"'first.0.bias' of shape \(4,\); got \(5,\)"):
@@ -241,21 +241,21 @@ def test_cloner_of_one_s_own_is_given_back(images, path):
         skmkd.load(path, source=source, cloner=nn.ReLU())
 
 
-def test_cloner_that_nobody_asked_for(detector, path):
+def test_superfluous_cloner(detector, path):
     detector.save(path)
     with pytest.raises(ValueError, match="cloner must be None, since"):
         skmkd.load(path, source=TinySource(), cloner=OwnCloner())
 
 
 def test_cloner_with_a_state_that_is_no_tensor(images, path):
-    class Talkative(OwnCloner):
+    class ExtraState(OwnCloner):
         def get_extra_state(self):
             return "hello"
 
         def set_extra_state(self, state):
             pass
 
-    detector = tiny_detector(cloner=Talkative()).fit(images)
+    detector = tiny_detector(cloner=ExtraState()).fit(images)
     with pytest.raises(ValueError, match="'_extra_state' in the state of cloner_ is none"):
         detector.save(path)
 
@@ -263,14 +263,14 @@ def test_cloner_with_a_state_that_is_no_tensor(images, path):
 # Parameters that no file holds
 
 
-def test_generators_and_stores_come_back_as_none(images, path, tmp_path):
+def test_generators_and_stores_are_none_after_loading(images, path, tmp_path):
     generator = np.random.RandomState(0)
     detector = tiny_detector(random_state=generator, feature_store=str(tmp_path / "store"))
     detector.fit(images).save(path)
     loaded = skmkd.load(path, source=detector.source)
     assert loaded.random_state is None
     assert loaded.feature_store is None
-    assert_same_answers(loaded, detector, images)
+    assert_same_results(loaded, detector, images)
 
 
 def test_what_cannot_be_stored_is_named(detector, path):
@@ -288,7 +288,7 @@ def test_unfitted(path):
         tiny_detector().save(path)
 
 
-def test_class_of_one_s_own(images, path):
+def test_class_of_the_user(images, path):
     class Own(MKDDetector):
         pass
 
@@ -331,7 +331,7 @@ def test_loading_runs_no_code(images, fitted, path, monkeypatch):
                              (torch, "load"), (joblib, "load")]:  # fmt: skip
             patch.setattr(module, name, forbidden)
         loaded = skmkd.load(path)
-    assert_same_answers(loaded, fitted, images)
+    assert_same_results(loaded, fitted, images)
 
 
 def test_load_leaves_the_callers_settings_alone(fitted, path):
@@ -361,7 +361,7 @@ def test_load_in_a_fresh_process(images, fitted, path, tmp_path):
 # Devices
 
 
-def test_saved_on_a_device_that_is_not_here(images, fitted, path):
+def test_saved_on_a_missing_device(images, fitted, path):
     expected = fitted.score_samples(images)
     elsewhere = torch.device("cuda", torch.cuda.device_count())
     fitted.device_ = elsewhere
@@ -390,10 +390,10 @@ def test_pickles_of_another_version_warn(detector, images, monkeypatch):
         object.__new__(MKDDetector).__setstate__(state)
 
 
-def test_version_of_a_pickle_is_no_attribute(detector, images, tmp_path):
+def test_version_of_a_pickle_is_not_an_attribute(detector, images, tmp_path):
     joblib.dump(detector, tmp_path / "detector.joblib")
     loaded = joblib.load(tmp_path / "detector.joblib")
-    assert_same_answers(loaded, detector, images)
+    assert_same_results(loaded, detector, images)
     assert set(vars(loaded)) == set(vars(detector))
     assert set(vars(pickle.loads(pickle.dumps(tiny_detector())))) == set(vars(tiny_detector()))
     state = detector.__getstate__()

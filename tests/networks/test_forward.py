@@ -1,4 +1,4 @@
-"""The forward cloner: a plain ResNet with memories between its stages."""
+"""Forward cloners: ResNets with memories between their stages."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def test_pools_called_as_functions_and_inplace_functions():
 
     module = Functional()
     assert critical(build(module, layers=2)) == ["max_pool2d", "max_pool2d_1"]
-    # each tap keeps what its node gave, before what follows overwrites it
+    # each layer is copied before an in-place operation overwrites it
     names = ["convolution", "max_pool2d", "max_pool2d_1"]
     got = build(module, layers=names).network(images())
     with torch.no_grad():
@@ -68,7 +68,7 @@ def test_pools_called_as_functions_and_inplace_functions():
     torch.testing.assert_close(got["max_pool2d_1"], F.max_pool2d((pooled + 1).relu(), 2))
 
 
-def test_inplace_relu_does_not_overwrite_a_tapped_convolution():
+def test_inplace_relu_does_not_overwrite_a_critical_convolution():
     module = TinySource()
     got = build(module, layers=["features.0", "features.3"]).network(images())
     with torch.no_grad():
@@ -77,7 +77,7 @@ def test_inplace_relu_does_not_overwrite_a_tapped_convolution():
     torch.testing.assert_close(got["features.0"], expected)
 
 
-def test_named_module_is_tapped_at_its_end():
+def test_named_module_gives_the_output_of_its_last_node():
     with pytest.warns(UserWarning, match="random weights"):
         source = build("resnet18", None, layers=["layer1", "layer3"], size=(64, 64))
     assert [(s.layer, s.channels, s.grid, s.critical) for s in source.stages] == [

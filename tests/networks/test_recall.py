@@ -1,4 +1,4 @@
-"""Normality Recall: against plain loops, and gradients against finite differences."""
+"""Normality Recall, compared with plain loops, and its gradients with finite differences."""
 
 from __future__ import annotations
 
@@ -134,11 +134,11 @@ def test_gradients_are_those_of_finite_differences():
         assert torch.autograd.gradcheck(loss, (recall.values,))
 
 
-def test_silent_features_recall_something_finite():
+def test_zero_features_have_a_finite_recall():
     recall = recall_of()
-    silent = torch.zeros(1, 4, 2, 2)
-    assert recall(silent).isfinite().all()
-    recall.exemplar_loss(silent).backward()
+    zeros = torch.zeros(1, 4, 2, 2)
+    assert recall(zeros).isfinite().all()
+    recall.exemplar_loss(zeros).backward()
     assert recall.values.grad.isfinite().all()
 
 
@@ -151,7 +151,7 @@ def test_features_in_bfloat16_are_taken():
     assert recall.attention(features.bfloat16()).dtype == torch.float32
 
 
-def test_memories_stand_at_their_levels():
+def test_memories_append_to_the_features_of_their_levels():
     plan = MemoryPlan(6, (2, 3), 0.1)
     network = MemoryCloner(plan, {1: ("a", 4), 2: ("b", 8), 3: ("c", 2)})
     assert {level: memory.keys.shape for level, memory in network.memories.items()} == {
@@ -167,6 +167,6 @@ def test_memories_stand_at_their_levels():
     assert appended.shape[1] == plan.output_channels(2, 8) == 16
     assert plan.output_channels(1, 4) == 4
     inputs = network.memory_inputs(features)
-    assert {level: seen is features[name] for (level, (_, seen)), name in
+    assert {level: layer is features[name] for (level, (_, layer)), name in
             zip(inputs.items(), "bc", strict=True)} == {2: True, 3: True}  # fmt: skip
     assert inputs[3][0] is network.memories["3"]

@@ -1,4 +1,4 @@
-"""Residual stages: their grids, their widths held against torchvision's ResNets."""
+"""Residual stages: their grids, and their parameters compared with torchvision's ResNets."""
 
 from __future__ import annotations
 
@@ -40,20 +40,20 @@ def test_halvings(before, after, n):
 @pytest.mark.parametrize("style", [BASIC, OTHER_STYLE])
 @pytest.mark.parametrize("before", [(8, 6), (7, 5), (4, 3), (2, 2), (1, 1)])
 @pytest.mark.parametrize("after", [(16, 12), (15, 11), (8, 6), (4, 3), (1, 1)])
-def test_stages_lead_to_their_grid(style, before, after):
+def test_stages_end_on_their_grid(style, before, after):
     stage = residual_stage(3, before, Stage("x", 8, after, True), 2, style)
     assert stage(images(2, 3, *before)).shape == (2, 8, *after)
     blocks = [layer for layer in stage if isinstance(layer, ResidualBlock)]
     assert len(blocks) == max(2, abs(halvings(before, after)))
 
 
-def test_only_what_is_signed_goes_below_zero():
+def test_only_signed_stages_have_negative_outputs():
     for signed in (False, True):
         stage = residual_stage(3, (4, 4), Stage("x", 8, (4, 4), True), 2, BASIC, signed)
         assert (stage(images(4, 3, 4, 4)).min() < 0) == signed
 
 
-def test_block_adds_both_ways():
+def test_block_adds_the_shortcut():
     block = ResidualBlock(4, 4, "same", BASIC).eval()
     assert isinstance(block.shortcut, nn.Identity)
     x = images(2, 4, 3, 3)
@@ -95,13 +95,13 @@ def test_depth_goes_by_the_grid():
 
 
 @pytest.mark.parametrize("grid", [(16, 12), (8, 6), (4, 3), (5, 4), (2, 1)])
-def test_stem_and_plain_stage_lead_to_their_grid(grid):
+def test_stem_and_plain_stage_end_on_their_grid(grid):
     assert stem((16, 12), grid)(images(2, 3, 16, 12)).shape == (2, 64, *grid)
     stage = plain_stage(3, (16, 12), Stage("x", 5, grid, True))
     assert stage(images(2, 3, 16, 12)).shape == (2, 5, *grid)
 
 
-def test_grid_passes_on_what_fits():
+def test_grid_returns_matching_features_unchanged():
     x = images(1, 2, 4, 4)
     assert Grid((4, 4))(x) is x
     assert Grid((5, 3))(x).shape == (1, 2, 5, 3)
@@ -131,7 +131,7 @@ def test_striding_before_a_1x1_convolution_is_striding_in_it():
     torch.testing.assert_close(norm(convolution(pool(x))), strided)
 
 
-def test_few_channels_at_large_grids_are_learned():
+def test_gradients_of_few_channels_on_large_grids_are_finite():
     # a strided 1x1 convolution would write past its memory here (oneDNN's issue 6035)
     stage = residual_stage(4, (64, 64), Stage("x", 8, (32, 32), True), 2, BASIC)
     stage.to(memory_format=torch.channels_last)

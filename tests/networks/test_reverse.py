@@ -1,4 +1,4 @@
-"""The reverse cloner: the papers' shapes, for every kind of source."""
+"""Reverse cloners: the shapes of the papers, for every kind of source."""
 
 from __future__ import annotations
 
@@ -47,15 +47,17 @@ def test_shapes_at_256_pixels(name):
     assert memories == {1: SHAPES[name][1][0], 2: SHAPES[name][2][0], 3: embedding[0]}
 
 
-def test_all_layers_meet_before_the_embedding():
+def test_all_layers_are_concatenated_before_the_embedding():
     stages, style = plan_of("wide_resnet50_2", 256)
     with torch.device("meta"):
         cloner = ReverseCloner(stages, (256, 256), style, (), PLAN)
-        seen = []
-        cloner.bottleneck.fuse.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape))
+        shapes = []
+        cloner.bottleneck.fuse.register_forward_pre_hook(
+            lambda _, args: shapes.append(args[0].shape)
+        )
         target = {s.layer: torch.zeros(2, s.channels, *s.grid) for s in stages}
         cloner(target)
-    assert seen == [(2, 3072, 16, 16)]
+    assert shapes == [(2, 3072, 16, 16)]
     assert [len(way) for way in cloner.bottleneck.ways] == [2, 1, 0]  # steps of half the grid
 
 

@@ -1,4 +1,4 @@
-"""Tracing: one network at a time, while other threads compute; layers are cut out whole."""
+"""Tracing of one network at a time while other threads compute, and extraction of layers."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ def test_nodes_have_torchvision_s_names_and_give_what_their_modules_do(name):
     names = get_graph_node_names(network, suppress_diff_warning=True)[1]
     assert list(trace(network)[1].values()) == names
     modules = dict(network.named_modules())
-    once = [layer for layer in names if layer in modules and f"{layer}_1" not in names]
-    seen = {}
+    unique = [layer for layer in names if layer in modules and f"{layer}_1" not in names]
+    outputs = {}
     with torch.no_grad():
-        got = extract_features(network, once[:40:5])(images(64))
+        got = extract_features(network, unique[:40:5])(images(64))
         for layer in got:
             modules[layer].register_forward_hook(
-                lambda _, __, output, layer=layer: seen.update({layer: output.clone()})
+                lambda _, __, output, layer=layer: outputs.update({layer: output.clone()})
             )
         network(images(64))
-    assert len(seen) == 8
-    assert_alike(got, seen)
+    assert len(outputs) == 8
+    assert_alike(got, outputs)
 
 
 def test_what_follows_the_last_layer_is_cut_off():
@@ -61,7 +61,7 @@ def test_what_follows_the_last_layer_is_cut_off():
     }
 
 
-def test_what_leads_to_no_layer_is_left_out():
+def test_unused_branches_are_left_out():
     class Branching(nn.Module):
         def __init__(self):
             super().__init__()
@@ -78,7 +78,7 @@ def test_what_leads_to_no_layer_is_left_out():
     assert {name.partition(".")[0] for name in extractor.state_dict()} == {"stem", "last"}
 
 
-def test_the_caller_s_images_stay_as_they_are():
+def test_images_of_the_caller_are_not_changed():
     class Overwriting(nn.Module):
         def forward(self, x):
             return torch.nn.functional.max_pool2d(x.sub_(1).relu_(), 2)
