@@ -1,8 +1,7 @@
-"""What the distillation detectors share: parameters, training, scores and maps, thresholds."""
+"""What the distillation detectors share: training, scores and maps."""
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -23,7 +22,7 @@ from skmkd._images.checks import Images, ImagesLike, check_images
 from skmkd._images.image_files import readable
 from skmkd._images.preparation import Preprocessing, shuffled_batches
 from skmkd._maps.discrepancy import Features
-from skmkd._maps.finishing import Output, localization_maps, resize_map
+from skmkd._maps.finishing import Maps, Output, localization_maps, resize_map
 from skmkd._networks.layers import LayerRule
 from skmkd._networks.sources import IDENTITY, Source, build_source
 from skmkd._parameters import resized_shape
@@ -34,16 +33,12 @@ from skmkd._runtime import (
     resolve_device,
     resolve_precision,
 )
-from skmkd._thresholds import check_fpr, conformal_threshold, training_threshold
-from skmkd._training import Terms, distill, divergence, settle_batch_norm, training_epochs
+from skmkd._thresholds import ThresholdMixin
+from skmkd._training import Terms, distill, settle_batch_norm, training_epochs
 from skmkd._warnings import warn
 
-MAP_THRESHOLD_IMAGES = 256  # training images, evenly spaced, whose maps set map_offset_
 
-Maps = np.ndarray | list[np.ndarray]
-
-
-class BaseDistillationDetector(OutlierMixin, SavingMixin, ABC):
+class BaseDistillationDetector(OutlierMixin, ThresholdMixin, SavingMixin, ABC):
     """Train a cloner to reproduce a frozen source's features of normal images.
 
     A subclass declares its parameters, builds its cloner, says what it outputs and learns, and
@@ -69,10 +64,6 @@ class BaseDistillationDetector(OutlierMixin, SavingMixin, ABC):
         self, batch: Batch, scores: bool, maps: bool, method: str | None
     ) -> tuple[Tensor | None, Tensor | None]:
         """Return anomaly scores (n,) and raw maps (n, H, W), each None unless asked for."""
-
-    @abstractmethod
-    def _settings(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return all that scores and maps depend on and that can change after `fit`."""
 
     @abstractmethod
     def _check_options(self, method: str | None = None) -> None:
@@ -144,7 +135,7 @@ class BaseDistillationDetector(OutlierMixin, SavingMixin, ABC):
                 self.cloner_ = self._build_cloner(source, _checked(next(next(epochs))))
                 self.loss_curve_ = self._train(epochs, dataset, len(images), callback)
                 self.n_iter_ = len(self.loss_curve_["total"])
-                self._set_offsets(*self._training_thresholds(dataset, images))
+                self._set_training_thresholds(dataset, images)
 
     def _build_source(self) -> Source:
         """Build the source and, for its normalization, the preparation of images."""
@@ -192,8 +183,10 @@ class BaseDistillationDetector(OutlierMixin, SavingMixin, ABC):
             if callback is not None:
                 update_batch_norm()
                 parameters = self.get_params(deep=False)
-                callback(self, epoch)
-                self.__dict__.update(parameters)
+                try:
+                    callback(self, epoch)
+                finally:
+                    self.__dict__.update(parameters)
 
         curve = distill(
             self.cloner_, self._optimizer(), epochs, self._loss_terms, max_iter=self.max_iter,
@@ -205,62 +198,6 @@ class BaseDistillationDetector(OutlierMixin, SavingMixin, ABC):
 
     def _optimizer(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(trainable(self.cloner_), lr=self.learning_rate)
-
-    def _training_thresholds(self, dataset: Dataset, images: Images) -> tuple[float, float]:
-        """Return the thresholds that the allowed share of training images exceeds."""
-        scores = [o.score for o in self._outputs(images, maps=False, dataset=dataset)]
-        if not np.isfinite(scores).all():
-            raise ValueError(divergence(self.n_iter_, self.learning_rate))
-        chosen = np.linspace(0, len(images) - 1, min(len(images), MAP_THRESHOLD_IMAGES))
-        outputs = self._outputs(
-            images, scores=False, dataset=dataset, indices=chosen.astype(int).tolist()
-        )
-        maxima = [float(np.max(o.map)) for o in outputs]
-        return (
-            -training_threshold(-np.array(scores), self.contamination),
-            training_threshold(maxima, self.contamination),
-        )
-
-    def _set_offsets(self, offset: float, map_offset: float) -> None:
-        self.offset_, self.map_offset_ = offset, map_offset
-        settings = dict(zip(("offset_", "map_offset_"), self._settings(), strict=True))
-        self._thresholds_hold_for = copy.deepcopy(settings)
-
-    def calibrate(self, X: ImagesLike, *, fpr: float = 0.05) -> Self:
-        """Set both thresholds from normal images that were held out of `fit`.
-
-        The cloner fits its training images better than new ones, so the thresholds of `fit` raise
-        more false alarms on new images than `contamination` says: in a benchmark with `MKDDetector`
-        and images of 32 px, 60 % instead of 5 % after training on 100 images, and 26 % after 500.
-        The thresholds set here raise false alarms on at most a share `fpr` of new normal images, on
-        average over calibration sets (4.9 % and 4.8 % in that benchmark).
-
-        Parameters
-        ----------
-        X : array-like, list of array-like, or list of paths
-            At least ``1 / fpr - 1`` normal images, as in `score_samples`.
-        fpr : float in (0, 1), default=0.05
-            False-positive rate, as a share of normal images.
-
-        Returns
-        -------
-        self : object
-            The detector, with ``offset_`` the negative of the ``ceil((n + 1) * (1 - fpr))``-th
-            smallest anomaly score, and ``map_offset_`` likewise of the maxima of the maps.
-
-        Raises
-        ------
-        NotFittedError
-            If the detector is not fitted.
-        ValueError
-            If `fpr` is out of range, or X is not as described or too small for it.
-        """
-        images = self._check_images(self._without_unreadable(X))
-        check_fpr(fpr, len(images))
-        outputs = [(o.score, np.max(o.map)) for o in self._outputs(images)]
-        scores, maxima = np.array(outputs, dtype=np.float64).T
-        self._set_offsets(-conformal_threshold(-scores, fpr), conformal_threshold(maxima, fpr))
-        return self
 
     def score_samples(self, X: ImagesLike) -> np.ndarray:
         """Compute how normal each image is.
@@ -286,45 +223,6 @@ class BaseDistillationDetector(OutlierMixin, SavingMixin, ABC):
         """
         images = self._check_images(X)
         return np.array([output.score for output in self._outputs(images, maps=False)])
-
-    def decision_function(self, X: ImagesLike) -> np.ndarray:
-        """Compute the signed distance of each score to the threshold.
-
-        Parameters
-        ----------
-        X : array-like, list of array-like, or list of paths
-            Images as in `score_samples`.
-
-        Returns
-        -------
-        decision : ndarray of shape (n,), float64
-            ``score_samples(X) - offset_``: higher = more normal, negative = anomaly.
-
-        Raises
-        ------
-        NotFittedError
-            If the detector is not fitted.
-        ValueError
-            If X is not as described, or parameters that scores depend on were changed since
-            ``offset_`` was set.
-        """
-        threshold = self._threshold("offset_")
-        return self.score_samples(X) - threshold
-
-    def predict(self, X: ImagesLike) -> np.ndarray:
-        """Classify images as normal or anomalous.
-
-        Parameters
-        ----------
-        X : array-like, list of array-like, or list of paths
-            Images as in `score_samples`.
-
-        Returns
-        -------
-        labels : ndarray of shape (n,), int
-            +1 for normal images, -1 for anomalies and for images without a score.
-        """
-        return np.where(self.decision_function(X) >= 0, 1, -1)  # NaN is not normal
 
     def localize(self, X: ImagesLike) -> Maps:
         """Compute maps of where each image is anomalous.
@@ -359,34 +257,6 @@ class BaseDistillationDetector(OutlierMixin, SavingMixin, ABC):
         for output in outputs:
             maps[output.index] = output.map
         return maps
-
-    def predict_mask(self, X: ImagesLike) -> Maps:
-        """Mark the anomalous pixels of each image.
-
-        Parameters
-        ----------
-        X : array-like, list of array-like, or list of paths
-            Images as in `score_samples`.
-
-        Returns
-        -------
-        masks : ndarray of shape (n, H, W), or list of n ndarrays of shape (H, W); bool
-            Where the localization map exceeds ``map_offset_``: True = anomalous. All True for a
-            file that cannot be read where ``on_error="skip"``.
-
-        Raises
-        ------
-        NotFittedError
-            If the detector is not fitted.
-        ValueError
-            If X is not as described, or the parameters that make maps were changed since
-            ``map_offset_`` was set.
-        """
-        threshold = self._threshold("map_offset_")
-        maps = self.localize(X)
-        if isinstance(maps, list):
-            return [~(single <= threshold) for single in maps]
-        return ~(maps <= threshold)
 
     def _check_images(self, X: ImagesLike, method: str | None = None) -> Images:
         """Check new images, and parameters, which may have changed since `fit`."""
@@ -453,18 +323,6 @@ class BaseDistillationDetector(OutlierMixin, SavingMixin, ABC):
             source = FeatureStore(folder, self.source_, conditions)
         batch_size = inference_batch_size(self._prepare.size, self.device_, self.precision_)
         return ImageDataset(images, self._prepare, source, self.device_, batch_size)
-
-    def _threshold(self, name: str) -> float:
-        """Return a threshold, if it holds for the scores or maps of the current parameters."""
-        check_is_fitted(self, name)
-        score_settings, map_settings = self._settings()
-        now = score_settings if name == "offset_" else map_settings
-        if now != (then := self._thresholds_hold_for[name]):
-            raise ValueError(
-                f"{name} was set for the parameters {then}; they are now {now}. Call calibrate or "
-                "fit again."
-            )
-        return getattr(self, name)
 
     def _without_unreadable(self, X: Any) -> Any:
         """Leave out files that cannot be read if ``on_error="skip"``."""

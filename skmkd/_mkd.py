@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from skmkd._base import BaseDistillationDetector, Maps
+from skmkd._base import BaseDistillationDetector
 from skmkd._features.batches import Batch
 from skmkd._images.checks import ImagesLike
 from skmkd._maps.attribution import METHODS, OPTIONS, USED, gradient_map
@@ -24,7 +24,7 @@ from skmkd._maps.discrepancy import (
     discrepancy_map,
     total_discrepancy,
 )
-from skmkd._maps.finishing import blurred_maximum
+from skmkd._maps.finishing import Maps, blurred_maximum
 from skmkd._networks.cloners import build_cloner, check_cloner_output, cloner_blocks
 from skmkd._networks.layers import REDUCTIONS
 from skmkd._networks.precision import to_device

@@ -12,6 +12,8 @@ from skimage.morphology import disk
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
+Maps = np.ndarray | list[np.ndarray]  # (n, H, W), or one (H, W) for each of n images
+
 
 @dataclass(frozen=True, slots=True)
 class Output:
