@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,16 +24,20 @@ from skimage import data
 from torch.utils.flop_counter import FlopCounterMode
 
 from skmkd import __version__
-from skmkd._runtime import resolve_precision
 
+ROOT = Path(__file__).parents[1]
 PEAK_SIDE = 2048  # of the square matrices whose product is the machine's peak
 
 
-def parser(description: str | None, runs: int | None = None) -> argparse.ArgumentParser:
+def parser(
+    description: str | None, runs: int | None = None, before: bool = False
+) -> argparse.ArgumentParser:
     """Return a command line with what every benchmark takes."""
     parser = argparse.ArgumentParser(description=description)
     if runs is not None:
         parser.add_argument("--runs", type=int, default=runs, help="runs whose median is taken")
+    if before:
+        parser.add_argument("--before", type=Path, help="checkout of an earlier build to compare")
     parser.add_argument("--output", type=Path, help="JSON file (default: the script's name)")
     return parser
 
@@ -54,6 +61,62 @@ def medians(
         for name, work in works.items():
             times[name].append(seconds(work))
     return {name: median(each) for name, each in times.items()}
+
+
+class Build:
+    """A checkout of skmkd in a process of its own, where functions of a benchmark are called.
+
+    Parameters
+    ----------
+    checkout : path
+        Its folder.
+    script : path
+        The benchmark; the process imports this file, whatever the checkout.
+    """
+
+    def __init__(self, checkout: Path, script: str) -> None:
+        path = os.pathsep.join([str(checkout.resolve()), str(Path(script).resolve().parent)])
+        program = (
+            f"import json, sys, {Path(script).stem} as script, skmkd\n"
+            f"assert skmkd.__file__.startswith({str(checkout.resolve())!r}), skmkd.__file__\n"
+            "for line in sys.stdin:\n"
+            "    name, arguments = json.loads(line)\n"
+            "    print(json.dumps(getattr(script, name)(*arguments)), flush=True)\n"
+        )
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-c", program],
+            env={**os.environ, "PYTHONPATH": path},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def call(self, name: str, *arguments: Any) -> Any:
+        """Call a function there; arguments and result are what JSON can hold."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps([name, arguments]) + "\n")
+            self._process.stdin.flush()
+        if not (answer := self._process.stdout.readline()):
+            raise RuntimeError(f"{name} failed in the other process; see its message above.")
+        return json.loads(answer)
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.communicate()
+
+
+@contextmanager
+def builds(script: str, before: Path | None) -> Iterator[dict[str, Build]]:
+    """Start this build and, if a checkout of an earlier one was given, that one."""
+    checkouts = {"this": ROOT} | ({} if before is None else {"before": before})
+    started = {name: Build(checkout, script) for name, checkout in checkouts.items()}
+    try:
+        yield started
+    finally:
+        for build in started.values():
+            build.close()
 
 
 def anonymous() -> float:
@@ -136,6 +199,8 @@ def processor() -> str:
 
 def machine() -> dict[str, Any]:
     """Say on what, and with which versions, something is measured."""
+    from skmkd._runtime import resolve_precision  # a build to compare with may lack it
+
     return {
         "processor": processor(),
         "threads": torch.get_num_threads(),
