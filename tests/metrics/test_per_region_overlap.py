@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 from numpy.testing import assert_allclose
 from sklearn.exceptions import UndefinedMetricWarning
 
-from skmkd.metrics import aupro_score, per_region_overlap_curve
+from skmkd.metrics import _pixels, aupro_score, per_region_overlap_curve
 from skmkd.metrics._per_region_overlap import area_share, curve_until
 
 LEVELS = np.float32([-2.5, -1, 0, 0, 0.25, 0.5, 1, 1e-7, 3e8])  # ties are the hard part
@@ -122,6 +122,26 @@ def test_rounding_does_not_lift_the_area_above_one(max_fpr):
     fpr = np.append(0, np.sort(np.random.default_rng(0).random(1000)))
     assert area_share(*curve_until(max_fpr, fpr, np.ones(1001))) == pytest.approx(1)
     assert area_share(*curve_until(max_fpr, fpr, np.ones(1001))) <= 1
+
+
+def test_area_that_rounding_lifts_is_exactly_one():
+    fpr = np.random.default_rng(0).random((500, 20)).cumsum(1)
+    fpr[:, 0] = 0
+    assert any(np.trapezoid(np.ones(20), each) / each[-1] > 1 for each in fpr)
+    assert all(area_share(each, np.ones(20)) <= 1 for each in fpr)
+
+
+def test_curve_and_area_are_exact_by_default_only(monkeypatch):
+    monkeypatch.setattr(_pixels, "N_THRESHOLDS", 3)
+    masks, maps = discs()
+    thresholds = {
+        exact: per_region_overlap_curve(masks, maps, exact=exact)[2] for exact in (True, False)
+    }
+    assert len(thresholds[False]) < len(thresholds[True])
+    np.testing.assert_array_equal(per_region_overlap_curve(masks, maps)[2], thresholds[True])
+    areas = {exact: aupro_score(masks, maps, exact=exact) for exact in (True, False)}
+    assert areas[False] != areas[True] == aupro_score(masks, maps)
+    assert all(type(area) is float for area in areas.values())
 
 
 def test_perfect_map_has_one_and_the_worst_has_none():

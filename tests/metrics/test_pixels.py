@@ -104,9 +104,27 @@ def test_quantiles_leave_little_weight_between_them():
     assert len(kept) <= 50
     assert values[7] in kept
     assert gathered.sum() == pytest.approx(weights.sum())
+    assert (np.diff(kept) > 0).all()
+    assert (gathered > 0).all()
     bins = np.searchsorted(np.sort(kept), values, side="right")
     between = ~np.isin(values, kept)
     assert np.bincount(bins[between], weights[between]).max() <= weights.sum() / 50
+
+
+def test_quantiles_keep_all_of_n_values():
+    values, weights = np.array([3.0, 1.0, 2.0]), np.array([0.01, 10.0, 0.01])
+    assert sorted(_pixels._quantiles(values, weights, 3)[0]) == [1, 2, 3]
+
+
+def test_values_are_reduced_only_above_the_limit(monkeypatch):
+    rng = np.random.default_rng(0)
+    masks, maps = rng.random((20, 10, 10)) < 0.5, rng.random((20, 10, 10))
+    monkeypatch.setattr(_pixels, "CHUNK", 100)
+    monkeypatch.setattr(_pixels, "N_THRESHOLDS", 20)
+    whole = weighted_pixels(masks, maps, one_each, exact=False)
+    monkeypatch.setattr(_pixels, "N_KEPT", 50)
+    monkeypatch.setattr(_pixels, "N_GATHERED", 2000)
+    np.testing.assert_array_equal(weighted_pixels(masks, maps, one_each, exact=False), whole)
 
 
 def peak(n_images):

@@ -118,6 +118,8 @@ def test_all_pixels_anomalous_is_as_in_scikit_learn():
 def test_constant_map_is_chance():
     masks = np.arange(16).reshape(1, 4, 4) < 4
     maps = np.full((1, 4, 4), 3)
+    for metric in (pixel_roc_auc_score, pixel_average_precision_score, pixel_f1_max_score):
+        assert type(metric(masks, maps)) is float
     assert pixel_roc_auc_score(masks, maps) == 0.5
     assert pixel_average_precision_score(masks, maps) == 0.25
     assert pixel_f1_max_score(masks, maps) == pytest.approx(0.4)
