@@ -120,16 +120,18 @@ def settle_batch_norm(
     """
     norms = [m for m in student.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the plain mean over all batches
-        norm.train()
-    with torch.no_grad():
-        for batch in batches:
-            output(batch)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    student.eval()
+    try:
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the plain mean over all batches
+            norm.train()
+        with torch.no_grad():
+            for batch in batches:
+                output(batch)
+    finally:  # an interrupt may end this, and the student may be kept all the same
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        student.eval()
 
 
 def divergence(epoch: int, learning_rate: float) -> str:

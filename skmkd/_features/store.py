@@ -72,7 +72,7 @@ class FeatureStore:
         """Return the stored features of an image, of those layers that can be read."""
         rows = {}
         for layer, folder in self._folders.items():
-            with suppress(OSError, ValueError, EOFError):
+            with suppress(Exception):  # the errors of a damaged header are of many kinds
                 rows[layer] = np.load(folder / f"{name}.npy", allow_pickle=False)
         return rows
 

@@ -24,7 +24,8 @@ class Preprocessing:
 
     Pixels are resized before they are scaled, which takes half the time for large images. The
     resize computes in float32, or float64 for kinds of number that float32 cannot hold: resizing
-    bytes as bytes is faster still, but rounds by up to 0.7 grey levels.
+    bytes as bytes is faster still, but rounds by up to 0.7 grey levels. A lowest value other than 0
+    is subtracted first, since a large one would leave few digits to the differences of pixels.
 
     Parameters
     ----------
@@ -47,18 +48,20 @@ class Preprocessing:
         width = (high - low) or 1.0
         pixels = np.stack(images) if len(images) > 1 else images[0][None]
         floats = pixels.astype(np.result_type(pixels.dtype, np.float32))
+        if low != 0:
+            floats -= low
         tensor = torch.from_numpy(floats).permute(0, 3, 1, 2)  # (n, C, H, W), channels last
         if tensor.shape[1] == 4:
-            tensor = over_white(tensor, low, width)
+            tensor = over_white(tensor, width)
         resized = transforms.resize(tensor, list(self.size), antialias=True)
-        scaled = ((resized - low) / width).float()
+        scaled = (resized / width).float()
         return transforms.normalize(scaled.expand(-1, 3, -1, -1), self.mean, self.std)
 
 
-def over_white(images: Tensor, black: float, width: float) -> Tensor:
-    """Composite RGBA over white: (n, 4, H, W) -> (n, 3, H, W), values from black to its width."""
-    colour, alpha = images[:, :3], (images[:, 3:] - black) / width
-    return colour * alpha + (black + width) * (1 - alpha)
+def over_white(images: Tensor, white: float) -> Tensor:
+    """Composite RGBA over white: (n, 4, H, W) -> (n, 3, H, W), all values from 0 to white."""
+    colour, alpha = images[:, :3], images[:, 3:] / white
+    return colour * alpha + white * (1 - alpha)
 
 
 def mild_augmentation(images: Tensor, generator: torch.Generator) -> Tensor:
