@@ -12,12 +12,14 @@ from PIL import Image
 from scipy import sparse
 from sklearn.base import BaseEstimator
 
-from skmkd._images.checks import check_images
+from skmkd._images import checks
+from skmkd._images.checks import Images, check_images
+from skmkd._images.image_files import UnreadableImageError
 
 
 class Estimator(BaseEstimator):
-    def __init__(self, image_shape=None):
-        self.image_shape = image_shape
+    def __init__(self, image_shape=None, on_error="raise"):
+        self.image_shape, self.on_error = image_shape, on_error
 
 
 def fitted_to(X, **parameters):
@@ -312,3 +314,55 @@ def test_paths_are_told_from_a_single_path_and_from_mixed_lists(tmp_path):
     images = check_images(Estimator(), paths[:1] * 2, reset=True)
     assert images.sizes([0, 1]) == [(4, 5)] * 2
     assert images.kind(1) == "uint8"
+
+
+def written(folder, n):
+    """Write n images of 9 x 6 pixels and return their paths."""
+    paths = [folder / f"{i}.png" for i in range(n)]
+    for i, path in enumerate(paths):
+        Image.fromarray(noise((6, 9, 3), np.uint8, seed=i)).save(path)
+    return paths
+
+
+def test_headers_of_files_are_read_and_pixels_when_they_are_needed(tmp_path):
+    paths = written(tmp_path, 4)
+    paths[3].write_bytes(paths[3].read_bytes()[:60])  # its header is whole
+    images = check_images(Estimator(), paths, reset=True)
+    assert images.are_files
+    assert images.sizes(range(4)) == [(6, 9)] * 4
+    assert_array_equal(images.read(1), noise((6, 9, 3), np.uint8, seed=1))
+    with pytest.raises(UnreadableImageError, match=r"3.png"):
+        images.read(3)
+    with pytest.raises(UnreadableImageError, match=r"nowhere.png"):
+        check_images(Estimator(), [*paths, tmp_path / "nowhere.png"], reset=True)
+
+
+def test_unreadable_files_are_replaced_and_warned_of_once(tmp_path):
+    estimator = fitted_to(noise((3, 6, 9, 3), np.uint8), on_error="skip")
+    paths = [*written(tmp_path, 3), tmp_path / "nowhere.png"]
+    paths[2].write_bytes(paths[2].read_bytes()[:60])
+    with pytest.warns(UserWarning, match=r"nowhere.png.*It is skipped") as caught:
+        images = check_images(estimator, paths, reset=False)
+    assert len(caught) == 1
+    assert images.unreadable == {3}
+    for _ in range(2):
+        assert [image.shape for image in images] == [(6, 9, 3)] * 2 + [(1, 1, 3)] * 2
+    assert images.unreadable == {2, 3}
+    with pytest.warns(UserWarning, match=r"2.png.*It is skipped") as caught:
+        images.warn_of_unreadable()
+    assert len(caught) == 1
+    images.warn_of_unreadable()  # a second warning would be an error
+    with pytest.raises(UnreadableImageError, match=r"nowhere.png"):  # never left out of a fit here
+        check_images(estimator, paths, reset=True)
+
+
+def test_runs_are_neighbours_of_one_size_of_limited_area(monkeypatch):
+    large, small = np.zeros((600, 600), np.uint8), np.zeros((30, 40), np.uint8)
+    images = Images([large] * 3 + [small] * 400 + [large], (None, None, 1))
+    order = [*range(404)][::-1]
+    runs = images.runs(order)
+    assert [index for run in runs for index in run] == order
+    assert [len(run) for run in runs] == [1, 218, 182, 1, 1, 1]
+    monkeypatch.setattr(checks, "RUN_PIXELS", 2 * 30 * 40)
+    assert images.runs([5, 6, 7, 0, 5]) == [[5, 6], [7], [0], [5]]
+    assert images.runs([]) == []

@@ -23,7 +23,6 @@ from skmkd._images.image_files import (
     ImageFile,
     UnreadableImageError,
     is_path_list,
-    open_files,
     readable,
 )
 
@@ -248,19 +247,6 @@ def test_readable_leaves_out_what_is_not(tmp_path):
     ):
         readable(paths[3:])
     assert readable(COLOUR) is COLOUR
-
-
-def test_open_files_reads_headers_only(tmp_path):
-    paths = [*folder_of(tmp_path), tmp_path / "nowhere.png"]
-    files, unreadable = open_files(paths[:4], None)
-    assert [file.shape for file in files] == [COLOUR.shape] * 4
-    assert unreadable == set()
-    with pytest.raises(UnreadableImageError, match="nowhere.png"):
-        open_files(paths, None)
-    with pytest.warns(UserWarning, match=r"nowhere.png.*It is skipped"):
-        files, unreadable = open_files(paths, COLOUR)
-    assert unreadable == {4}
-    assert files[4] is COLOUR
 
 
 @pytest.mark.parametrize("kind", [list, tuple, np.array, lambda x: np.array(x, object), pd.Series])
