@@ -1,4 +1,4 @@
-"""Images from folders, with labels and masks; made defects. Nothing is ever downloaded."""
+"""Load datasets from folders, with labels and masks; add synthetic defects. No downloads."""
 
 from skmkd.datasets._defects import make_defects
 from skmkd.datasets._files import list_images

@@ -1,4 +1,4 @@
-"""Defects made on normal images, with their masks: for tests, and to choose parameters by."""
+"""Synthetic defects on normal images, with masks, for tests and for choosing parameters."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from skimage.transform import rotate
 from skmkd._images.checks import PixelRange, image_list
 from skmkd._runtime import draw_seed
 
-SMALLEST = 16  # pixels, the shorter side of an image
-AREA = (0.005, 0.15)  # shares of the image that a defect may take
-VISIBLE = 0.005  # share of the pixel range: smaller changes, on average nearby, are undone
-CONTRAST = 0.04  # the least mean change, in the same unit
+SMALLEST = 16  # pixels, lower limit of both sides of an image
+AREA = (0.005, 0.15)  # limits of a defect's share of the image
+VISIBLE = 0.005  # share of the pixel range; changes of a lower local mean are undone
+CONTRAST = 0.04  # minimum mean change of a defect, in the same unit
 N_TRIES = 10
 
 Draw = Callable[[np.ndarray, np.random.Generator], np.ndarray]
@@ -29,43 +29,43 @@ def make_defects(
     kind: str | Sequence[str] = "mixed",
     random_state: int | np.random.RandomState | None = None,
 ) -> tuple[Any, Any]:
-    """Make one defect on each image.
+    """Add one synthetic defect to each image.
 
-    Made defects take the place of real ones where there are none, to try a detector or to choose
-    its parameters: they tell whether it finds what it should, not how often it will.
+    Where there are no real anomalies, synthetic defects serve to try a detector or to choose its
+    parameters. They do not measure how well it will detect real defects.
 
     Parameters
     ----------
     X : ndarray of shape (n, H, W) or (n, H, W, C), or sequence of n array-likes
         Normal images, grey, RGB or RGBA, of at least 16 x 16 pixels: bool, integer or float. In
-        a sequence they may differ in size. They are left as they are.
+        a sequence they may differ in size. X is not modified.
     kind : str or sequence of str, default="mixed"
         "scratch", a thin curve, lighter or darker; "stain", a translucent blot; "blur", a blurred
-        spot; "cut_paste", a rectangle that shows another place of the image, turned; "missing", a
-        chip of one tone, shaded; "perlin", grains of noise, as of rot or rust. Of several, one is
-        drawn for each image; "mixed" stands for all.
+        spot; "cut_paste", a rotated rectangle cut from elsewhere in the image; "missing", a shaded
+        polygon of one tone; "perlin", grainy noise like rot or rust. If several are given, each
+        image gets a random one of them; "mixed" means all.
     random_state : int, RandomState instance or None, default=None
-        Seed of the defects. With None they differ from call to call; numpy's global generator is
-        left alone.
+        Seed of the defects. With None they differ from call to call. NumPy's global generator is
+        not used.
 
     Returns
     -------
     X_bad : ndarray of the shape and dtype of X, or list of n ndarrays
         The images with defects, of the same dtypes and shapes.
     masks : ndarray of shape (n, H, W), bool, or list of n ndarrays of shape (H, W), bool
-        True at the pixels that differ from those of X: 0.5 to 15 % of each image.
+        True where pixels differ from those of X: 0.5 to 15 % of each image.
 
     Raises
     ------
     ValueError
-        If X or `kind` is not as described, or pixels are not finite.
+        If X or `kind` is invalid, or pixels are not finite.
 
     Notes
     -----
-    Where a kind cannot be seen, such as a blur on a plain image, a spot of the opposite brightness
-    takes its place. Alpha is never changed.
+    If a defect would be invisible, such as a blur on a plain image, a spot of the opposite
+    brightness takes its place. Alpha is not changed.
 
-    Gradient noise is that of [1]_; cutting and pasting defects was tried by [2]_, noise by [3]_.
+    The gradient noise is that of [1]_; [2]_ uses cut-and-paste defects, [3]_ Perlin noise.
 
     References
     ----------
@@ -110,7 +110,7 @@ def make_defects(
 
 
 def _drawing(kind: str | Sequence[str]) -> list[Draw]:
-    """Return the functions that draw the kinds."""
+    """Return the functions that draw the defects of these kinds."""
     names = [kind] if isinstance(kind, str) else list(kind)
     names = list(KINDS) if names == ["mixed"] else names
     if not names or not all(isinstance(name, str) and name in KINDS for name in names):
@@ -124,13 +124,13 @@ def _drawing(kind: str | Sequence[str]) -> list[Draw]:
 def _with_defect(
     image: np.ndarray, pixel_range: PixelRange, draw: Draw, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw until the defect shows and is neither small nor large: image (H, W, C), mask (H, W)."""
+    """Draw until the defect is visible and within `AREA`: image (H, W, C), mask (H, W)."""
     low, high, _ = pixel_range
     scale = (high - low) or 1.0
     n_colours = min(image.shape[2], 3)  # not alpha
     pixels = (image[..., :n_colours].astype(np.float64) - low) / scale
     for attempt in [draw] * N_TRIES + [_spot]:
-        step = scale * (np.clip(attempt(pixels, rng), 0, 1) - pixels)  # 0 where nothing is drawn
+        step = scale * (np.clip(attempt(pixels, rng), 0, 1) - pixels)  # 0 outside the defect
         new = image.copy()
         new[..., :n_colours] = _in_steps(image[..., :n_colours] + step, image.dtype)
         change = np.abs((new[..., :n_colours].astype(np.float64) - low) / scale - pixels).max(2)
@@ -141,11 +141,11 @@ def _with_defect(
 
 
 def _in_steps(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Round where the dtype holds whole numbers only."""
+    """Round if the dtype is not a float."""
     return values if dtype.kind == "f" else np.rint(values)
 
 
-# Each kind draws on an image (H, W, C) of numbers from 0 to 1, and returns a new one.
+# Each function draws on an image (H, W, C) of floats from 0 to 1 and returns a new one.
 
 
 def _scratch(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -158,7 +158,7 @@ def _scratch(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     curve[bezier_curve(r0, c0, r1, c1, r2, c2, weight=1, shape=shape)] = True
     distance = ndimage.distance_transform_edt(~curve)
     region = _lowest(distance, rng.uniform(0.006, 0.015))
-    opacity = 1 - 0.5 * distance / (distance[region].max() + 1)  # deepest in its middle
+    opacity = 1 - 0.5 * distance / (distance[region].max() + 1)  # highest along the curve
     return _blend(image, _other_tone(image, region, rng), region * opacity)
 
 
@@ -216,23 +216,23 @@ KINDS: dict[str, Draw] = {
 
 
 def _blend(image: np.ndarray, other: np.ndarray, opacity: np.ndarray) -> np.ndarray:
-    """Lay another image, or a tone (C,), over an image, by the opacity (H, W) of each pixel."""
+    """Blend an image with another one, or a tone (C,), by opacity (H, W)."""
     return image + (other - image) * opacity[..., None]
 
 
 def _other_tone(image: np.ndarray, region: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return a tone (C,), slightly tinted, at least 0.35 lighter or darker than the region."""
+    """Return a slightly tinted tone (C,), at least 0.35 lighter or darker than the region."""
     tone = (image[region].mean() + rng.uniform(0.35, 0.65)) % 1
     return tone + rng.normal(0, 0.04, image.shape[2])
 
 
 def _lowest(values: np.ndarray, share: float) -> np.ndarray:
-    """Return where the lowest values are, that share of all."""
+    """Return a mask of the lowest values, which are this share of all."""
     return values <= np.quantile(values, share)
 
 
 def _from_centre(shape: tuple[int, ...], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Return how far down (H, 1) and to the right (1, W) pixels are of a random one."""
+    """Return the row (H, 1) and column (1, W) offsets of pixels from a random centre."""
     row, column = rng.uniform(0.1, 0.9, 2) * shape
     return np.arange(shape[0])[:, None] - row, np.arange(shape[1])[None] - column
 
@@ -252,19 +252,19 @@ def _polygon(
 
 
 def _blot(shape: tuple[int, ...], share: float, rng: np.random.Generator) -> np.ndarray:
-    """Return a round region (H, W) with a ragged edge."""
+    """Return a roughly circular region (H, W) with an irregular edge."""
     radius = np.sqrt(share * shape[0] * shape[1] / np.pi)
     distance = np.hypot(*_from_centre(shape, rng)) / radius
     return _lowest(distance + _noise(shape, max(3, radius), rng), share)
 
 
 def _noise(shape: tuple[int, ...], cell: float, rng: np.random.Generator) -> np.ndarray:
-    """Return Perlin's gradient noise (H, W), from -1 to 1, of cells of that size and of half it."""
+    """Return Perlin noise (H, W), from -1 to 1: two octaves, with cells of this size and half."""
     return _octave(shape, cell, rng) + _octave(shape, cell / 2, rng) / 2
 
 
 def _octave(shape: tuple[int, ...], cell: float, rng: np.random.Generator) -> np.ndarray:
-    """Blend the slopes, of random directions, at the corners of each cell."""
+    """Interpolate gradients of random direction between the corners of each cell."""
     y, x = (np.arange(side) / cell for side in shape)
     row, column = y.astype(int), x.astype(int)
     angle = rng.uniform(0, 2 * np.pi, (row[-1] + 2, column[-1] + 2))
@@ -280,5 +280,5 @@ def _octave(shape: tuple[int, ...], cell: float, rng: np.random.Generator) -> np
 
 
 def _fade(distance: np.ndarray) -> np.ndarray:
-    """Fall smoothly from 1 at a corner to 0 at the next."""
+    """Return the smooth weight that falls from 1 at a corner to 0 at the next."""
     return 1 - distance**3 * (distance * (6 * distance - 15) + 10)

@@ -1,4 +1,4 @@
-"""Folders become sorted arrays of paths."""
+"""Lists of image files."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def list_images(
     Parameters
     ----------
     folder : str or path-like
-        The folder. Files and folders in it whose names begin with a dot are passed over.
+        The folder. Files and folders in it whose names begin with a dot are ignored.
     recursive : bool, default=True
-        Whether to look into its sub folders, too.
+        Whether to include subfolders.
     extensions : sequence of str, default=(".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", \
 ".webp")
         Suffixes of image files, dot included, in upper or lower case.
@@ -33,8 +33,8 @@ def list_images(
     Returns
     -------
     paths : ndarray of shape (n,), object
-        A `pathlib.Path` for each file, sorted by name, numbers by their value: 2.png comes before
-        10.png. An array, so that scikit-learn's splitters can index it.
+        A `pathlib.Path` for each file in natural order: 2.png comes before 10.png. It is an
+        array so that scikit-learn's splitters can index it.
 
     Raises
     ------
@@ -75,19 +75,19 @@ def list_images(
 
 
 def natural_order(path: Path) -> tuple[list[str | int], str]:
-    """Return a key that sorts paths by name, numbers in them by their value."""
+    """Return a key that sorts paths by name, and numbers in names by value."""
     text = path.as_posix()
-    words = re.split(r"(\d+)", text)  # a number at every odd place
-    return [int(word) if place % 2 else word for place, word in enumerate(words)], text
+    words = re.split(r"(\d+)", text)  # numbers are at odd indices
+    return [int(word) if i % 2 else word for i, word in enumerate(words)], text
 
 
 def existing_folder(path: str | os.PathLike[str], name: str) -> Path:
-    """Return the path of a folder, given as the parameter of that name, if there is one.
+    """Return the path of a folder; `name` is the parameter that errors mention.
 
     Raises
     ------
     FileNotFoundError, NotADirectoryError
-        If there is none.
+        If it does not exist or is a file.
     """
     folder = Path(path)
     if folder.is_dir():
@@ -98,7 +98,7 @@ def existing_folder(path: str | os.PathLike[str], name: str) -> Path:
 
 
 def sub_folders(folder: Path) -> list[Path]:
-    """Return the folders in a folder, sorted, without hidden ones."""
+    """Return the subfolders that are not hidden, in natural order."""
     found = [path for path in folder.iterdir() if path.is_dir() and path.name[0] != "."]
     return sorted(found, key=natural_order)
 

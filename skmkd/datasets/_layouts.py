@@ -1,4 +1,4 @@
-"""What the loaders share: published layouts become images, labels and masks."""
+"""Helpers that the loaders share: from folders and tables to images, labels and masks."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ class Item(NamedTuple):
 
     image: Path
     defect_type: str
-    masks: tuple[Path, ...] = ()  # where its mask may be
+    masks: tuple[Path, ...] = ()  # possible paths of its mask
 
 
 def as_bunch(items: Iterable[Item], description: str, *, with_masks: bool = True) -> Bunch:
-    """Return paths, y, masks, defect_types and DESCR of the items, in their order.
+    """Return `paths`, `y`, `masks`, `defect_types` and `DESCR`, in the order of the items.
 
     Raises
     ------
     FileNotFoundError
-        If an image, or the mask of an anomalous one, is not where it must be.
+        If an image, or the mask of an anomalous image, does not exist.
     """
     items = list(items)
     if absent := next((item.image for item in items if not item.image.is_file()), None):
@@ -76,16 +76,16 @@ def items_of_subset(
 def items_of(
     folder: Path, masks: Path, mask_names: Sequence[str], *, normal: str = GOOD
 ) -> list[Item]:
-    """List the images of one kind.
+    """List the images of one defect type.
 
     Parameters
     ----------
     folder : Path
-        Holds the images, and has the name of their defect type.
+        Folder of the images, named after their defect type.
     masks : Path
         Folder that holds their masks.
     mask_names : sequence of str
-        Names that a mask may have, with "{stem}" for that of the image.
+        Possible file names of a mask; "{stem}" stands for the stem of the image's name.
     normal : str
         Name of the folder of normal images.
     """
@@ -97,14 +97,14 @@ def items_of(
 
 
 def parts_of(subset: str) -> tuple[str, ...]:
-    """Return the names of the parts, train and test, that make up a subset."""
+    """Return the parts, "train" and "test", of a subset."""
     if not isinstance(subset, str) or subset not in SUBSETS:
         raise ValueError(f"subset must be 'train', 'test' or 'all'; got {subset!r}.")
     return SUBSETS[subset]
 
 
 def check_category(category: str, known: Sequence[str], root: Path) -> None:
-    """Refuse a category that is not among those of the dataset at root."""
+    """Raise ValueError if the dataset at root has no such category."""
     if category not in known:
         raise ValueError(
             f"category must be one of those in {root}: {', '.join(known)}; got {category!r}."
@@ -112,19 +112,19 @@ def check_category(category: str, known: Sequence[str], root: Path) -> None:
 
 
 def category_folder(root: str | os.PathLike[str], category: str) -> Path:
-    """Return the folder of a category below root."""
+    """Return the folder of a category in root."""
     folder = existing_folder(root, "root")
     check_category(category, [path.name for path in sub_folders(folder)], folder)
     return folder / category
 
 
 def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """Read the rows of a table, comma-separated, with its columns named in the first line.
+    """Read the rows of a CSV file with a header.
 
     Raises
     ------
     FileNotFoundError
-        If there is no such file.
+        If the file does not exist.
     ValueError
         If a column is missing.
     """

@@ -1,4 +1,4 @@
-"""Datasets for anomaly detection, read from folders in the layouts they are published in."""
+"""Loaders of public datasets for anomaly detection, in their published layouts."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from skmkd.datasets._layouts import (
 MVTEC_MASKS = ("{stem}_mask.png",)
 BTAD_MASKS = ("{stem}.png", "{stem}.bmp")
 VISA_COLUMNS = ("object", "split", "image", "mask")
-LOSSLESS = (".png", ".bmp", ".tif", ".tiff")  # a JPEG mask has stray pixels
+LOSSLESS = (".png", ".bmp", ".tif", ".tiff")  # JPEG would add stray pixels
 FOLDER_MASKS = tuple(f"{{stem}}{end}{suffix}" for end in ("", "_mask") for suffix in LOSSLESS)
 
 
 def load_mvtec_ad(root: str | os.PathLike[str], category: str, *, subset: str = "train") -> Bunch:
-    """Load a category of MVTec AD, or of any dataset laid out like it.
+    """Load a category of MVTec AD, or of a dataset with the same layout.
 
     Normal images are in ``train/good`` and ``test/good``, anomalies in ``test/<defect type>``, and
     their masks are ``ground_truth/<defect type>/<image>_mask.png``.
@@ -38,44 +38,45 @@ def load_mvtec_ad(root: str | os.PathLike[str], category: str, *, subset: str = 
     Parameters
     ----------
     root : str or path-like
-        Folder that holds a folder for each category. Nothing is ever downloaded.
+        Folder with a subfolder for each category. Nothing is downloaded.
     category : str
-        Name of such a folder, "bottle" for one.
+        Name of such a subfolder, for example "bottle".
     subset : {"train", "test", "all"}, default="train"
-        Normal images to train on, normal and anomalous ones to test on, or all, in this order.
+        The training images (all normal), the test images (normal and anomalous), or both, in this
+        order.
 
     Returns
     -------
     dataset : Bunch
-        With these attributes, for n images, sorted by name within each folder:
+        With these attributes, for n images in natural order within each folder:
 
         paths : ndarray of shape (n,), object
             A `pathlib.Path` for each image.
         y : ndarray of shape (n,), int
             +1 for normal images, -1 for anomalies.
         masks : sequence of n ndarrays of shape (H, W), bool
-            True = anomalous. Each is read when it is asked for by an integer, in a loop or by a
-            metric; an array of indices gives a part of them, unread.
+            True = anomalous. Masks are read on access: by an integer index, in a loop or by a
+            metric. A slice or an array of indices selects masks without reading them.
         defect_types : ndarray of shape (n,), str
             Name of the image's folder: "good" for normal images.
         DESCR : str
-            What the dataset is, its layout, its terms, and where to get it.
+            Description of the dataset: contents, layout, terms and source.
 
     Raises
     ------
     FileNotFoundError
-        If root, a part of the category or a mask is not there.
+        If root, a part of the category or a mask does not exist.
     ValueError
-        If there is no such category, a folder holds no image, or `subset` is not as described.
+        If the category does not exist, a folder holds no image, or `subset` is invalid.
 
     See Also
     --------
-    load_image_folder : For a simpler layout.
-    load_mpdd, load_visa, load_btad : Other datasets.
+    load_image_folder : Loads your own images.
+    load_mpdd, load_visa, load_btad : Load other datasets.
 
     Examples
     --------
-    A tree of the same layout, with a normal and an anomalous image:
+    A folder with the same layout, with a normal and an anomalous image:
 
     >>> from pathlib import Path
     >>> from tempfile import TemporaryDirectory
@@ -100,102 +101,104 @@ def load_mvtec_ad(root: str | os.PathLike[str], category: str, *, subset: str = 
 
 
 def load_mpdd(root: str | os.PathLike[str], category: str, *, subset: str = "train") -> Bunch:
-    """Load a category of MPDD, metal parts, which is laid out like MVTec AD.
+    """Load a category of MPDD (metal parts), which has the layout of MVTec AD.
 
     Parameters
     ----------
     root : str or path-like
-        Folder that holds a folder for each category. Nothing is ever downloaded.
+        Folder with a subfolder for each category. Nothing is downloaded.
     category : str
-        Name of such a folder, "tubes" for one.
+        Name of such a subfolder, for example "tubes".
     subset : {"train", "test", "all"}, default="train"
-        Normal images to train on, normal and anomalous ones to test on, or all, in this order.
+        The training images (all normal), the test images (normal and anomalous), or both, in this
+        order.
 
     Returns
     -------
     dataset : Bunch
-        `paths`, `y`, `masks`, `defect_types` and `DESCR`, as `load_mvtec_ad` gives them.
+        `paths`, `y`, `masks`, `defect_types` and `DESCR`, as in `load_mvtec_ad`.
 
     Raises
     ------
     FileNotFoundError
-        If root, a part of the category or a mask is not there.
+        If root, a part of the category or a mask does not exist.
     ValueError
-        If there is no such category, a folder holds no image, or `subset` is not as described.
+        If the category does not exist, a folder holds no image, or `subset` is invalid.
 
     See Also
     --------
-    load_mvtec_ad : Explains what is returned.
+    load_mvtec_ad : Describes the attributes of the dataset.
     """
     items = items_of_subset(category_folder(root, category), subset, MVTEC_MASKS)
     return as_bunch(items, MPDD)
 
 
 def load_btad(root: str | os.PathLike[str], category: str, *, subset: str = "train") -> Bunch:
-    """Load a category of BTAD, industrial products.
+    """Load a category of BTAD (industrial products).
 
-    Normal images are in ``train/ok`` and ``test/ok``, anomalies in ``test/ko``, and their masks,
-    of the same name, in ``ground_truth/ko``.
+    Normal images are in ``train/ok`` and ``test/ok``, anomalies in ``test/ko``, and their masks, of
+    the same name, in ``ground_truth/ko``.
 
     Parameters
     ----------
     root : str or path-like
-        Folder that holds the folders 01, 02 and 03. Nothing is ever downloaded.
+        Folder with the subfolders 01, 02 and 03. Nothing is downloaded.
     category : str
-        Name of such a folder.
+        Name of such a subfolder.
     subset : {"train", "test", "all"}, default="train"
-        Normal images to train on, normal and anomalous ones to test on, or all, in this order.
+        The training images (all normal), the test images (normal and anomalous), or both, in this
+        order.
 
     Returns
     -------
     dataset : Bunch
-        `paths`, `y`, `masks`, `defect_types` ("good" or "ko") and `DESCR`, as `load_mvtec_ad`
-        gives them.
+        `paths`, `y`, `masks`, `defect_types` ("good" or "ko") and `DESCR`, as in `load_mvtec_ad`.
 
     Raises
     ------
     FileNotFoundError
-        If root, a part of the category or a mask is not there.
+        If root, a part of the category or a mask does not exist.
     ValueError
-        If there is no such category, a folder holds no image, or `subset` is not as described.
+        If the category does not exist, a folder holds no image, or `subset` is invalid.
 
     See Also
     --------
-    load_mvtec_ad : Explains what is returned.
+    load_mvtec_ad : Describes the attributes of the dataset.
     """
     items = items_of_subset(category_folder(root, category), subset, BTAD_MASKS, normal="ok")
     return as_bunch(items, BTAD)
 
 
 def load_visa(root: str | os.PathLike[str], category: str, *, subset: str = "train") -> Bunch:
-    """Load a category of VisA, split as for one-class learning by its own table ``1cls.csv``.
+    """Load a category of VisA, with the one-class split of its ``1cls.csv``.
 
     Parameters
     ----------
     root : str or path-like
-        Folder that holds ``split_csv`` and a folder for each category. Nothing is ever downloaded.
+        Folder with ``split_csv`` and a subfolder for each category. Nothing is downloaded.
     category : str
-        Name of such a folder, "candle" for one.
+        Name of such a subfolder, for example "candle".
     subset : {"train", "test", "all"}, default="train"
-        Normal images to train on, normal and anomalous ones to test on, or all, in this order.
+        The training images (all normal), the test images (normal and anomalous), or both, in this
+        order.
 
     Returns
     -------
     dataset : Bunch
-        `paths`, `y`, `masks`, `defect_types` and `DESCR`, as `load_mvtec_ad` gives them, in the
-        order of the table. Defect types are those of ``image_anno.csv``: several of them, for an
-        image with several defects, are separated by commas.
+        `paths`, `y`, `masks`, `defect_types` and `DESCR`, as in `load_mvtec_ad`, in the order of
+        the table. Defect types are those of ``image_anno.csv``, separated by commas if an image
+        has several.
 
     Raises
     ------
     FileNotFoundError
-        If root, a table, an image or a mask is not there.
+        If root, a table, an image or a mask does not exist.
     ValueError
-        If there is no such category, a table lacks a column, or `subset` is not as described.
+        If the category does not exist, a table lacks a column or row, or `subset` is invalid.
 
     See Also
     --------
-    load_mvtec_ad : Explains what is returned.
+    load_mvtec_ad : Describes the attributes of the dataset.
     """
     parts = parts_of(subset)
     folder = existing_folder(root, "root")
@@ -222,41 +225,40 @@ def load_image_folder(
     bad: Sequence[str] | None = None,
     masks: str | None = None,
 ) -> Bunch:
-    """Load images of one's own: a folder of normal ones, and one for each type of defect.
+    """Load your own images: a folder of normal images, and one for each type of defect.
 
-    The mask of ``<defect type>/<image>`` is ``<masks>/<defect type>/<image>.png``, or
-    ``<image>_mask.png``; likewise .bmp, .tif and .tiff, but not .jpg, which would have stray
-    pixels. In it, anomalous pixels are not 0.
+    The mask of ``<defect type>/<image>`` is ``<masks>/<defect type>/<image>.png`` or
+    ``<image>_mask.png``; .bmp, .tif and .tiff will do, too, but not .jpg, which adds stray pixels.
+    Anomalous pixels of a mask are nonzero.
 
     Parameters
     ----------
     root : str or path-like
-        Folder that holds them.
+        Folder that holds these folders.
     good : str, default="good"
         Name of the folder of normal images.
     bad : sequence of str, default=None
-        Names of the folders of anomalies. None takes all sub folders but `good` and `masks`.
+        Names of the folders of anomalies. None takes all subfolders but `good` and `masks`.
     masks : str, default=None
-        Name of the folder of masks. None takes "ground_truth" if there is one; else there are no
-        masks.
+        Name of the folder of masks. None takes "ground_truth" if it exists, else no masks.
 
     Returns
     -------
     dataset : Bunch
-        `paths`, `y`, `masks`, `defect_types` and `DESCR`, as `load_mvtec_ad` gives them, normal
-        images first. `masks` is None if there is no folder of them.
+        `paths`, `y`, `masks`, `defect_types` and `DESCR`, as in `load_mvtec_ad`, normal images
+        first. `masks` is None if there is no folder of masks.
 
     Raises
     ------
     FileNotFoundError
-        If a folder or a mask is not there.
+        If a folder or a mask does not exist.
     ValueError
-        If a folder holds no image, or `bad` names normal ones or is no sequence of names.
+        If a folder holds no image, or `bad` is a str or holds the name of normal images.
 
     See Also
     --------
-    load_mvtec_ad : Explains what is returned.
-    list_images : Paths alone.
+    load_mvtec_ad : Describes the attributes of the dataset.
+    list_images : Returns paths only.
 
     Examples
     --------
@@ -278,7 +280,7 @@ def load_image_folder(
     if masks is not None:
         existing_folder(mask_folder, "masks")
     if isinstance(bad, str):
-        raise ValueError(f"bad must be several names of folders; got {bad!r}: write [{bad!r}].")
+        raise ValueError(f"bad must be a sequence of folder names; got {bad!r}. Pass [{bad!r}].")
     if bad is None:
         others = [path.name for path in sub_folders(folder)]
         bad = [name for name in others if name not in (good, mask_folder.name)]

@@ -1,4 +1,4 @@
-"""Masks that stay in their files until they are asked for."""
+"""Masks that are read from their files on access."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from skmkd._images.image_files import ImageFile, opened
 
 
 class LazyMasks(Sequence[np.ndarray]):
-    """Masks of images, each read when it is asked for.
+    """Masks of images, each read on access.
 
-    An integer gives a mask, bool of shape (H, W), True = anomalous. A slice, an array of integers
-    or of booleans gives those masks, still unread. The metrics take them as they are, and
-    ``np.stack`` makes an array of masks of one size.
+    Indexing with an integer reads a mask, bool of shape (H, W), True = anomalous. Indexing with a
+    slice or an array of integers or booleans selects masks without reading them. The metrics accept
+    the sequence; if all masks have one size, ``np.stack`` makes an array.
 
     Parameters
     ----------
     images : ndarray of shape (n,), object
         Path of each image.
     files : ndarray of shape (n,), object
-        Path of its mask, in which anomalous pixels are not 0; None for a normal image.
+        Path of its mask, in which anomalous pixels are nonzero; None for a normal image.
     """
 
     def __init__(self, images: np.ndarray, files: np.ndarray) -> None:
@@ -44,14 +44,14 @@ class LazyMasks(Sequence[np.ndarray]):
 
 
 def nothing_anomalous(image: Path) -> np.ndarray:
-    """Return a mask without anomaly, of the image's own size: no pixel is read for it."""
+    """Return an all-False mask of the image's size, without decoding its pixels."""
     return np.zeros(ImageFile(image).shape[:2], dtype=bool)
 
 
 def read_mask(file: Path) -> np.ndarray:
-    """Return as booleans (H, W) which pixels of a file are not 0, or not black."""
+    """Return a mask (H, W), bool: True where the file's pixels are nonzero, or not black."""
     with opened(os.fspath(file)) as image:
         mask = ImageOps.exif_transpose(image)
         if len(mask.getbands()) == 1:
             return np.asarray(mask) > 0
-        return np.any(np.asarray(mask.convert("RGB")) > 0, axis=2)  # alpha does not count
+        return np.any(np.asarray(mask.convert("RGB")) > 0, axis=2)  # without alpha

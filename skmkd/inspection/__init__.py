@@ -1,4 +1,4 @@
-"""Pictures of detectors and of what they answer; they need matplotlib, which they import late."""
+"""Displays of detectors and of their output. They need matplotlib, imported when they draw."""
 
 from skmkd.inspection._localization_display import LocalizationDisplay
 from skmkd.inspection._loss_curve_display import LossCurveDisplay

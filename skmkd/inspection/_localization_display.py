@@ -1,4 +1,4 @@
-"""Images, true defects and localization maps, side by side on one colour scale."""
+"""Images, true defects and localization maps on one colour scale."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class LocalizationDisplay:
-    """Images, the outlines of their true defects, and their localization maps laid over them.
+    """Images, outlines of their true defects, and localization maps as overlays.
 
-    One column an image. One colour scale serves all maps, and it begins at the threshold: where a
-    map is at or below it, the image is left as it is, so that a normal image does not glow.
+    Each image has a column. All maps share a colour scale that begins at the threshold: where a map
+    is at or below it, nothing is drawn over the image.
 
     Parameters
     ----------
@@ -30,21 +30,20 @@ class LocalizationDisplay:
     maps : array-like of shape (n, H, W) or sequence of n array-likes of shape (H, W)
         Localization maps, higher = more anomalous.
     masks : array-like of shape (n, H, W) or sequence of n array-likes of shape (H, W), default=None
-        True = anomalous. None leaves the row of true defects out.
+        True = anomalous. None omits the row of true defects.
     threshold : float, default=None
-        What a map exceeds where it is anomalous, in the unit of the maps. None colours the maps
-        from their lowest value on.
+        Pixels above it are anomalous; in the unit of the maps. None colours the whole maps.
 
     Attributes
     ----------
     axes_ : ndarray of shape (n_rows, n), matplotlib Axes
         The rows: images; true defects, if there are masks; maps over images.
     overlays_ : list of n matplotlib AxesImage
-        The maps, masked where they do not exceed the threshold.
+        The maps, masked where they are not above the threshold.
     colorbar_ : matplotlib Colorbar
-        The scale that all maps share.
+        Colour bar of the shared scale.
     figure_ : matplotlib Figure
-        What holds the axes.
+        Figure of the axes.
 
     Examples
     --------
@@ -81,18 +80,19 @@ class LocalizationDisplay:
         ax: np.ndarray | None = None,
         **kwargs: Any,
     ) -> Self:
-        """Localize with a fitted detector, and draw.
+        """Draw the maps that a fitted detector computes.
 
         Parameters
         ----------
         detector : object
-            A fitted detector of skmkd. Of a pipeline, give the last step, and X as that gets it.
+            A fitted detector of skmkd. For a pipeline, pass its last step, and X as
+            transformed for it.
         X : array-like or list of array-like
-            Images, as in `localize`; each gets a column, so give a few.
+            Images, as in `localize`. Each gets a column, so pass a few.
         masks : array-like of shape (n, H, W) or sequence of n array-likes, default=None
-            True = anomalous. None leaves the row of true defects out.
+            True = anomalous. None omits the row of true defects.
         ax : ndarray of shape (n_rows, n), matplotlib Axes, default=None
-            Where to draw; None makes a figure.
+            Axes to draw on. None creates a figure.
         **kwargs : dict
             Passed to `plot`.
 
@@ -108,8 +108,8 @@ class LocalizationDisplay:
         TypeError
             If the detector is not one of skmkd.
         ValueError
-            If X or masks are not as described, or the parameters that make maps were changed
-            since `map_offset_` was set.
+            If X or masks are invalid, a file was skipped and its map is NaN, or parameters that
+            affect the maps were changed since `map_offset_` was set.
         """
         check_matplotlib_support(f"{cls.__name__}.from_estimator")
         check_detector(detector)
@@ -130,22 +130,21 @@ class LocalizationDisplay:
         ax: np.ndarray | None = None,
         **kwargs: Any,
     ) -> Self:
-        """Draw maps that are there already.
+        """Draw given maps.
 
         Parameters
         ----------
         X : array-like of shape (n, H, W[, C]) or sequence of n array-likes
-            Images of bytes, 16 bits, bool or floats. Black and white go by the type; for floats
-            that are not from 0 to 1, by the lowest and the highest of all pixels.
+            Images of 8-bit or 16-bit integers, bool or floats. Black and white are the limits of
+            the type; of floats, 0 and 1, or the lowest and highest pixel if these exceed 0 and 1.
         maps : array-like of shape (n, H, W) or sequence of n array-likes of shape (H, W)
             Localization maps, higher = more anomalous.
         masks : array-like of shape (n, H, W) or sequence of n array-likes, default=None
-            True = anomalous. None leaves the row of true defects out.
+            True = anomalous. None omits the row of true defects.
         threshold : float, default=None
-            What a map exceeds where it is anomalous, in the unit of the maps. None colours the
-            maps from their lowest value on.
+            Pixels above it are anomalous; in the unit of the maps. None colours the whole maps.
         ax : ndarray of shape (n_rows, n), matplotlib Axes, default=None
-            Where to draw; None makes a figure.
+            Axes to draw on. None creates a figure.
         **kwargs : dict
             Passed to `plot`.
 
@@ -157,7 +156,7 @@ class LocalizationDisplay:
         Raises
         ------
         ValueError
-            If X, maps or masks are not as described, or differ in number or size.
+            If X, maps or masks are invalid, or differ in number or size.
         """
         check_matplotlib_support(f"{cls.__name__}.from_maps")
         images = list(pictures(image_list(X)))
@@ -172,19 +171,19 @@ class LocalizationDisplay:
         alpha: float = 0.6,
         vmax: float | None = None,
     ) -> Self:
-        """Draw one column an image.
+        """Draw a column for each image.
 
         Parameters
         ----------
         ax : ndarray of shape (n_rows, n) of matplotlib Axes, default=None
-            Where to draw; None makes a figure.
+            Axes to draw on. None creates a figure.
         cmap : str or matplotlib Colormap, default="autumn_r"
-            Colours of the maps, from the threshold on.
+            Colour map of the overlays, from the threshold up.
         alpha : float, default=0.6
-            Opacity of the maps over the images.
+            Opacity of the overlays.
         vmax : float, default=None
-            Where the colours end, in the unit of the maps: give it to compare displays. None ends
-            them at the highest value of all maps, and no sooner than at 1.5 times the threshold.
+            Upper end of the colour scale, in the unit of the maps; set it to compare displays.
+            None takes the highest value of all maps, but at least 1.5 times the threshold.
 
         Returns
         -------
@@ -240,7 +239,7 @@ class LocalizationDisplay:
         return self
 
     def _scale(self, maps: Sequence[np.ndarray]) -> tuple[float, float]:
-        """Return what a map must exceed to be coloured, and where the colours end."""
+        """Return both ends of the colour scale; values at the lower end are masked."""
         highest = max(float(single.max()) for single in maps)
         if self.threshold is None:
             return np.nextafter(min(float(single.min()) for single in maps), -np.inf), highest
@@ -248,27 +247,27 @@ class LocalizationDisplay:
 
 
 def check_sizes(name: str, arrays: Sequence[np.ndarray], images: Arrays) -> None:
-    """Check that there is an array of its size for each image."""
+    """Check that there is an array for each image, of the same size."""
     if len(arrays) != len(images):
-        raise ValueError(f"{name} must be as many as the images; got {len(arrays)}.")
+        raise ValueError(f"{name} must be as many as the {len(images)} images; got {len(arrays)}.")
     for i, (array, image) in enumerate(zip(arrays, images, strict=True)):
         if array.shape != (size := np.shape(image)[:2]):
             raise ValueError(
-                f"{name} must be of the images' sizes; got {name}[{i}] of shape {array.shape} for "
-                f"an image of size {size}."
+                f"{name} must have the sizes of the images; got {name}[{i}] of shape {array.shape} "
+                f"for an image of size {size}."
             )
 
 
 def outline(ax: Axes, mask: np.ndarray, colour: str) -> None:
-    """Draw the outline of a mask, along the image's border where it reaches that."""
+    """Draw the outline of a mask; at the border of the image it follows the border."""
     if mask.any():
         rows, columns = (np.clip(np.arange(-1, n + 1), -0.5, n - 0.5) for n in mask.shape)
         ax.contour(columns, rows, np.pad(mask, 1), levels=[0.5], colors=colour, linewidths=1.2)
 
 
 def pictures(images: Images) -> Iterator[np.ndarray]:
-    """Yield images as they are drawn: (H, W) or (H, W, C), from 0 to 1."""
-    assert images.pixel_range is not None  # set by whoever checked the images
+    """Yield images for drawing: (H, W) or (H, W, C), from 0 to 1."""
+    assert images.pixel_range is not None  # set by check_images and image_list
     low, high, _ = images.pixel_range
     for image in images:
         scaled = np.clip((image - low) / ((high - low) or 1.0), 0, 1)

@@ -1,4 +1,4 @@
-"""How the loss fell."""
+"""The training loss by epoch."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ if TYPE_CHECKING:
 
 
 class LossCurveDisplay:
-    """The loss of each epoch, as a whole and term by term.
+    """Training loss of each epoch: the total and its terms.
 
     Parameters
     ----------
     loss_curve : dict of str to array-like of shape (n_iter,)
-        Mean loss of each epoch, as in ``detector.loss_curve_``: "total" and its terms.
+        Mean loss of each epoch, as in ``detector.loss_curve_``: "total" and each term.
 
     Attributes
     ----------
     lines_ : dict of str to matplotlib Line2D
         The line of each entry.
     ax_ : matplotlib Axes
-        Where they are drawn.
+        Axes of the plot.
     figure_ : matplotlib Figure
-        What holds the axes.
+        Figure of the axes.
 
     Notes
     -----
-    The terms are drawn as `loss_curve_` has them, before they are weighted, so they need not sum
-    up to the total. The vertical axis is logarithmic.
+    Terms are drawn as in `loss_curve_`, without their weights, so they do not sum to the total in
+    general. The vertical axis is logarithmic.
 
     Examples
     --------
@@ -55,9 +55,9 @@ class LossCurveDisplay:
         Parameters
         ----------
         detector : object
-            A fitted detector of skmkd. Of a pipeline, give the last step.
+            A fitted detector of skmkd. For a pipeline, pass its last step.
         ax : matplotlib Axes, default=None
-            Where to draw; None makes a figure.
+            Axes to draw on. None creates a figure.
         **kwargs : dict
             Passed to matplotlib's `plot` for every line.
 
@@ -83,7 +83,7 @@ class LossCurveDisplay:
         Parameters
         ----------
         ax : matplotlib Axes, default=None
-            Where to draw; None makes a figure.
+            Axes to draw on. None creates a figure.
         **kwargs : dict
             Passed to matplotlib's `plot` for every line.
 

@@ -1,4 +1,4 @@
-"""The per-region overlap curve and the area that AUPRO takes of it."""
+"""The per-region overlap curve and the area under it."""
 
 from __future__ import annotations
 
@@ -34,25 +34,25 @@ class PerRegionOverlapDisplay:
     max_fpr : float in (0, 1], default=0.3
         False-positive rate at which the area of AUPRO ends.
     name : str, default=None
-        What to call the curve in the legend.
+        Name of the curve in the legend.
 
     Attributes
     ----------
     aupro_ : float
-        Area under the curve up to `max_fpr`, divided by it; in [0, 1], higher = better.
+        Area under the curve up to `max_fpr`, divided by `max_fpr`; in [0, 1], higher = better.
     line_ : matplotlib Line2D
         The curve.
     area_ : matplotlib PolyCollection
-        The area.
+        The shaded area.
     ax_ : matplotlib Axes
-        Where they are drawn.
+        Axes of the plot.
     figure_ : matplotlib Figure
-        What holds the axes.
+        Figure of the axes.
 
     See Also
     --------
-    skmkd.metrics.per_region_overlap_curve : The curve, and what regions are.
-    skmkd.metrics.aupro_score : The area.
+    skmkd.metrics.per_region_overlap_curve : Computes the curve.
+    skmkd.metrics.aupro_score : Computes the area.
 
     Examples
     --------
@@ -84,22 +84,23 @@ class PerRegionOverlapDisplay:
         ax: Axes | None = None,
         **kwargs: Any,
     ) -> Self:
-        """Localize with a fitted detector, and draw.
+        """Draw the curve of the maps that a fitted detector computes.
 
         Parameters
         ----------
         detector : object
-            A fitted detector of skmkd. Of a pipeline, give the last step, and X as that gets it.
+            A fitted detector of skmkd. For a pipeline, pass its last step, and X as
+            transformed for it.
         X : array-like or list of array-like
             Images, as in `localize`.
         masks : array-like of shape (n, H, W) or sequence of n array-likes of shape (H, W)
-            Bool, or 0 and 1: True = anomalous. Masks of normal images, all False, belong to it.
+            Bool, or 0 and 1: True = anomalous. Include normal images, with all-False masks.
         max_fpr : float in (0, 1], default=0.3
             False-positive rate at which the area of AUPRO ends.
         name : str, default=None
-            What to call the curve; None takes the name of the detector's class.
+            Name of the curve in the legend. None takes the name of the detector's class.
         ax : matplotlib Axes, default=None
-            Where to draw; None makes a figure.
+            Axes to draw on. None creates a figure.
         **kwargs : dict
             Passed to matplotlib's `plot`.
 
@@ -115,7 +116,7 @@ class PerRegionOverlapDisplay:
         TypeError
             If the detector is not one of skmkd.
         ValueError
-            If X, masks or max_fpr are not as described.
+            If X, masks or max_fpr are invalid, or a file was skipped and its map is NaN.
         """
         check_matplotlib_support(f"{cls.__name__}.from_estimator")
         check_detector(detector)
@@ -135,20 +136,20 @@ class PerRegionOverlapDisplay:
         ax: Axes | None = None,
         **kwargs: Any,
     ) -> Self:
-        """Draw the curve of localization maps, from at most 65,536 thresholds.
+        """Draw the curve of given maps, with at most 65,536 thresholds.
 
         Parameters
         ----------
         masks : array-like of shape (n, H, W) or sequence of n array-likes of shape (H, W)
-            Bool, or 0 and 1: True = anomalous. Masks of normal images, all False, belong to it.
+            Bool, or 0 and 1: True = anomalous. Include normal images, with all-False masks.
         maps : array-like of shape (n, H, W) or sequence of n array-likes of shape (H, W)
             Localization maps, higher = more anomalous; images may differ in size.
         max_fpr : float in (0, 1], default=0.3
             False-positive rate at which the area of AUPRO ends.
         name : str, default=None
-            What to call the curve in the legend.
+            Name of the curve in the legend.
         ax : matplotlib Axes, default=None
-            Where to draw; None makes a figure.
+            Axes to draw on. None creates a figure.
         **kwargs : dict
             Passed to matplotlib's `plot`.
 
@@ -160,7 +161,7 @@ class PerRegionOverlapDisplay:
         Raises
         ------
         ValueError
-            If masks, maps or max_fpr are not as described.
+            If masks, maps or max_fpr are invalid.
         """
         check_matplotlib_support(f"{cls.__name__}.from_maps")
         check_max_fpr(max_fpr, cls.__name__)
@@ -173,9 +174,9 @@ class PerRegionOverlapDisplay:
         Parameters
         ----------
         ax : matplotlib Axes, default=None
-            Where to draw; None makes a figure.
+            Axes to draw on. None creates a figure.
         name : str, default=None
-            What to call the curve; None takes that of the display.
+            Name of the curve in the legend. None takes that of the display.
         **kwargs : dict
             Passed to matplotlib's `plot`.
 
@@ -187,7 +188,7 @@ class PerRegionOverlapDisplay:
         Raises
         ------
         ValueError
-            If max_fpr is not as described.
+            If max_fpr is invalid.
         """
         check_max_fpr(self.max_fpr, type(self).__name__)
         ax = own_axes(ax, self)

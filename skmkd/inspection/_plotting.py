@@ -1,4 +1,4 @@
-"""What displays draw on, and of whom."""
+"""Helpers that the displays share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def own_axes(ax: Axes | None, display: object) -> Axes:
-    """Return the axes given, or those of a new figure."""
+    """Return `ax`, or the axes of a new figure if it is None."""
     check_matplotlib_support(f"{type(display).__name__}.plot")
     import matplotlib.pyplot as plt
 
@@ -21,7 +21,7 @@ def own_axes(ax: Axes | None, display: object) -> Axes:
 
 
 def check_detector(detector: Any) -> None:
-    """Check that a detector is one of skmkd, and not a pipeline around it."""
+    """Check that a detector is one of skmkd, and not a pipeline that ends with one."""
     if not isinstance(detector, BaseDistillationDetector):
         raise TypeError(
             "detector must be a detector of skmkd, such as the last step of a pipeline; got "

@@ -1,4 +1,4 @@
-"""How the scores of normal images and of anomalies lie around the threshold."""
+"""Histograms of the scores of normal images and of anomalies."""
 
 from __future__ import annotations
 
@@ -21,27 +21,28 @@ KINDS = {"normal": (1, "tab:blue"), "anomaly": (-1, "tab:red")}
 
 
 class ScoreDisplay:
-    """Distributions of the scores of normal images and of anomalies, and the threshold.
+    """Histograms of the scores of normal images and of anomalies, with the threshold.
 
     Parameters
     ----------
     y_true : array-like of shape (n,)
-        +1 for normal images, -1 for anomalies; one kind alone will do.
+        +1 for normal images, -1 for anomalies; one class alone is allowed.
     y_score : array-like of shape (n,)
         Scores, higher = more normal.
     threshold : float, default=0.0
-        Images that score less are predicted to be anomalies; 0 for those of `decision_function`.
+        Images with a lower score are predicted as anomalies; 0 for scores of
+        `decision_function`.
 
     Attributes
     ----------
     bars_ : dict of str to matplotlib BarContainer
-        The histogram of each kind, "normal" and "anomaly", as shares of its images.
+        Histogram of each class, "normal" and "anomaly", as shares of the images of the class.
     threshold_line_ : matplotlib Line2D
-        The threshold.
+        Line at the threshold.
     ax_ : matplotlib Axes
-        Where they are drawn.
+        Axes of the plot.
     figure_ : matplotlib Figure
-        What holds the axes.
+        Figure of the axes.
 
     Examples
     --------
@@ -66,36 +67,42 @@ class ScoreDisplay:
         ax: Axes | None = None,
         **kwargs: Any,
     ) -> Self:
-        """Score images with a fitted detector, and draw.
+        """Draw the scores that a fitted detector computes.
 
         Parameters
         ----------
         detector : object
             A fitted outlier detector, or a pipeline that ends with one.
         X : array-like or list of array-like
-            Images, as in `score_samples`.
+            Images, as in `score_samples`. Files that the detector skips (``on_error="skip"``, score
+            NaN) are left out.
         y : array-like of shape (n,)
             +1 for normal images, -1 for anomalies.
         ax : matplotlib Axes, default=None
-            Where to draw; None makes a figure.
+            Axes to draw on. None creates a figure.
         **kwargs : dict
             Passed to `plot`.
 
         Returns
         -------
         display : ScoreDisplay
-            The drawn display, of `decision_function`, whose threshold is 0.
+            The drawn display of `decision_function`, with the threshold 0.
 
         Raises
         ------
         NotFittedError
             If the detector is not fitted.
         ValueError
-            If y holds anything but +1 and -1, or X is not as described.
+            If y holds anything but +1 and -1, or differs in length from X, or X is invalid, or no
+            image has a score.
         """
         check_matplotlib_support(f"{cls.__name__}.from_estimator")
-        labels = check_labels(y)
-        return cls(y_true=labels, y_score=detector.decision_function(X)).plot(ax=ax, **kwargs)
+        labels, scores = check_labels(y), detector.decision_function(X)
+        check_consistent_length(labels, scores)
+        scored = ~np.isnan(scores)
+        if not scored.any():
+            raise ValueError("X must hold an image that can be scored; got NaN for all.")
+        return cls(y_true=labels[scored], y_score=scores[scored]).plot(ax=ax, **kwargs)
 
     @classmethod
     def from_predictions(
@@ -107,7 +114,7 @@ class ScoreDisplay:
         ax: Axes | None = None,
         **kwargs: Any,
     ) -> Self:
-        """Draw scores that are there already.
+        """Draw given scores.
 
         Parameters
         ----------
@@ -116,10 +123,10 @@ class ScoreDisplay:
         y_score : array-like of shape (n,)
             Scores, higher = more normal.
         threshold : float, default=0.0
-            Images that score less are predicted to be anomalies: `offset_` for those of
-            `score_samples`, 0 for those of `decision_function`.
+            Images with a lower score are predicted as anomalies: `offset_` for scores of
+            `score_samples`, 0 for scores of `decision_function`.
         ax : matplotlib Axes, default=None
-            Where to draw; None makes a figure.
+            Axes to draw on. None creates a figure.
         **kwargs : dict
             Passed to `plot`.
 
@@ -137,12 +144,12 @@ class ScoreDisplay:
         return cls(y_true=y_true, y_score=y_score, threshold=threshold).plot(ax=ax, **kwargs)
 
     def plot(self, ax: Axes | None = None, *, bins: int | ArrayLike = 30, **kwargs: Any) -> Self:
-        """Draw both histograms over the same bins.
+        """Draw both histograms with the same bins.
 
         Parameters
         ----------
         ax : matplotlib Axes, default=None
-            Where to draw; None makes a figure.
+            Axes to draw on. None creates a figure.
         bins : int or array-like, default=30
             Number of bins, or their edges.
         **kwargs : dict
@@ -179,7 +186,7 @@ class ScoreDisplay:
         self.threshold_line_ = ax.axvline(
             self.threshold, color="black", linestyle="--", label="threshold"
         )
-        ax.set(xlabel="score: higher is more normal", ylabel="share of the images of a kind")
+        ax.set(xlabel="score: higher is more normal", ylabel="share of the images of a class")
         ax.legend()
         self.ax_, self.figure_ = ax, ax.figure
         return self

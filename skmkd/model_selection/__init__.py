@@ -1,7 +1,6 @@
-"""Choose among detectors that learn from normal images only.
+"""Model selection for detectors that are trained on normal images only.
 
-Scorers take the anomaly as the positive class, and work with every outlier detector that follows
-scikit-learn.
+Anomalies are the positive class of the scorers, which work with any scikit-learn outlier detector.
 
 Examples
 --------

@@ -1,4 +1,4 @@
-"""Cross-validation for detectors that learn from normal images only."""
+"""Cross-validation for detectors that are trained on normal images only."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ class NormalOnlySplit(BaseCrossValidator):
     """K-fold cross-validation in which every training fold holds normal images only.
 
     The images are shuffled and split into `n_splits` folds with equal shares of normal images and
-    of anomalies. Each fold is tested once, by a detector that learned from the normal images of
-    the other folds; their anomalies are left out.
+    of anomalies. Each fold is the test set once; the training set is the normal images of the
+    other folds.
 
     Parameters
     ----------
     n_splits : int, default=5
         Number of folds, at least 2.
     random_state : int, RandomState instance or None, default=None
-        Seed of the shuffling. With None the folds differ from call to call, which the successive
-        halving of scikit-learn refuses; numpy's global generator is left alone.
+        Seed of the shuffling. With None the folds differ from call to call, which scikit-learn's
+        successive halving refuses. NumPy's global generator is not used.
 
     See Also
     --------
-    anomaly_roc_auc : A scorer to go with it.
-    sklearn.model_selection.StratifiedKFold : The same with anomalies in the training folds.
-    sklearn.model_selection.StratifiedGroupKFold : The same for groups.
+    anomaly_roc_auc : A scorer to use with it.
+    sklearn.model_selection.StratifiedKFold : Keeps anomalies in the training folds.
+    sklearn.model_selection.StratifiedGroupKFold : Likewise, for groups.
 
     Notes
     -----
-    A search with ``refit=True``, scikit-learn's default, ends with a fit of *all* images that it
-    was given, anomalies included, whatever the splitter does. Search with ``refit=False``, and
-    fit the best parameters to the normal images, as in the example.
+    With ``refit=True``, scikit-learn's default, a search ends with a fit to *all* of its images,
+    anomalies included, whatever the splitter. Use ``refit=False`` and fit the best parameters to
+    the normal images, as in the example.
 
-    Training folds hold one kind of image, for which most scores are undefined: leave
-    ``return_train_score=False``, which successive halving must be told. Let that spend epochs
-    (``resource="max_iter"``): if it spends images, it draws them from the test folds, too, and
-    where anomalies are few may draw none.
+    Training folds hold one class, for which most scores are undefined. Keep
+    ``return_train_score=False``; successive halving needs it set explicitly. Use epochs as its
+    resource (``resource="max_iter"``): with images as the resource it subsamples the test folds,
+    too, and may leave no anomaly in them.
 
     Examples
     --------
@@ -101,31 +101,32 @@ class NormalOnlySplit(BaseCrossValidator):
     def split(
         self, X: Any, y: ArrayLike | None = None, groups: ArrayLike | None = None
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Give the indices of the images to learn from and to test on, fold by fold.
+        """Generate the indices of training and test images of each fold.
 
         Parameters
         ----------
         X : array-like or list of length n
             The images.
         y : array-like of shape (n,), default=None
-            +1 for normal images, -1 for anomalies. None takes all images for normal.
+            +1 for normal images, -1 for anomalies. None means that all images are normal.
         groups : array-like of shape (n,), default=None
-            What an image shows, such as the number of a part. Images of one group are never
-            learned from and tested on in the same split.
+            Group of each image, such as the number of the part that it shows. The images of a
+            group are never in both the training and the test set of a split.
 
         Yields
         ------
         train : ndarray of shape (n_train,), int
             Indices of normal images of the other folds.
         test : ndarray of shape (n_test,), int
-            Indices of all images of the fold: at least one normal, and one anomaly if `y` has any.
+            Indices of all images of the fold: at least one normal image, and at least one anomaly
+            if `y` has any.
 
         Raises
         ------
         ValueError
             If X, y and groups differ in length, y holds anything but +1 and -1 or no normal
-            image, `n_splits` is less than 2, or there are too few images or groups of either
-            kind for that many folds.
+            image, `n_splits` is less than 2, or there are fewer images or groups of a class than
+            folds.
         """
         given = {"n_splits": self.n_splits, "random_state": self.random_state}
         validate_parameter_constraints(self._parameter_constraints, given, type(self).__name__)
@@ -160,5 +161,5 @@ class NormalOnlySplit(BaseCrossValidator):
             return folds.split(labels, labels)
         _, codes = np.unique(groups, return_inverse=True)
         order = np.random.default_rng(seed).permutation(codes.max() + 1)
-        # Named in random order instead of shuffled: older scikit-learn mixes groups up.
+        # Random group numbers in place of shuffle=True, which is wrong in older scikit-learn.
         return StratifiedGroupKFold(self.n_splits).split(labels, labels, order[codes])

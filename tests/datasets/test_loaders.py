@@ -226,7 +226,7 @@ def test_folders_may_have_other_names(tmp_path):
     [
         ({"good": "ok"}, FileNotFoundError, "good must be a folder; there is none at .*ok"),
         ({"bad": ["gone"]}, FileNotFoundError, "bad must be a folder; there is none at .*gone"),
-        ({"bad": "dent"}, ValueError, r"bad must be several names .* got 'dent': write \['dent'\]"),
+        ({"bad": "dent"}, ValueError, r"bad must be a sequence of folder names; got 'dent'"),
         ({"good": "dent"}, ValueError, "bad must not hold 'good', a name of normal images; got"),
         ({"bad": ["good"]}, ValueError, r"bad must not hold .*; got \['good'\]"),
         ({"masks": "gone"}, FileNotFoundError, "masks must be a folder; there is none at .*gone"),

@@ -69,7 +69,7 @@ def test_one_scale_from_the_threshold_to_the_highest_value():
     assert display.colorbar_.vmax == MAPS.max()
 
 
-def test_what_lies_little_above_the_threshold_does_not_look_like_the_worst():
+def test_colours_end_well_above_the_threshold():
     maps = np.minimum(MAPS, 0.51)
     display = LocalizationDisplay.from_maps(IMAGES, maps, threshold=0.5)
     assert display.overlays_[0].get_clim() == (0.5, 0.75)
@@ -77,7 +77,7 @@ def test_what_lies_little_above_the_threshold_does_not_look_like_the_worst():
     assert display.overlays_[0].get_clim() == (0.5, 9)
 
 
-def test_normal_image_does_not_glow():
+def test_normal_image_is_not_coloured():
     display = LocalizationDisplay.from_maps(IMAGES, MAPS, threshold=0.5)
     display.figure_.canvas.draw()
     pixels = np.asarray(display.figure_.canvas.buffer_rgba())
@@ -87,7 +87,7 @@ def test_normal_image_does_not_glow():
     assert_array_equal(image, overlaid)
 
 
-def test_without_masks_there_is_no_row_of_them():
+def test_without_masks_their_row_is_omitted():
     display = LocalizationDisplay.from_maps(IMAGES, MAPS, threshold=0.5)
     assert display.axes_.shape == (2, 3)
     assert display.axes_[1, 0].get_ylabel() == "map over image"
@@ -141,7 +141,7 @@ def test_sizes_may_differ():
     assert [len(outlines(ax)) for ax in display.axes_[1]] == [0, 1, 1]
 
 
-def test_detector_gives_maps_pictures_and_threshold():
+def test_from_estimator_takes_maps_images_and_threshold_from_the_detector():
     X, _ = smooth_and_noisy()
     detector = tiny_detector().fit(X[:20])
     for given in (X[28:32], X[28:32].reshape(4, -1)):
@@ -168,11 +168,14 @@ def test_axes_and_style_are_the_callers():
 
 
 BAD = [
-    ({"maps": MAPS[:2]}, "maps must be as many as the images; got 2"),
-    ({"maps": MAPS[:, :5]}, r"maps must be of the images' sizes; got maps\[0\] .*\(5, 10\)"),
+    ({"maps": MAPS[:2]}, "maps must be as many as the 3 images; got 2"),
+    (
+        {"maps": MAPS[:, :5]},
+        r"maps must have the sizes of the images; got maps\[0\] .*\(5, 10\)",
+    ),
     ({"maps": np.where(MASKS, np.nan, MAPS)}, r"finite; got NaN or infinity in maps\[1\]"),
     ({"masks": []}, "masks must be as many"),
-    ({"masks": MASKS[:, :5]}, r"masks must be of the images' sizes; got masks\[0\]"),
+    ({"masks": MASKS[:, :5]}, r"masks must have the sizes of the images; got masks\[0\]"),
     ({"masks": 3 * MASKS}, "masks must be boolean, or 0 and 1 only"),
     ({"X": [IMAGES[0], IMAGES[1] / 255.0, IMAGES[2]]}, "images of X must all be of one kind"),
     ({"X": GREY[0]}, r"X\[0\] must hold images of shape \(H, W\)"),
@@ -197,6 +200,6 @@ def test_threshold_of_other_maps_is_refused():
         LocalizationDisplay.from_estimator(detector, X[:2])
 
 
-def test_what_cannot_localize_is_refused():
+def test_other_estimators_are_refused():
     with pytest.raises(TypeError, match="last step of a pipeline; got Pipeline"):
         LocalizationDisplay.from_estimator(make_pipeline(tiny_detector()), IMAGES)

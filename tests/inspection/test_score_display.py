@@ -53,6 +53,21 @@ def test_detectors_and_pipelines_are_scored():
         assert [bar.get_alpha() for bar in display.bars_["normal"]] == [0.2] * 4
 
 
+class Skipping:
+    """Gives NaN to the images that hold NaN, as a detector does to files that it skips."""
+
+    def decision_function(self, X):
+        return np.array(X, dtype=float)
+
+
+def test_images_without_a_score_are_left_out():
+    display = ScoreDisplay.from_estimator(Skipping(), [1.0, np.nan, -2.0, np.nan], [1, 1, -1, -1])
+    assert display.y_score.tolist() == [1, -2]
+    assert display.y_true.tolist() == [1, -1]
+    with pytest.raises(ValueError, match="X must hold an image that can be scored; got NaN"):
+        ScoreDisplay.from_estimator(Skipping(), [np.nan, np.nan], [1, -1])
+
+
 def test_axes_are_the_callers():
     figure, ax = pyplot.subplots()
     display = ScoreDisplay(y_true=LABELS, y_score=SCORES).plot(ax)
