@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 EPS = 1e-8  # lower bound of norms in the denominator of the cosine
-SILENCE = EPS
 
 Features = dict[str, Tensor]  # critical layer -> activations (n, C, h, w)
 
