@@ -8,14 +8,13 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, Self
 
 import numpy as np
-import torch
 from sklearn.base import OutlierMixin, _fit_context
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from skmkd._features.batches import Batch, Dataset, ImageDataset, consecutive, inference_batch_size
-from skmkd._features.cache import byte_budget, cached
+from skmkd._features.cache import cached
 from skmkd._features.store import FeatureStore
 from skmkd._files.saving import SavingMixin
 from skmkd._images.checks import Images, ImagesLike, check_images
@@ -28,6 +27,7 @@ from skmkd._networks.sources import IDENTITY, Source, build_source
 from skmkd._parameters import resized_shape
 from skmkd._runtime import (
     draw_seed,
+    forked_rng,
     plain_arithmetic,
     private_generator,
     resolve_device,
@@ -120,11 +120,13 @@ class BaseDistillationDetector(OutlierMixin, ThresholdMixin, SavingMixin, ABC):
 
     def _fit(self, X: Any, callback: Callable[[Self, int], Any] | None) -> None:
         self._check_options()
-        images = check_images(self, self._without_unreadable(X), reset=True)
+        images = check_images(self, readable(X) if self.on_error == "skip" else X, reset=True)
         self.device_ = resolve_device(self.device)
         self.precision_ = resolve_precision(self.precision, self.device_)
         self._seed = draw_seed(self.random_state)
-        with plain_arithmetic(True, self.device_), self._seeded_layers():
+        draws = isinstance(getattr(self, "cloner", None), nn.Module)  # its layers may, as dropout
+        generators = forked_rng(self._seed, self.device_) if draws else nullcontext()
+        with plain_arithmetic(True, self.device_), generators:
             source = self._build_source()
             self.source_, self._origin = source.network, source.origin
             self.critical_layers_ = tuple(s.layer for s in source.stages if s.critical)
@@ -132,7 +134,14 @@ class BaseDistillationDetector(OutlierMixin, ThresholdMixin, SavingMixin, ABC):
                 epochs = training_epochs(
                     dataset, len(images), self.batch_size, self._seed, self.augmentation is not None
                 )
-                self.cloner_ = self._build_cloner(source, _checked(next(next(epochs))))
+                first = next(next(epochs))
+                for layer, activations in first.target.items():
+                    if not activations.isfinite().all():
+                        raise ValueError(
+                            "source must give finite activations; at critical layer "
+                            f"{layer!r} it does not."
+                        )
+                self.cloner_ = self._build_cloner(source, first)
                 self.loss_curve_ = self._train(epochs, dataset, len(images), callback)
                 self.n_iter_ = len(self.loss_curve_["total"])
                 self._set_training_thresholds(dataset, images)
@@ -148,10 +157,6 @@ class BaseDistillationDetector(OutlierMixin, ThresholdMixin, SavingMixin, ABC):
         self._prepare = Preprocessing(size, self.pixel_range_, *normalization)
         return source
 
-    def _seeded_layers(self) -> AbstractContextManager[None]:
-        """Seed layers that draw random numbers, if there are any."""
-        return nullcontext()
-
     def _cached(self, images: Images) -> AbstractContextManager[Dataset]:
         """Read images, and compute features, once for all epochs, as far as `cache` allows."""
         augmented = self.augmentation is not None
@@ -162,8 +167,7 @@ class BaseDistillationDetector(OutlierMixin, ThresholdMixin, SavingMixin, ABC):
         if augmented and self.verbose >= 1:
             print("Augmented images differ in every epoch, so their features are not cached.")
         return cached(
-            dataset, len(images), budget=byte_budget(self.cache), with_features=with_features,
-            required=self.cache is not None, verbose=self.verbose,
+            dataset, len(images), self.cache, with_features=with_features, verbose=self.verbose
         )  # fmt: skip
 
     def _train(
@@ -180,24 +184,21 @@ class BaseDistillationDetector(OutlierMixin, ThresholdMixin, SavingMixin, ABC):
             settle_batch_norm(self.cloner_, self._cloner_output, dataset.batches(batches))
 
         def after_epoch(epoch: int) -> None:
-            if callback is not None:
-                update_batch_norm()
-                parameters = self.get_params(deep=False)
-                try:
-                    callback(self, epoch)
-                finally:
-                    self.__dict__.update(parameters)
+            update_batch_norm()
+            parameters = self.get_params(deep=False)
+            try:
+                callback(self, epoch)  # type: ignore[misc]
+            finally:
+                self.__dict__.update(parameters)
 
         curve = distill(
-            self.cloner_, self._optimizer(), epochs, self._loss_terms, max_iter=self.max_iter,
-            tol=self.tol, n_iter_no_change=self.n_iter_no_change, after_epoch=after_epoch,
-            verbose=self.verbose,
+            self.cloner_, epochs, self._loss_terms, learning_rate=self.learning_rate,
+            betas=getattr(self, "betas", (0.9, 0.999)), max_iter=self.max_iter, tol=self.tol,
+            n_iter_no_change=self.n_iter_no_change, verbose=self.verbose,
+            after_epoch=None if callback is None else after_epoch,
         )  # fmt: skip
         update_batch_norm()
         return curve
-
-    def _optimizer(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(trainable(self.cloner_), lr=self.learning_rate)
 
     def score_samples(self, X: ImagesLike) -> np.ndarray:
         """Compute how normal each image is.
@@ -324,26 +325,7 @@ class BaseDistillationDetector(OutlierMixin, ThresholdMixin, SavingMixin, ABC):
         batch_size = inference_batch_size(self._prepare.size, self.device_, self.precision_)
         return ImageDataset(images, self._prepare, source, self.device_, batch_size)
 
-    def _without_unreadable(self, X: Any) -> Any:
-        """Leave out files that cannot be read if ``on_error="skip"``."""
-        return readable(X) if self.on_error == "skip" else X
-
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
         return tags
-
-
-def _checked(batch: Batch) -> Batch:
-    """Check that the source's features are finite."""
-    for layer, activations in batch.target.items():
-        if not activations.isfinite().all():
-            raise ValueError(
-                f"source must give finite activations; at critical layer {layer!r} it does not."
-            )
-    return batch
-
-
-def trainable(network: nn.Module) -> list[nn.Parameter]:
-    """List the parameters that training changes."""
-    return [parameter for parameter in network.parameters() if parameter.requires_grad]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from skmkd._base import BaseDistillationDetector, trainable
+from skmkd._base import BaseDistillationDetector
 from skmkd._features.batches import Batch, consecutive
 from skmkd._images.checks import ImagesLike
 from skmkd._maps.discrepancy import Features, direction_discrepancy, discrepancy_map
@@ -364,12 +364,6 @@ class MemKDDetector(BaseDistillationDetector):
                 f"{self.memory_levels}."
             )
         return chosen
-
-    def _optimizer(self) -> torch.optim.Optimizer:
-        first, second = self.betas
-        return torch.optim.Adam(
-            trainable(self.cloner_), lr=self.learning_rate, betas=(first, second)
-        )
 
     def _cloner_output(self, batch: Batch) -> Features:
         forward = isinstance(self.cloner_, ForwardCloner)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, Self
 
 import joblib
@@ -30,7 +29,7 @@ from skmkd._networks.layers import REDUCTIONS
 from skmkd._networks.precision import to_device
 from skmkd._networks.sources import Source
 from skmkd._parameters import MKD, check_mkd, score_layers
-from skmkd._runtime import forked_rng, private_generator
+from skmkd._runtime import private_generator
 from skmkd._training import Terms
 
 PAPER: dict[str, Any] = {
@@ -376,11 +375,6 @@ class MKDDetector(BaseDistillationDetector):
                 f"method must be one of {', '.join(METHODS)}, or None; got {method!r}."
             )
         return self._localize(X, method)
-
-    def _seeded_layers(self) -> AbstractContextManager[None]:
-        if isinstance(self.cloner, nn.Module):  # its layers may draw, as dropout does
-            return forked_rng(self._seed, self.device_)
-        return nullcontext()
 
     def _build_cloner(self, source: Source, first: Batch) -> nn.Module:
         """Build the cloner, check its output, and set λ so that both terms are balanced."""

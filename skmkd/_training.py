@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,33 +20,32 @@ Terms = dict[str, Tensor]  # "total", which is minimised, and its parts; each of
 
 
 def distill(
-    student: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    cloner: nn.Module,
     epochs: Iterator[Iterable[Batch]],
     terms: Callable[[Batch], Terms],
     *,
+    learning_rate: float,
+    betas: tuple[float, float],
     max_iter: int,
     tol: float | None,
     n_iter_no_change: int,
-    after_epoch: Callable[[int], None],
     verbose: int,
+    after_epoch: Callable[[int], None] | None,
 ) -> dict[str, np.ndarray]:
-    """Train the student and return the mean of each term at every epoch.
+    """Train the cloner and return the mean of each term at every epoch.
 
     Parameters
     ----------
-    student : nn.Module
-        The network to train; left in eval mode.
-    optimizer : torch.optim.Optimizer
-        Updates its parameters.
+    cloner : nn.Module
+        The network to train; left in eval mode, without gradients.
     epochs : iterator
         The batches of each epoch.
     terms : callable
         Computes the loss terms of every image in a batch.
-    max_iter, tol, n_iter_no_change, verbose
-        As in the estimators.
-    after_epoch : callable
-        Called with the number of each finished epoch, the student in eval mode.
+    learning_rate, betas, max_iter, tol, n_iter_no_change, verbose
+        As in the estimators; `learning_rate` and `betas` are Adam's.
+    after_epoch : callable or None
+        Called with the number of each finished epoch, the cloner in eval mode.
 
     Returns
     -------
@@ -57,17 +57,20 @@ def distill(
         If the loss diverges.
     """
     convergence = Convergence(tol, n_iter_no_change)
+    weights = [parameter for parameter in cloner.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.Adam(weights, lr=learning_rate, betas=(betas[0], betas[1]))
     curve: list[dict[str, float]] = []
     with tqdm(total=max_iter, desc="Distilling", unit="epoch", disable=verbose < 1) as progress:
         try:
             for epoch, batches in zip(range(1, max_iter + 1), epochs, strict=False):
-                means = _train_epoch(student, batches, terms, optimizer)
+                means = _train_epoch(cloner, batches, terms, optimizer)
                 if not np.isfinite(means["total"]):
-                    raise ValueError(divergence(epoch, optimizer.defaults["lr"]))
+                    raise ValueError(divergence(epoch, learning_rate))
                 curve.append(means)
                 progress.set_postfix(loss=f"{means['total']:.4g}", refresh=False)
                 progress.update()
-                after_epoch(epoch)
+                if after_epoch is not None:
+                    after_epoch(epoch)
                 if convergence.reached(means["total"]):
                     break
             else:
@@ -85,9 +88,8 @@ def distill(
                 "was learned is kept. Interrupt again to stop without it.",
                 ConvergenceWarning,
             )
-    student.eval()
-    for parameter in student.parameters():
-        parameter.grad = None
+    cloner.eval()
+    optimizer.zero_grad()  # frees the gradients
     return {name: np.array([means[name] for means in curve]) for name in curve[0]}
 
 
@@ -111,14 +113,14 @@ def training_epochs(
 
 
 def settle_batch_norm(
-    student: nn.Module, output: Callable[[Batch], object], batches: Iterable[Batch]
+    cloner: nn.Module, output: Callable[[Batch], object], batches: Iterable[Batch]
 ) -> None:
     """Recompute the statistics of every batch norm over all training images.
 
     Training leaves a running average over its last few batches, of a network that was still
     changing; with it, scores would fluctuate from epoch to epoch.
     """
-    norms = [m for m in student.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    norms = [m for m in cloner.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     try:
         for norm in norms:
@@ -128,10 +130,10 @@ def settle_batch_norm(
         with torch.no_grad():
             for batch in batches:
                 output(batch)
-    finally:  # an interrupt may end this, and the student may be kept all the same
+    finally:  # an interrupt may end this, and the cloner may be kept all the same
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-        student.eval()
+        cloner.eval()
 
 
 def divergence(epoch: int, learning_rate: float) -> str:
@@ -142,35 +144,33 @@ def divergence(epoch: int, learning_rate: float) -> str:
     )
 
 
+@dataclass
 class Convergence:
     """Count epochs that do not improve on the best so far by the share ``tol``."""
 
-    def __init__(self, tol: float | None, patience: int) -> None:
-        self.tol, self.patience = tol, patience
-        self.best, self.stale = np.inf, 0
+    tol: float | None
+    patience: int
+    best: float = np.inf
+    stale: int = 0
 
     def reached(self, loss: float) -> bool:
         """Add the loss of one more epoch and return whether training is done."""
-        if self.tol is not None:
-            improved = np.isinf(self.best) or loss < self.best * (1 - self.tol)
-            self.stale = 0 if improved else self.stale + 1
-            self.best = min(self.best, loss)
-        return self.done
-
-    @property
-    def done(self) -> bool:
-        """Whether `patience` epochs in a row have not improved."""
-        return self.tol is not None and self.stale >= self.patience
+        if self.tol is None:
+            return False
+        improved = np.isinf(self.best) or loss < self.best * (1 - self.tol)
+        self.stale = 0 if improved else self.stale + 1
+        self.best = min(self.best, loss)
+        return self.stale >= self.patience
 
 
 def _train_epoch(
-    student: nn.Module,
+    cloner: nn.Module,
     batches: Iterable[Batch],
     terms: Callable[[Batch], Terms],
     optimizer: torch.optim.Optimizer,
 ) -> dict[str, float]:
     """Update once per batch; return the mean of every term over the epoch's images."""
-    student.train()
+    cloner.train()
     sums: dict[str, Tensor] = {}
     n_images = 0
     for batch in batches:
@@ -181,5 +181,5 @@ def _train_epoch(
         n_images += len(batch.images)
         for name, loss in losses.items():
             sums[name] = sums.get(name, torch.zeros(())).to(loss) + loss.detach().sum()
-    student.eval()
+    cloner.eval()
     return {name: float(total) / n_images for name, total in sums.items()}

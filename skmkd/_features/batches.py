@@ -16,7 +16,7 @@ from torch import Tensor
 from skmkd._images.checks import RUN_PIXELS, Images
 from skmkd._images.preparation import Preprocessing
 from skmkd._maps.discrepancy import Features
-from skmkd._networks.precision import pad, run_in_batches
+from skmkd._networks.precision import run_in_batches
 from skmkd._runtime import plain_arithmetic
 
 # Pixels of a batch. On a CPU in float32 that is two images of 128 x 128, enough for its speed; in
@@ -142,7 +142,8 @@ class ImageDataset:
     def batches(self, batches: Iterable[Sequence[int]], *, padded: bool = False) -> Iterator[Batch]:
         """Yield each batch with its features; `padded` repeats the last image of a short one."""
         for images in self.tensors(batches):
-            whole = pad(images, self.batch_size) if padded else images
+            if padded and (n := len(images)) < self.batch_size:
+                images = images[torch.arange(self.batch_size).clamp(max=n - 1)]
             with plain_arithmetic(False, self.device):
-                target = run_in_batches(self.source, whole, self.batch_size)
-            yield Batch(whole, target)
+                target = run_in_batches(self.source, images, self.batch_size)
+            yield Batch(images, target)

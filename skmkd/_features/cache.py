@@ -36,15 +36,14 @@ class CachedDataset:
         Computes features that are not cached.
     rows : dict of str to Tensor of shape (n, h, w, C)
         The cached images and features.
+    batch_size : int
+        Images that the networks process at once outside of training.
     """
 
     origin: ImageDataset
     rows: Rows
 
-    @property
-    def batch_size(self) -> int:
-        """Images that the networks process at once outside of training."""
-        return self.origin.batch_size
+    batch_size: int
 
     def tensors(self, batches: Iterable[Sequence[int]]) -> Iterator[Tensor]:
         """Yield the prepared images of each batch."""
@@ -75,10 +74,9 @@ class CachedDataset:
 def cached(
     dataset: ImageDataset,
     n_images: int,
+    cache: str | int | None,
     *,
-    budget: int,
     with_features: bool,
-    required: bool,
     verbose: int = 0,
 ) -> Iterator[Dataset]:
     """Read a dataset once and serve it from a cache.
@@ -89,13 +87,12 @@ def cached(
         Read once, in order.
     n_images : int
         Number of images.
-    budget : int
-        Bytes up to which the cache is in memory. A larger one is a temporary file, which is
-        deleted when the context ends or the process dies.
+    cache : "auto", int or None
+        Bytes up to which the cache is in memory, by default a share of what is available. A larger
+        one is a temporary file, which is deleted when the context ends or the process dies. With
+        None, no warning is issued if the disk cannot hold it.
     with_features : bool
         Whether features are cached, or the prepared images only.
-    required : bool
-        Whether to warn if no disk can hold the cache.
     verbose : int, default=0
         1 or more shows a progress bar.
 
@@ -104,25 +101,21 @@ def cached(
     dataset : Dataset
         The cached one; the original, if the disk cannot hold it.
     """
+    budget = cache if isinstance(cache, int) else int(MEMORY_SHARE * available_memory())
     with ExitStack() as files:
         try:
             rows = _fill(dataset, n_images, budget, with_features, files, verbose)
         except UnstorableError as error:
             with suppress(OSError):
                 files.close()  # frees the space of what was written
-            if required:
+            if cache is not None:
                 warn(
                     "The cache was given up, and images and features are computed in every "
                     f"epoch: {error}. Raise cache, or set it to None to silence this."
                 )
             yield dataset
         else:
-            yield CachedDataset(dataset, rows)
-
-
-def byte_budget(cache: str | int | None) -> int:
-    """Return the bytes of memory that a cache may take."""
-    return cache if isinstance(cache, int) else int(MEMORY_SHARE * available_memory())
+            yield CachedDataset(dataset, rows, dataset.batch_size)
 
 
 class UnstorableError(Exception):

@@ -196,10 +196,11 @@ def _as_images(estimator: BaseEstimator, X: Any, reset: bool) -> Images:
         )
     if isinstance(X, (list, tuple)) and not X:
         raise ValueError("X must hold at least one image; got none.")
-    if is_path_list(X):
+    may_be_list = getattr(X, "ndim", 1) < 2
+    if may_be_list and is_path_list(X):
         blank = None if reset or estimator.on_error == "raise" else _blank(estimator)
         images = _open_files(X, blank)
-    elif _is_image_list(X):
+    elif may_be_list and _is_image_list(X):
         images = Images(list(X), _list_shape(X))
     else:
         array = X if hasattr(X, "ndim") else _as_array(X)
@@ -242,7 +243,7 @@ def _blank(estimator: BaseEstimator) -> np.ndarray:
 
 def _is_image_list(X: Any) -> bool:
     """Tell a list of image arrays, of any sizes, from nested numbers."""
-    if isinstance(X, np.ndarray) and not (X.ndim == 1 and X.dtype == object):
+    if isinstance(X, np.ndarray) and X.dtype != object:
         return False
     return isinstance(X, (list, tuple, np.ndarray)) and any(
         (hasattr(item, "__array__") or hasattr(item, "__array_interface__")) and np.ndim(item) > 1

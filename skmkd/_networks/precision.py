@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import cache
+from math import ceil
 from typing import Any, TypeVar
 
 import torch
@@ -40,21 +41,17 @@ def materialize(make: Callable[[], Network]) -> Network:
 def run_in_batches(
     network: Callable[[torch.Tensor], Features], images: torch.Tensor, size: int
 ) -> Features:
-    """Compute the features of any number of images (n, 3, H, W), in padded batches of one size."""
-    parts = [
-        {name: rows[: len(part)] for name, rows in network(pad(part, size)).items()}
-        for part in images.split(size)
-    ]
+    """Compute the features of any number of images (n, 3, H, W), in batches of one size.
+
+    The last image is repeated until the last batch is full.
+    """
+    n = len(images)
+    if n % size:
+        images = images[torch.arange(size * ceil(n / size)).clamp(max=n - 1)]
+    parts = [network(part) for part in images.split(size)]
     if len(parts) == 1:
-        return parts[0]
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-
-def pad(images: torch.Tensor, size: int) -> torch.Tensor:
-    """Repeat the last image until there are as many as a batch has."""
-    if len(images) >= size:
-        return images
-    return torch.cat([images, images[-1:].expand(size - len(images), -1, -1, -1)])
+        return {name: rows[:n] for name, rows in parts[0].items()}
+    return {name: torch.cat([part[name] for part in parts])[:n] for name in parts[0]}
 
 
 class BFloat16(nn.Module):
