@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -19,13 +20,15 @@ from skmkd._features.store import FeatureStore
 from skmkd._files.saving import SavingMixin
 from skmkd._images.checks import Images, ImagesLike, check_images
 from skmkd._images.image_files import readable
-from skmkd._images.preparation import Preprocessing, shuffled_batches
+from skmkd._images.preparation import Preprocessing
 from skmkd._maps.discrepancy import Features
 from skmkd._maps.finishing import Maps, Output, localization_maps, resize_map
 from skmkd._networks.layers import LayerRule
 from skmkd._networks.sources import IDENTITY, Source, build_source
 from skmkd._parameters import resized_shape
 from skmkd._runtime import (
+    CACHE_SHARE,
+    available_memory,
     draw_seed,
     forked_rng,
     plain_arithmetic,
@@ -124,15 +127,20 @@ class BaseDistillationDetector(OutlierMixin, ThresholdMixin, SavingMixin, ABC):
         self.device_ = resolve_device(self.device)
         self.precision_ = resolve_precision(self.precision, self.device_)
         self._seed = draw_seed(self.random_state)
+        generator = private_generator(self._seed)
+        budget = self.cache
+        if not isinstance(budget, int):
+            budget = int(CACHE_SHARE * available_memory())
         draws = isinstance(getattr(self, "cloner", None), nn.Module)  # its layers may, as dropout
         generators = forked_rng(self._seed, self.device_) if draws else nullcontext()
         with plain_arithmetic(True, self.device_), generators:
             source = self._build_source()
             self.source_, self._origin = source.network, source.origin
             self.critical_layers_ = tuple(s.layer for s in source.stages if s.critical)
-            with self._cached(images) as dataset:
+            self._check_options()  # again, now that the layers are known
+            with self._cached(images, budget) as dataset:
                 epochs = training_epochs(
-                    dataset, len(images), self.batch_size, self._seed, self.augmentation is not None
+                    dataset, len(images), self.batch_size, generator, self.augmentation is not None
                 )
                 first = next(next(epochs))
                 for layer, activations in first.target.items():
@@ -157,7 +165,7 @@ class BaseDistillationDetector(OutlierMixin, ThresholdMixin, SavingMixin, ABC):
         self._prepare = Preprocessing(size, self.pixel_range_, *normalization)
         return source
 
-    def _cached(self, images: Images) -> AbstractContextManager[Dataset]:
+    def _cached(self, images: Images, budget: int) -> AbstractContextManager[Dataset]:
         """Read images, and compute features, once for all epochs, as far as `cache` allows."""
         augmented = self.augmentation is not None
         with_features = self.cache is not None and not augmented
@@ -167,7 +175,8 @@ class BaseDistillationDetector(OutlierMixin, ThresholdMixin, SavingMixin, ABC):
         if augmented and self.verbose >= 1:
             print("Augmented images differ in every epoch, so their features are not cached.")
         return cached(
-            dataset, len(images), self.cache, with_features=with_features, verbose=self.verbose
+            dataset, len(images), budget, with_features=with_features,
+            required=self.cache is not None, verbose=self.verbose,
         )  # fmt: skip
 
     def _train(
@@ -178,13 +187,13 @@ class BaseDistillationDetector(OutlierMixin, ThresholdMixin, SavingMixin, ABC):
         callback: Callable[[Self, int], Any] | None,
     ) -> dict[str, np.ndarray]:
         """Train the cloner and return its loss curve."""
-
-        def update_batch_norm() -> None:
-            batches = shuffled_batches(n_images, self.batch_size, private_generator(self._seed))
-            settle_batch_norm(self.cloner_, self._cloner_output, dataset.batches(batches))
+        settle = partial(
+            settle_batch_norm, self.cloner_, self._cloner_output, dataset, n_images,
+            self.batch_size, self._seed,
+        )  # fmt: skip
 
         def after_epoch(epoch: int) -> None:
-            update_batch_norm()
+            settle()
             parameters = self.get_params(deep=False)
             try:
                 callback(self, epoch)  # type: ignore[misc]
@@ -197,7 +206,7 @@ class BaseDistillationDetector(OutlierMixin, ThresholdMixin, SavingMixin, ABC):
             n_iter_no_change=self.n_iter_no_change, verbose=self.verbose,
             after_epoch=None if callback is None else after_epoch,
         )  # fmt: skip
-        update_batch_norm()
+        settle()
         return curve
 
     def score_samples(self, X: ImagesLike) -> np.ndarray:
@@ -266,13 +275,6 @@ class BaseDistillationDetector(OutlierMixin, ThresholdMixin, SavingMixin, ABC):
         self._check_options(method)
         return check_images(self, X, reset=False)
 
-    def _validate_params(self) -> None:
-        """Check each parameter; scikit-learn's wrapper of `fit` calls this, too."""
-        super()._validate_params()
-        resized_shape(self.image_size)
-        if self.opening_size % 2 == 0:
-            raise ValueError(f"opening_size must be odd; got {self.opening_size}.")
-
     def _outputs(
         self,
         images: Images,
@@ -301,15 +303,13 @@ class BaseDistillationDetector(OutlierMixin, ThresholdMixin, SavingMixin, ABC):
             if raw is not None:
                 attribution = raw[:n].cpu().numpy()
                 finished = localization_maps(attribution, self.smoothing_sigma, self.opening_size)
-            for index, score, single in zip(chosen, normal, finished, strict=True):
+            own_size = None in images.shape
+            sizes: Any = images.sizes(chosen) if own_size else [images.shape[:2]] * n
+            for index, score, single, size in zip(chosen, normal, finished, sizes, strict=True):
                 readable = index not in images.unreadable
                 if single is not None:
-                    (size,) = images.sizes([index])
-                    single = (
-                        resize_map(single, size)
-                        if readable
-                        else np.full_like(single, np.nan, shape=size)
-                    )
+                    blank = np.full_like(single, np.nan, shape=size)
+                    single = resize_map(single, size) if readable else blank
                 yield Output(index, float(score) if readable else np.nan, single)
 
     def _dataset(self, images: Images, *, stored: bool = True) -> ImageDataset:

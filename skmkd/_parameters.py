@@ -114,15 +114,29 @@ def score_layers(detector: Any) -> tuple[str, ...]:
     return scored
 
 
+def check_common(detector: Any) -> None:
+    """Check what the limits of single parameters cannot say, of those that all detectors have.
+
+    Raises
+    ------
+    ValueError
+        If `image_size` has no meaning or `opening_size` is even.
+    """
+    resized_shape(detector.image_size)
+    if detector.opening_size % 2 == 0:
+        raise ValueError(f"opening_size must be odd; got {detector.opening_size}.")
+
+
 def check_mkd(detector: Any, method: str | None = None) -> None:
     """Check the parameters of `MKDDetector` together, for maps by a method or the default one.
 
     Raises
     ------
     ValueError
-        If scores or maps are of a term that is not learned, if a score layer is not critical, or
-        if there is no such option in ``localization_params``.
+        If scores or maps are of a term that is not learned, if a score layer is not critical, if
+        there is no such option in ``localization_params``, or as in `check_common`.
     """
+    check_common(detector)
     given = detector.localization_params or {}
     if unknown := set(given) - set(OPTIONS):
         raise ValueError(
@@ -154,8 +168,9 @@ def check_memkd(detector: Any, method: str | None = None) -> None:
     Raises
     ------
     ValueError
-        If `betas` are out of range.
+        If `betas` are out of range, or as in `check_common`.
     """
+    check_common(detector)
     betas = detector.betas
     if len(betas) != 2 or not all(
         isinstance(beta, (int, float)) and 0 <= beta < 1 for beta in betas

@@ -21,6 +21,7 @@ PRECISIONS = ("float32", "bfloat16")
 BFLOAT16_CPU = ("avx512_bf16", "amx_bf16")  # instructions without which it is slower than float32
 BFLOAT16_CUDA = (8, 0)  # the first capability that computes in it
 CGROUPS = Path("/sys/fs/cgroup")
+CACHE_SHARE = 0.25  # of the available memory, that a cache takes by default
 UNKNOWN_MEMORY = 2**32  # bytes taken for a machine's where the system does not say
 GENERATORS = RLock()  # guards torch's global ones, which one thread at a time may seed and restore
 _FORK = {"threads started": False, "forked since": False}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from math import ceil, floor
 from numbers import Real
 from typing import Any, Self
@@ -67,7 +67,7 @@ def conformal_threshold(anomaly: ArrayLike, fpr: float) -> float:
     return float(ordered[-n_above(fpr, len(ordered))])
 
 
-class ThresholdMixin(BaseEstimator):
+class ThresholdMixin(BaseEstimator, ABC):
     """Thresholds of scores and maps, and the labels and masks that they give."""
 
     @abstractmethod
@@ -200,6 +200,8 @@ class ThresholdMixin(BaseEstimator):
     def _threshold(self, name: str) -> float:
         """Return a threshold, if it holds for the scores or maps of the current parameters."""
         check_is_fitted(self, name)
+        self._validate_params()
+        self._check_options()
         score_settings, map_settings = self._settings()
         now = score_settings if name == "offset_" else map_settings
         if now != (then := self._thresholds_hold_for[name]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from math import ceil
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from skmkd._features.batches import Batch, Dataset
-from skmkd._images.preparation import mild_augmentation, shuffled_batches
+from skmkd._images.preparation import mild_augmentation
 from skmkd._runtime import private_generator
 from skmkd._warnings import warn
 
@@ -93,11 +94,24 @@ def distill(
     return {name: np.array([means[name] for means in curve]) for name in curve[0]}
 
 
+def shuffled_batches(n_images: int, batch_size: int, generator: torch.Generator) -> list[list[int]]:
+    """Split the indices of all images, in random order, into batches of near-equal size.
+
+    No batch holds a single image: batch norm could not learn from it.
+    """
+    n_batches = max(1, min(ceil(n_images / batch_size), n_images // 2))
+    order = torch.randperm(n_images, generator=generator).numpy()
+    return [indices.tolist() for indices in np.array_split(order, n_batches)]
+
+
 def training_epochs(
-    dataset: Dataset, n_images: int, batch_size: int, seed: int, augmented: bool
+    dataset: Dataset,
+    n_images: int,
+    batch_size: int,
+    generator: torch.Generator,
+    augmented: bool,
 ) -> Iterator[Iterator[Batch]]:
     """Yield epochs without end: all images in batches, in a new random order each time."""
-    generator = private_generator(seed)
 
     def epoch() -> Iterator[Batch]:
         batches = shuffled_batches(n_images, batch_size, generator)
@@ -113,7 +127,12 @@ def training_epochs(
 
 
 def settle_batch_norm(
-    cloner: nn.Module, output: Callable[[Batch], object], batches: Iterable[Batch]
+    cloner: nn.Module,
+    output: Callable[[Batch], object],
+    dataset: Dataset,
+    n_images: int,
+    batch_size: int,
+    seed: int,
 ) -> None:
     """Recompute the statistics of every batch norm over all training images.
 
@@ -128,7 +147,8 @@ def settle_batch_norm(
             norm.momentum = None  # the plain mean over all batches
             norm.train()
         with torch.no_grad():
-            for batch in batches:
+            batches = shuffled_batches(n_images, batch_size, private_generator(seed))
+            for batch in dataset.batches(batches):
                 output(batch)
     finally:  # an interrupt may end this, and the cloner may be kept all the same
         for norm, momentum in zip(norms, momenta, strict=True):

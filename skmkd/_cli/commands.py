@@ -26,6 +26,7 @@ from skmkd import datasets
 from skmkd._cli.evaluation import StoredArrays, image_metrics, pixel_metrics
 from skmkd._cli.report import THUMBNAIL, Entry, overlay, write_report
 from skmkd._files.archive import check_target, write_whole
+from skmkd._images.image_files import readable
 from skmkd._loading import load
 from skmkd._memkd import MemKDDetector
 from skmkd._mkd import MKDDetector
@@ -69,7 +70,8 @@ def fit(args: argparse.Namespace) -> None:
     if args.hold_out:
         training, held_out = split_paths(training, args.hold_out, detector.random_state)
     if held_out:
-        held_out = detector._without_unreadable(held_out)
+        if detector.on_error == "skip":
+            held_out = readable(held_out)
         check_fpr(fpr, len(held_out), "--hold-out" if args.hold_out else "--calibrate")
     elif args.fpr is not None:
         raise ValueError("--fpr must come with --hold-out or --calibrate.")

@@ -16,10 +16,8 @@ from tqdm.auto import tqdm
 
 from skmkd._features.batches import Batch, Dataset, ImageDataset, consecutive
 from skmkd._maps.discrepancy import Features
-from skmkd._runtime import available_memory
 from skmkd._warnings import warn
 
-MEMORY_SHARE = 0.25  # of the available memory, that "auto" takes at most
 DISK_SHARE = 0.5  # of the free space, that a cache on disk takes at most
 IMAGES = ""  # key of the prepared images beside those of the layers, none of which is empty
 
@@ -74,9 +72,10 @@ class CachedDataset:
 def cached(
     dataset: ImageDataset,
     n_images: int,
-    cache: str | int | None,
+    budget: int,
     *,
     with_features: bool,
+    required: bool,
     verbose: int = 0,
 ) -> Iterator[Dataset]:
     """Read a dataset once and serve it from a cache.
@@ -87,12 +86,13 @@ def cached(
         Read once, in order.
     n_images : int
         Number of images.
-    cache : "auto", int or None
-        Bytes up to which the cache is in memory, by default a share of what is available. A larger
-        one is a temporary file, which is deleted when the context ends or the process dies. With
-        None, no warning is issued if the disk cannot hold it.
+    budget : int
+        Bytes up to which the cache is in memory. A larger one is a temporary file, which is
+        deleted when the context ends or the process dies.
     with_features : bool
         Whether features are cached, or the prepared images only.
+    required : bool
+        Whether to warn if the disk cannot hold it.
     verbose : int, default=0
         1 or more shows a progress bar.
 
@@ -101,14 +101,13 @@ def cached(
     dataset : Dataset
         The cached one; the original, if the disk cannot hold it.
     """
-    budget = cache if isinstance(cache, int) else int(MEMORY_SHARE * available_memory())
     with ExitStack() as files:
         try:
             rows = _fill(dataset, n_images, budget, with_features, files, verbose)
         except UnstorableError as error:
             with suppress(OSError):
                 files.close()  # frees the space of what was written
-            if cache is not None:
+            if required:
                 warn(
                     "The cache was given up, and images and features are computed in every "
                     f"epoch: {error}. Raise cache, or set it to None to silence this."
@@ -182,7 +181,10 @@ def _fill(
             rows = {IMAGES: batch.images, **batch.target}  # (n, C, h, w) -> (n, h, w, C)
             rows = {name: tensor.permute(0, 2, 3, 1).cpu() for name, tensor in rows.items()}
             if not stored:
-                in_memory = _fits(rows, n_images, budget)
+                size = n_images * sum(tensor[0].nbytes for tensor in rows.values())
+                in_memory = size <= budget
+                if not in_memory:
+                    _check_disk(size, budget)
                 stored = {
                     name: _Rows(n_images, tensor, None if in_memory else files)
                     for name, tensor in rows.items()
@@ -193,11 +195,8 @@ def _fill(
     return {name: each.tensor() for name, each in stored.items()}
 
 
-def _fits(rows: Rows, n_images: int, budget: int) -> bool:
-    """Tell whether all images' rows fit into memory; else check that they fit on the disk."""
-    size = n_images * sum(tensor[0].nbytes for tensor in rows.values())
-    if size <= budget:
-        return True
+def _check_disk(size: int, budget: int) -> None:
+    """Check that a temporary file can have a size, in bytes."""
     with _writing():
         folder = tempfile.gettempdir()
         free = shutil.disk_usage(folder).free
@@ -206,4 +205,3 @@ def _fits(rows: Rows, n_images: int, budget: int) -> bool:
             f"it needs {size / 1e9:.3g} GB, more than cache={budget} bytes of memory and "
             f"{DISK_SHARE:.0%} of the {free / 1e9:.3g} GB free in {folder}"
         )
-    return False

@@ -72,8 +72,11 @@ class FeatureStore:
         """Return the stored features of an image, of those layers that can be read."""
         rows = {}
         for layer, folder in self._folders.items():
-            with suppress(Exception):  # the errors of a damaged header are of many kinds
-                rows[layer] = np.load(folder / f"{name}.npy", allow_pickle=False)
+            with (
+                suppress(Exception),  # the errors of a damaged header are of many kinds
+                (folder / f"{name}.npy").open("rb") as file,
+            ):
+                rows[layer] = np.lib.format.read_array(file, allow_pickle=False)
         return rows
 
     def _write(self, path: Path, row: np.ndarray) -> None:

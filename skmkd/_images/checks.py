@@ -65,7 +65,7 @@ class Images:
         blank: np.ndarray | None = None,
         unreadable: Iterable[int] = (),
     ) -> None:
-        self._items = items
+        self.items = items
         self.shape = shape
         self._blank = blank
         self.pixel_range: PixelRange | None = None
@@ -73,7 +73,7 @@ class Images:
         self.errors: list[UnreadableImageError] = []
 
     def __len__(self) -> int:
-        return len(self._items)
+        return len(self.items)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return (self.read(i) for i in range(len(self)))
@@ -86,14 +86,14 @@ class Images:
     @property
     def are_files(self) -> bool:
         """Whether an image has to be decoded each time that it is read."""
-        return isinstance(self._items[0], ImageFile)
+        return isinstance(self.items[0], ImageFile)
 
     def sizes(self, indices: Iterable[int]) -> list[tuple[int, int]]:
         """Return height and width of the images at the indices, without reading pixels."""
         height, width, _ = self.shape
         if height is not None and width is not None:
             return [(height, width) for _ in indices]
-        return [np.shape(self._items[i])[:2] for i in indices]
+        return [np.shape(self.items[i])[:2] for i in indices]
 
     def runs(self, indices: Sequence[int]) -> list[list[int]]:
         """Split indices into runs of neighbours of one size, of at most `RUN_PIXELS` in all."""
@@ -106,10 +106,6 @@ class Images:
             runs += [same[start : start + step] for start in range(0, len(same), step)]
         return runs
 
-    def kind(self, index: int) -> str:
-        """Return the kind of number that an image is made of, without reading a file's pixels."""
-        return _header(self._items[index], index)[1]
-
     def warn_of_unreadable(self) -> None:
         """Warn of each file that was replaced since the last call."""
         while self.errors:
@@ -118,7 +114,7 @@ class Images:
     def read(self, index: int) -> np.ndarray:
         """Return an image of shape (H, W, C)."""
         try:
-            image = _as_numbers(self._items[index], index)
+            image = _as_numbers(self.items[index], index)
         except UnreadableImageError as error:
             if self._blank is None:
                 raise
@@ -128,10 +124,11 @@ class Images:
             return self._blank
         height, width, channels = self.shape
         image = image.reshape(height or image.shape[0], width or image.shape[1], channels)
-        kind, fitted = _header(image, index)[1], self.pixel_range
+        kind = image.dtype.name if image.dtype.name in INTEGER_RANGES else "float"
+        fitted = self.pixel_range
         if fitted is not None and kind != fitted.kind:
             raise ValueError(
-                f"{_named(self._items[index], index)} must hold {fitted.kind} pixels in the range "
+                f"{_named(self.items[index], index)} must hold {fitted.kind} pixels in the range "
                 f"{fitted.low:g} to {fitted.high:g}, as at fit; got {kind} pixels."
             )
         if kind == "float":
@@ -157,7 +154,7 @@ def check_images(estimator: BaseEstimator, X: Any, *, reset: bool) -> Images:
     images = _as_images(estimator, X, reset)
     if reset:
         estimator.image_shape_ = images.shape
-        if images.of_one_size:
+        if None not in images.shape:
             estimator.n_features_in_ = prod(images.shape)
         images.pixel_range = estimator.pixel_range_ = _learn_range(images)
         return images
@@ -269,20 +266,21 @@ def _as_numbers(item: Any, index: int) -> np.ndarray:
         )
     try:
         array = np.asarray(item)
-        return array.astype(np.float64) if array.dtype == object else array
+        array = array.astype(np.float64) if array.dtype == object else array
     except UnreadableImageError:
         raise
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"X[{index}] must hold numbers; got objects that do not convert: {error}"
         ) from error
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"X[{index}] must hold real numbers; got dtype {array.dtype}.")
+    return array
 
 
 def _header(item: Any, index: int) -> tuple[tuple[int, ...], str]:
     """Return shape and kind of number of an image; of a file, no pixel is read."""
     array = item if isinstance(item, ImageFile) else _as_numbers(item, index)
-    if array.dtype.kind not in "biuf":
-        raise ValueError(f"X[{index}] must hold real numbers; got dtype {array.dtype}.")
     return array.shape, array.dtype.name if array.dtype.name in INTEGER_RANGES else "float"
 
 
@@ -360,8 +358,9 @@ def _row_shape(estimator: BaseEstimator, n_features: int) -> ImageShape:
 
 def _learn_range(images: Images) -> PixelRange:
     """Return the range of integers by dtype; of floats 0-1, or their extremes outside of it."""
-    kinds = [images.kind(i) for i in range(len(images))] if not images.of_one_size else []
-    kind = images.kind(0)
+    n = 1 if None not in images.shape else len(images)  # an array has one kind
+    kinds = [_header(images.items[i], i)[1] for i in range(n)]
+    kind = kinds[0]
     if other := next((i for i, k in enumerate(kinds) if k != kind), None):
         raise ValueError(
             f"The images of X must all be of one kind; X[0] is {kind}, X[{other}] {kinds[other]}."
