@@ -1,47 +1,35 @@
 from __future__ import annotations
 
-import subprocess
-import sys
+import inspect
 import threading
-from functools import partial
-from pathlib import Path
+import tracemalloc
+import warnings
 
-import joblib
 import numpy as np
 import pytest
 import torch
-from conftest import Counting, TinySource
+from conftest import Counting, TinySource, tiny_detector
 from numpy.testing import assert_array_equal
-from torch import nn
+from PIL import Image
 
-from skmkd._features.batches import (
-    Batch,
-    Observer,
-    Recall,
-    batch_size,
-    fixed_batches,
-    layer_keys,
-    read_ahead,
-)
-from skmkd._images.checks import Images, PixelRange
+from skmkd import _runtime
+from skmkd._features.batches import ImageDataset, consecutive, inference_batch_size
+from skmkd._images.checks import Images, PixelRange, check_images
 from skmkd._images.preparation import Preprocessing
 from skmkd._networks.layers import REDUCTIONS
 from skmkd._networks.sources import IDENTITY, build_source
 
 CPU = torch.device("cpu")
-
-
-def recalling(source, memory, conditions="x"):
-    return Recall(source, layer_keys(source), memory, conditions)
+SIDE = 512  # of images that are read one at a time
 
 
 def built(source, layers=2, precision="float32"):
     return build_source(source, "auto", layers, REDUCTIONS, (8, 8), CPU, precision, 0).network
 
 
-def observer(look, size=4):
+def dataset(images, source=None, size=4):
     prepare = Preprocessing((8, 8), PixelRange(0.0, 1.0, "float"), *IDENTITY)
-    return Observer(prepare, look, CPU, size)
+    return ImageDataset(images, prepare, source or built(TinySource()), CPU, size)
 
 
 @pytest.fixture
@@ -50,213 +38,239 @@ def pictures():
     return Images(np.random.default_rng(0).random((10, 8, 8, 3), dtype=np.float32), (8, 8, 3))
 
 
-def test_the_source_looks_only_when_asked_and_only_once(pictures):
+# Features
+
+
+def test_the_source_computes_features_once_and_only_for_batches(pictures):
     source = Counting(built(TinySource()))
-    batch = next(observer(source)(pictures, [[0, 1, 2]]))
-    assert len(batch) == 3
+    (images,) = dataset(pictures, source).tensors([[0, 1, 2]])
+    assert len(images) == 3
     assert source.passes == []
-    first, second = batch.target, batch.target
-    assert first is second
+    (batch,) = dataset(pictures, source).batches([[0, 1, 2]])
     assert source.passes == [4]
+    assert torch.equal(batch.images, images)
+    assert not any(activations.requires_grad for activations in batch.target.values())
 
 
 @pytest.mark.parametrize("n", [1, 4, 6, 10])
-def test_the_source_sees_batches_of_one_size(pictures, n):
+def test_the_source_computes_batches_of_one_size(pictures, n):
     source = Counting(built(TinySource()))
-    batch = next(observer(source)(pictures, [range(n)]))
-    target = batch.target
+    data = dataset(pictures, source)
+    (batch,) = data.batches([range(n)])
     assert set(source.passes) == {4}
     expected = source.source(batch.images)
-    for layer, activations in expected.items():
-        assert len(target[layer]) == n
-        torch.testing.assert_close(target[layer], activations)
+    for target in (batch.target, data.features(batch.images)):
+        for layer, activations in expected.items():
+            assert len(target[layer]) == n
+            torch.testing.assert_close(target[layer], activations)
 
 
-def test_an_image_is_seen_alike_wherever_it_comes(pictures):
-    look = observer(built(TinySource()))
-    alone, last, shuffled = look(pictures, [[7], range(8), [3, 7, 1]])
+def test_features_of_an_image_do_not_depend_on_its_batch(pictures):
+    alone, last, shuffled = dataset(pictures).batches([[7], range(8), [3, 7, 1]])
     for layer in alone.target:
         assert torch.equal(alone.target[layer][0], last.target[layer][7])
         assert torch.equal(alone.target[layer][0], shuffled.target[layer][1])
 
 
-def test_observing_needs_no_gradient_whatever_the_caller_wants(pictures):
+def test_features_have_no_gradient_whatever_the_caller_sets(pictures):
     with torch.enable_grad():
-        batch = next(observer(built(TinySource()))(pictures, [[0]]))
+        (batch,) = dataset(pictures).batches([[0]])
+        assert not batch.images.requires_grad
         assert not any(a.requires_grad for a in batch.target.values())
+        assert not any(a.requires_grad for a in dataset(pictures).features(batch.images).values())
 
 
-class Slow:
-    """Images that note when each batch of them is read."""
-
-    def __init__(self):
-        self.read = [threading.Event() for _ in range(4)]
-
-    def __getitem__(self, indices):
-        self.read[indices[0]].set()
-        if indices[0] == 3:
-            raise ValueError("not an image")
-        return list(indices)
-
-
-def test_the_next_batch_is_read_while_one_is_at_work_and_no_more():
-    images = Slow()
-    batches = read_ahead(images, ([i] for i in range(4)))
-    assert next(batches) == [0]
-    assert images.read[1].wait(60)
-    assert not images.read[2].is_set()
-    assert [next(batches), next(batches)] == [[1], [2]]
-    with pytest.raises(ValueError, match="not an image"):
-        next(batches)
-    assert list(read_ahead(images, [])) == []
+def test_padding_repeats_the_last_image_and_its_features(pictures):
+    data = dataset(pictures)
+    batches = consecutive([1, 3, 5, 7, 9, 8], 4)
+    plain, padded = list(data.batches(batches)), list(data.batches(batches, padded=True))
+    assert [len(batch.images) for batch in plain] == [4, 2]
+    for batch, whole, n in zip(plain, padded, (4, 2), strict=True):
+        repeated = [*range(n), *[n - 1] * (4 - n)]
+        assert torch.equal(whole.images, batch.images[repeated])
+        for layer, activations in batch.target.items():
+            assert torch.equal(whole.target[layer], activations[repeated])
 
 
-def test_reading_ends_with_whoever_asked():
-    before = threading.active_count()
-    batches = read_ahead(Slow(), ([i] for i in range(3)))
-    next(batches)
-    batches.close()
-    assert threading.active_count() == before
-
-
-def test_fixed_batches_pad_the_tail_with_its_last_image():
-    def read(batches):
-        for indices in batches:
-            images = torch.tensor(list(indices)).view(-1, 1, 1, 1)
-            yield Batch(images, partial(dict, a=10 * images))
-
-    batches = list(fixed_batches(read, [1, 3, 5, 7, 9], 2))
-    assert [list(chosen) for chosen, _ in batches] == [[1, 3], [5, 7], [9]]
-    assert [b.images.flatten().tolist() for _, b in batches] == [[1, 3], [5, 7], [9, 9]]
-    assert [b.target["a"].flatten().tolist() for _, b in batches][1:] == [[50, 70], [90, 90]]
-
-
-def test_a_padded_batch_pads_what_the_source_saw():
-    batch = Batch(torch.rand(2, 3, 4, 4), lambda: {"a": torch.rand(2, 5, 2, 2)})
-    padded = batch.padded(4)
-    assert padded.images.shape == (4, 3, 4, 4)
-    assert torch.equal(padded.target["a"][1:], batch.target["a"][1:].expand(3, -1, -1, -1))
-    assert batch.padded(2) is batch
+def test_consecutive_batches():
+    assert consecutive([1, 3, 5, 7, 9], 2) == [[1, 3], [5, 7], [9]]
+    assert consecutive(range(4), 2) == [range(2), range(2, 4)]
+    assert consecutive([], 2) == []
 
 
 def test_batches_get_smaller_as_images_grow():
-    sizes = [batch_size((s, s), CPU, "float32") for s in (32, 64, 128, 1024)]
+    sizes = [inference_batch_size((s, s), CPU, "float32") for s in (32, 64, 128, 1024)]
     assert sizes == [32, 8, 2, 1]
-    assert batch_size((128, 128), CPU, "bfloat16") == 8
-    assert batch_size((128, 128), torch.device("cuda"), "bfloat16") == 64
+    assert inference_batch_size((128, 128), CPU, "bfloat16") == 8
+    assert inference_batch_size((128, 128), torch.device("cuda"), "bfloat16") == 64
 
 
-# The store
+# Images
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_recall_gives_what_the_source_gives_and_spares_it(tmp_path, precision):
-    source = Counting(built(TinySource(), precision=precision))
-    images = torch.rand(4, 3, 8, 8)
-    memory = joblib.Memory(tmp_path, verbose=0)
-    with torch.no_grad():
-        fresh = recalling(source, memory)(images)
-        assert source.passes == [4]  # one pass for both layers
-        recalled = recalling(source, memory)(images)
-        assert source.passes == [4]
-        expected = source(images)
-    for layer, activations in expected.items():
-        assert recalled[layer].dtype == activations.dtype == getattr(torch, precision)
-        assert torch.equal(fresh[layer], activations)
-        assert torch.equal(recalled[layer], activations)
-        assert recalled[layer].is_contiguous(memory_format=torch.channels_last)
+def test_images_of_several_sizes_are_prepared_as_each_alone():
+    rng = np.random.default_rng(0)
+    shapes = [(9, 5), (9, 5), (4, 4), (9, 5), (8, 8)]
+    images = Images([rng.random(shape, dtype=np.float32) for shape in shapes], (None, None, 1))
+    data = dataset(images)
+    (together,) = data.tensors([[4, 0, 1, 2, 3]])
+    assert together.shape == (5, 3, 8, 8)
+    assert together.is_contiguous(memory_format=torch.channels_last)
+    for single, index in zip(together, [4, 0, 1, 2, 3], strict=True):
+        assert_array_equal(single, data.prepare([images.read(index)])[0])
 
 
-def test_recall_tells_apart_images_sources_layers_and_conditions(tmp_path):
-    memory = joblib.Memory(tmp_path, verbose=0)
-    images = torch.rand(4, 3, 8, 8)
-    counting = Counting(built(TinySource()))
-    recalling(counting, memory)(images)
-    for other_source, other_images, conditions in [
-        (counting, images + 1e-6, "x"),
-        (counting, images.flip(0), "x"),
-        (counting, images[:3], "x"),
-        (counting, images, "y"),
-        (Counting(built(TinySource(seed=1))), images, "x"),
-    ]:
-        before = len(other_source.passes)
-        recalling(other_source, memory, conditions)(other_images)
-        assert len(other_source.passes) == before + 1
+@pytest.mark.parametrize("as_list", [True, False])
+def test_large_images_are_prepared_a_few_at_a_time(as_list):
+    n, side = 16, 1000
+    pixels = np.zeros((n, side, side, 1), np.uint8)
+    images = Images(list(pixels) if as_list else pixels, (None if as_list else side,) * 2 + (1,))
+    tracemalloc.start()
+    list(dataset(images).tensors([range(n)]))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < (torch.get_num_threads() + 1) * 4 * side * side  # floats of one image a thread
 
 
-def test_recall_shares_layers_between_choices_of_layers(tmp_path):
-    memory = joblib.Memory(tmp_path, verbose=0)
-    images = torch.rand(4, 3, 8, 8)
-    recalling(built(TinySource(), 2), memory)(images)
-    fewer = Counting(built(TinySource(), 1))
-    recalled = recalling(fewer, memory)(images)
-    assert fewer.passes == []
-    assert list(recalled) == ["features.5"]
+class Items:
+    """Images that are filled with their index; they note which threads read them."""
+
+    shape, ndim = (20, SIDE, SIDE), 3
+
+    def __init__(self, together=0):
+        self.threads, self.read, self.together = set(), [], together
+        self._barrier = threading.Barrier(max(1, together))
+
+    def __len__(self):
+        return self.shape[0]
+
+    def __getitem__(self, index):
+        self.threads.add(threading.get_ident())
+        self.read.append(index)
+        if index == 13:
+            raise ValueError("the thirteenth cannot be read")
+        if index < self.together:
+            self._barrier.wait(30)  # until as many threads have come here
+        return np.full((SIDE, SIDE), index / 20, np.float32)
 
 
-def test_recall_reads_a_store_that_is_mapped_read_only(tmp_path):
-    images = torch.rand(4, 3, 8, 8)
-    source = built(TinySource())
-    for _ in range(2):
-        recalled = recalling(source, joblib.Memory(tmp_path, mmap_mode="r", verbose=0))(images)
-    for layer, activations in source(images).items():
-        assert torch.equal(recalled[layer], activations)
+@pytest.fixture
+def threads(monkeypatch):
+    """Let torch use some threads, and restore that and the note that they were started."""
+    before = torch.get_num_threads()
+    monkeypatch.setattr(_runtime, "_FORK", dict(_runtime._FORK))
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
 
 
-def test_keys_cover_the_weights_and_operations_before_a_layer_only():
-    keys = layer_keys(built(TinySource()))
-    assert list(keys) == ["features.2", "features.5"]
-    late = TinySource()
-    late.features[3].weight.data.mul_(2)
-    changed = layer_keys(built(late))
-    assert changed["features.2"] == keys["features.2"]
-    assert changed["features.5"] != keys["features.5"]
+def drawn(batches, taken):
+    for indices in batches:
+        taken.append(indices)
+        yield indices
 
 
-def test_keys_cover_what_a_layer_without_weights_does():
-    pools = [  # all of the same shape, and the averages of the same repr
-        nn.MaxPool2d(2),
-        nn.MaxPool2d(3, 2, 1),
-        nn.AvgPool2d(3, 2, 1),
-        nn.AvgPool2d(3, 2, 1, count_include_pad=False),
+def values(images):
+    return (20 * images[:, 0, 0, 0]).round().int().tolist()
+
+
+@pytest.mark.parametrize("n_threads", [1, 2, 3])
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_as_many_threads_as_torch_s_read_images_in_order(threads, n_threads, size):
+    threads(n_threads)
+    items = Items(together=n_threads)
+    tensors = dataset(Images(items, (SIDE, SIDE, 1))).tensors(consecutive(range(12), size))
+    assert [values(images) for images in tensors] == [
+        list(indices) for indices in consecutive(range(12), size)
     ]
-    keys = [layer_keys(built(nn.Sequential(pool), ["0"]))["0"] for pool in pools]
-    assert len(set(keys)) == 4
-    assert layer_keys(built(nn.Sequential(nn.MaxPool2d(2)), ["0"]))["0"] == keys[0]
+    assert len(items.threads) == n_threads
+    assert threading.get_ident() not in items.threads
+    assert sorted(items.read) == list(range(12))  # each once
 
 
-class Functional(nn.Module):
-    """A source of functions, operators, a parameter and a method."""
-
-    def __init__(self, power=2):
-        super().__init__()
-        self.shift = nn.Parameter(torch.ones(1))
-        self.first = nn.Conv2d(3, 4, 3, padding=1)
-        nn.init.constant_(self.first.weight, 0.1)
-        nn.init.constant_(self.first.bias, 0.1)
-        self.power = power
-
-    def forward(self, images):
-        x = nn.functional.max_pool2d(torch.relu(self.first(images) + self.shift), 2)
-        return x.pow(self.power)
+@pytest.mark.parametrize(("n_threads", "size", "ahead"), [(1, 1, 1), (3, 1, 3), (3, 2, 2)])
+def test_few_batches_are_read_ahead(threads, n_threads, size, ahead):
+    threads(n_threads)
+    taken, batches = [], consecutive(range(12), size)
+    tensors = dataset(Images(Items(), (SIDE, SIDE, 1))).tensors(drawn(batches, taken))
+    assert taken == []
+    for n in range(1, 4):
+        next(tensors)
+        assert len(taken) == n + ahead
+    tensors.close()
 
 
-def test_keys_cover_functions_and_their_arguments():
-    layers = ["pow"]
-    keys = [layer_keys(built(Functional(power), layers))["pow"] for power in (2, 2, 3)]
-    assert keys[0] == keys[1] != keys[2]
+def test_errors_of_reading_come_in_order_and_end_it(threads):
+    threads(2)
+    before = threading.active_count()
+    tensors = dataset(Images(Items(), (SIDE, SIDE, 1))).tensors([i] for i in range(20))
+    assert [values(next(tensors)) for _ in range(13)] == [[i] for i in range(13)]
+    with pytest.raises(ValueError, match="the thirteenth cannot be read"):
+        next(tensors)
+    assert threading.active_count() == before
+    assert list(tensors) == []
 
 
-def test_keys_are_the_same_in_another_process():
-    folders = [str(folder) for folder in list(Path(__file__).parents)[:2]]
-    program = (
-        f"import sys; sys.path[:0] = {folders!r}\n"
-        "from test_batches import *\n"
-        "print(layer_keys(built(TinySource()))['features.5'], "
-        "layer_keys(built(Functional(), ['pow']))['pow'])"
-    )
-    run = [sys.executable, "-c", program]
-    printed = subprocess.run(run, check=True, capture_output=True, text=True).stdout.split()
-    keys = [layer_keys(built(TinySource()))["features.5"]]
-    keys.append(layer_keys(built(Functional(), ["pow"]))["pow"])
-    assert_array_equal(printed, keys)
+def test_errors_of_the_batches_are_the_caller_s(pictures):
+    def batches():
+        yield [0]
+        raise LookupError("no more")
+
+    with pytest.raises(LookupError, match="no more"):
+        list(dataset(pictures).tensors(batches()))
+    assert list(dataset(pictures).tensors([])) == []
+
+
+@pytest.mark.parametrize("of", ["tensors", "batches"])
+@pytest.mark.parametrize("end", ["close", "delete", "exhaust"])
+def test_no_thread_is_left_when_reading_ends(threads, of, end):
+    threads(2)
+    before = threading.active_count()
+    generator = getattr(dataset(Images(Items(), (SIDE, SIDE, 1))), of)([i] for i in range(12))
+    next(generator)
+    assert threading.active_count() > before
+    if end == "close":
+        generator.close()
+    elif end == "exhaust":
+        list(generator)
+    else:
+        del generator
+    assert threading.active_count() == before
+
+
+def test_unreadable_files_warn_once_in_the_caller_s_thread_and_line(threads, tmp_path, images):
+    threads(3)
+    paths = [tmp_path / f"{i}.png" for i in range(6)]
+    for path, image in zip(paths, images, strict=False):
+        Image.fromarray(image).save(path)
+    paths[1].write_text("not an image")
+    for i in (2, 5):
+        paths[i].write_bytes(paths[i].read_bytes()[:100])  # the header is whole
+    detector = tiny_detector(on_error="skip").fit(images)
+    caught = []
+
+    def show(message, category, filename, lineno, *_):
+        caught.append((str(message), filename, lineno, threading.get_ident()))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = show
+        scores = detector.score_samples(paths)
+        line = inspect.currentframe().f_lineno - 1
+    assert {entry[1:] for entry in caught} == {(__file__, line, threading.get_ident())}
+    skipped = sorted(message.split(".png")[0][-1] for message, *_ in caught)
+    assert skipped == ["1", "2", "5"]
+    assert_array_equal(np.isnan(scores), [i in (1, 2, 5) for i in range(6)])
+    assert_array_equal(scores[[0, 3, 4]], detector.score_samples(images[[0, 3, 4]]))
+
+
+def test_unreadable_files_are_warned_of_before_their_batch(tmp_path, images):
+    paths = [tmp_path / f"{i}.png" for i in range(4)]
+    for path, image in zip(paths, images, strict=False):
+        Image.fromarray(image).save(path)
+    paths[0].write_bytes(paths[0].read_bytes()[:100])
+    detector = tiny_detector(on_error="skip").fit(images)
+    found = check_images(detector, paths, reset=False)
+    tensors = detector._dataset(found).tensors([[0, 1], [2, 3]])
+    with pytest.warns(UserWarning, match=r"0.png.*It is skipped"):
+        next(tensors)
+    assert len(next(tensors)) == 2
