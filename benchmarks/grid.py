@@ -1,7 +1,8 @@
-"""How much does ``memory`` save in a grid search?
+"""How much does ``feature_store`` save in a grid search, and ``memory`` in an earlier build?
 
-Run as ``python benchmarks/grid.py``; each search runs once unless ``--runs`` says more. The store
-is empty at first. Grass among bricks is the anomaly.
+Run as ``python benchmarks/grid.py --before CHECKOUT``; without it only this build is timed. Each
+search runs once unless ``--runs`` says more. The store is empty at first. Grass among bricks is the
+anomaly.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 from sklearn.model_selection import GridSearchCV, ParameterGrid
-from timing import medians, parser, report, textures
+from timing import builds, medians, parser, report, textures
 
 from skmkd import MKDDetector
 from skmkd.model_selection import NormalOnlySplit, anomaly_roc_auc
@@ -19,69 +20,64 @@ NAMES = ("brick", "grass")
 GRID = {"direction_weight": [0.1, 1.0, "auto"], "critical_layers": [2, 4]}
 
 
-def search(
-    images: np.ndarray,
-    labels: np.ndarray,
-    candidates: int,
-    folds: int,
-    max_iter: int,
-    memory: str | None,
-) -> None:
+def search(n: int, side: int, candidates: int, folds: int, max_iter: int, stored: bool) -> None:
     """Search the grid; learn from the normal images of each fold."""
+    numbers = [n - n // 5, n // 5]
+    kinds = [textures(each, side, [name]) for each, name in zip(numbers, NAMES, strict=True)]
+    images, labels = np.concatenate(kinds), np.repeat([1, -1], numbers)
     grid = [{name: [value] for name, value in each.items()} for each in ParameterGrid(GRID)]
-    GridSearchCV(
-        MKDDetector.paper(
-            device="cpu",
-            image_size=images.shape[1],
-            max_iter=max_iter,
-            tol=None,
-            random_state=0,
-            memory=memory,
-        ),
-        grid[:candidates],
-        scoring=anomaly_roc_auc,
-        cv=NormalOnlySplit(folds, random_state=0),
-        refit=False,
-        error_score="raise",
-    ).fit(images, labels)
+    detector = MKDDetector.paper(
+        device="cpu", image_size=side, max_iter=max_iter, tol=None, random_state=0
+    )
+    store = "feature_store" if "feature_store" in detector.get_params() else "memory"
+    with TemporaryDirectory() as folder:
+        GridSearchCV(
+            detector.set_params(**({store: folder} if stored else {})),
+            grid[:candidates],
+            scoring=anomaly_roc_auc,
+            cv=NormalOnlySplit(folds, random_state=0),
+            refit=False,
+            error_score="raise",
+        ).fit(images, labels)
 
 
 def main() -> None:
     """Print one row a number of epochs."""
-    arguments = parser(__doc__, runs=1)
+    arguments = parser(__doc__, runs=1, before=True)
     arguments.add_argument("--max-iter", type=int, nargs="+", default=[1])
     arguments.add_argument("--candidates", type=int, default=6, help="at most six")
     arguments.add_argument("--folds", type=int, default=3)
     arguments.add_argument("--images", type=int, default=150, help="four in five are normal")
     arguments.add_argument("--side", type=int, default=128)
     given = arguments.parse_args()
-    n_anomalous = given.images // 5
-    numbers = [given.images - n_anomalous, n_anomalous]
-    kinds = [textures(n, given.side, [name]) for n, name in zip(numbers, NAMES, strict=True)]
-    images, labels = np.concatenate(kinds), np.repeat([1, -1], numbers)
     rows = []
-    for max_iter in given.max_iter:
-
-        def stored(max_iter: int = max_iter) -> None:
-            with TemporaryDirectory() as place:
-                search(images, labels, given.candidates, given.folds, max_iter, place)
-
-        def unstored(max_iter: int = max_iter) -> None:
-            search(images, labels, given.candidates, given.folds, max_iter, None)
-
-        times = medians({"without": unstored, "with": stored}, given.runs, warm_up=False)
-        rows.append(
-            {
-                "candidates": given.candidates,
-                "folds": given.folds,
-                "images": len(images),
-                "pixels": given.side,
-                "epochs": max_iter,
-                "without memory s": times["without"],
-                "with memory s": times["with"],
-                "ratio": times["without"] / times["with"],
+    with builds(__file__, given.before) as started:
+        for build in started.values():  # the first call of a process is slow
+            build.call("search", 15, 32, 1, 2, 1, True)
+        for max_iter in given.max_iter:
+            size = (given.images, given.side, given.candidates, given.folds, max_iter)
+            works = {
+                (name, stored): lambda build=build, stored=stored, size=size: build.call(
+                    "search", *size, stored
+                )
+                for name, build in started.items()
+                for stored in (False, True)
             }
-        )
+            times = medians(works, given.runs, warm_up=False)
+            rows += [
+                {
+                    "build": name,
+                    "candidates": given.candidates,
+                    "folds": given.folds,
+                    "images": given.images,
+                    "pixels": given.side,
+                    "epochs": max_iter,
+                    "without store s": times[name, False],
+                    "with store s": times[name, True],
+                    "ratio": times[name, False] / times[name, True],
+                }
+                for name in started
+            ]
     report(__file__, rows, given.output)
 
 

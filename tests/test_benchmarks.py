@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import runpy
 import sys
+from itertools import pairwise
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -47,9 +49,14 @@ SCRIPTS = {
     "calibrate": ("--only brick --splits 1 --epochs 2", {"99 % to"}),
     "fit": ("--only texture --images 4 --epochs 1", {"ratio"}),
     "grid": ("--images 15 --side 32 --folds 2 --candidates 2", {"ratio"}),
+    "large_images": (
+        f"--runs 1 --images 2 --size 160 120 --side 32 --before {ROOT}",
+        {"ratio", "this ms/image", "decode ms (1 thread)", "networks ms (1 thread)"},
+    ),
     "localize": ("--runs 1 --images 2 --side 32", {"ratio"}),
     "memories": ("--runs 1 --images 4 --side 32 --epochs 1", {"ratio"}),
     "memory": ("--only aupro --maps 2", {"peak MB"}),
+    "path": (f"--before {ROOT}", {"functions", "changes"}),
     "scaling": ("--numbers --sides 32 64", {"fit s"}),
     "score": ("--runs 1 --images 4 --side 32", {"ratio", "source of peak", "whole of peak"}),
     "step": ("--runs 1 --sides 32", {"step / floor"}),
@@ -84,3 +91,33 @@ def test_memory_of_each_case_is_watched(case, arguments, monkeypatch):
 
     result = getattr(memory, case)(*arguments)
     assert result["peak MB"] >= result["before MB"] > 0
+
+
+def test_the_way_through_the_library_is_short(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    import path
+
+    for (method, calls), (functions, changes) in zip(
+        path.paths().items(), [(100, 40), (35, 12)], strict=True
+    ):
+        modules = [module for module, _ in calls]
+        assert len(calls) == len(set(calls)) <= functions, method
+        assert sum(one != other for one, other in pairwise(modules)) <= changes, method
+
+
+def test_functions_of_other_threads_are_counted_once(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    import path
+
+    source = (
+        "def outer():\n    inner()\n    inner()\ndef inner():\n    return [i for i in range(3)]"
+    )
+    functions: dict = {}
+    exec(compile(source, str(path.PACKAGE / "made.py"), "exec"), functions)
+
+    def work():
+        thread = Thread(target=functions["outer"])
+        thread.start()
+        thread.join()
+
+    assert path.first_calls(work) == [("made.py", "outer"), ("made.py", "inner")]

@@ -1,0 +1,79 @@
+"""How many functions of skmkd do a fit and scores pass, and how often do they change module?
+
+Run as ``python benchmarks/path.py --before CHECKOUT``; without it only this build is counted, and
+``-v`` lists the functions. What counts are named functions that are called at least once, in any
+thread; comprehensions, lambdas and module bodies do not count. Changes of module are those in the
+sequence of first calls.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from skimage.data import lfw_subset
+from timing import builds, parser, report
+
+import skmkd
+
+PACKAGE = Path(skmkd.__file__).parent
+
+
+def first_calls(work: Callable[[], Any]) -> list[tuple[str, str]]:
+    """Return module and name of each function that is called, in the order of first calls."""
+    found: dict[tuple[str, str], None] = {}
+
+    def note(frame: Any, event: str, _: Any) -> None:
+        code = frame.f_code
+        path = Path(code.co_filename)
+        if event == "call" and not code.co_name.startswith("<") and PACKAGE in path.parents:
+            found.setdefault((str(path.relative_to(PACKAGE)), code.co_qualname))
+
+    threading.setprofile(note)
+    sys.setprofile(note)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)  # type: ignore[arg-type]
+    return list(found)
+
+
+def paths() -> dict[str, list[tuple[str, str]]]:
+    """Return the path of a short fit to faces, and that of their scores."""
+    images = (255 * lfw_subset()[:20]).astype(np.uint8)
+    detector = skmkd.MKDDetector(
+        image_size=32, batch_size=8, max_iter=2, tol=None, random_state=0
+    )  # fmt: skip
+    return {
+        "fit": first_calls(lambda: detector.fit(images)),
+        "score_samples": first_calls(lambda: detector.score_samples(images)),
+    }
+
+
+def main() -> None:
+    """Print one row a build and method."""
+    arguments = parser(__doc__, before=True)
+    arguments.add_argument("-v", "--verbose", action="store_true", help="list the functions")
+    given = arguments.parse_args()
+    with builds(__file__, given.before) as started:
+        found = {name: build.call("paths") for name, build in started.items()}
+    rows = []
+    for name, methods in found.items():
+        for method, calls in methods.items():
+            changes = sum(one[0] != other[0] for one, other in pairwise(calls))
+            rows.append(
+                {"build": name, "method": method, "functions": len(calls), "changes": changes}
+            )
+            if given.verbose:
+                print(f"{name} {method}", *(" ".join(call) for call in calls), sep="\n    ")
+    report(__file__, rows, given.output)
+
+
+if __name__ == "__main__":
+    main()
