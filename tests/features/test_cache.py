@@ -11,30 +11,44 @@ from contextlib import ExitStack
 import numpy as np
 import pytest
 import torch
+from conftest import Counting, tiny_detector
+from PIL import Image
 
-import skmkd._features.cache as module
+from skmkd import _base
 from skmkd._features.batches import Batch
-from skmkd._features.cache import byte_budget, feature_cache
+from skmkd._features.cache import cached
+from skmkd._images.image_files import ImageFile
 
 N = 7
 
 
 class Reader:
-    """Images of one constant each, and layers computed from them; remembers what was read."""
+    """Images of one constant each, and layers computed from them; notes what is read."""
 
-    def __init__(self, dtype=torch.float32):
-        self.read, self.dtype = [], dtype
+    device = torch.device("cpu")
 
-    def __call__(self, batches):
+    def __init__(self, dtype=torch.float32, batch_size=3):
+        self.read, self.computed, self.dtype = [], 0, dtype
+        self.batch_size = batch_size
+
+    def tensors(self, batches):
         for indices in batches:
             self.read.append(list(indices))
-            yield self.batch(indices)
+            images = torch.tensor(list(indices), dtype=torch.float32).view(-1, 1, 1, 1)
+            yield images.expand(-1, 3, 4, 4).contiguous(memory_format=torch.channels_last)
 
-    def batch(self, indices):
-        images = torch.tensor(list(indices), dtype=torch.float32).view(-1, 1, 1, 1)
-        images = images.expand(-1, 3, 4, 4).contiguous(memory_format=torch.channels_last)
+    def features(self, images):
+        self.computed += len(images)
         first = (images * 0.1).repeat(1, 2, 1, 1).to(self.dtype)
-        return Batch(images, lambda: {"a": first, "b": first[:, :1, :1, :1] + 1})
+        return {"a": first, "b": first[:, :1, :1, :1] + 1}
+
+    def batches(self, batches, *, padded=False):
+        for images in self.tensors(batches):
+            yield Batch(images, self.features(images))
+
+
+def caching(reader, budget, *, with_features=True, required=True):
+    return cached(reader, N, budget=budget, with_features=with_features, required=required)
 
 
 def bytes_needed(dtype=torch.float32):
@@ -44,20 +58,52 @@ def bytes_needed(dtype=torch.float32):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("spare", [0, -1], ids=["in memory", "on disk"])
 @pytest.mark.parametrize("batch_size", [3, 7, 20])
-def test_cache_serves_what_the_reader_does_to_the_bit(dtype, spare, batch_size):
-    reader, expected = Reader(dtype), Reader(dtype)
-    budget = bytes_needed(dtype) + spare
-    with feature_cache(reader, None, N, batch_size, budget) as read:
-        assert sorted(i for indices in reader.read for i in indices) == list(range(N))  # each once
+def test_the_cache_gives_what_the_dataset_gives_to_the_bit(dtype, spare, batch_size):
+    reader, expected = Reader(dtype, batch_size), Reader(dtype)
+    with caching(reader, bytes_needed(dtype) + spare) as dataset:
+        assert [i for indices in reader.read for i in indices] == list(range(N))  # each once
+        assert reader.computed == N
+        assert dataset.batch_size == batch_size
         reader.read.clear()
         for indices in ([0], [6, 2, 2], range(N), [5, 1]):
-            got, wanted = next(read([indices])), expected.batch(indices)
+            (got,), (wanted,) = dataset.batches([indices]), expected.batches([indices])
+            (images,) = dataset.tensors([indices])
             assert torch.equal(got.images, wanted.images)
+            assert torch.equal(images, wanted.images)
             assert got.images.is_contiguous(memory_format=torch.channels_last)
             assert list(got.target) == ["a", "b"]
             for layer, activations in wanted.target.items():
                 assert got.target[layer].dtype == dtype
                 assert torch.equal(got.target[layer], activations)
+    assert reader.read == []
+    assert reader.computed == N
+
+
+@pytest.mark.parametrize("with_features", [True, False])
+def test_padding_repeats_the_last_image(with_features):
+    with caching(Reader(batch_size=4), 10**6, with_features=with_features) as dataset:
+        first, second = dataset.batches([range(4), [6, 5]], padded=True)
+    assert first.images[:, 0, 0, 0].tolist() == [0, 1, 2, 3]
+    assert second.images[:, 0, 0, 0].tolist() == [6, 5, 5, 5]
+    assert torch.equal(second.target["a"], (second.images * 0.1).repeat(1, 2, 1, 1))
+
+
+@pytest.mark.parametrize("budget", [N * 4 * 48, N * 4 * 48 - 1], ids=["in memory", "on disk"])
+def test_without_features_images_are_cached_and_features_computed_each_time(
+    budget, monkeypatch, tmp_path
+):
+    opened = temporary_files(monkeypatch, tmp_path)
+    reader, expected = Reader(), Reader()
+    with caching(reader, budget, with_features=False) as dataset:
+        assert len(opened) == (budget < N * 4 * 48)
+        assert [i for indices in reader.read for i in indices] == list(range(N))
+        assert reader.computed == 0
+        reader.read.clear()
+        for n in (1, 2):
+            (got,), (wanted,) = dataset.batches([[4, 2]]), expected.batches([[4, 2]])
+            assert reader.computed == 2 * n
+            assert torch.equal(got.images, wanted.images)
+            assert torch.equal(got.target["a"], wanted.target["a"])
     assert reader.read == []
 
 
@@ -74,9 +120,9 @@ def temporary_files(monkeypatch, tmp_path):
 
 def test_memory_is_used_up_to_the_budget_and_disk_past_it(monkeypatch, tmp_path):
     opened = temporary_files(monkeypatch, tmp_path)
-    with feature_cache(Reader(), None, N, 3, bytes_needed()):
+    with caching(Reader(), bytes_needed()):
         assert opened == []
-    with feature_cache(Reader(), None, N, 3, bytes_needed() - 1):
+    with caching(Reader(), bytes_needed() - 1):
         assert sum(os.fstat(file.fileno()).st_size for file in opened) == bytes_needed()
 
 
@@ -85,8 +131,8 @@ def test_files_are_gone_afterwards_whatever_happens(monkeypatch, tmp_path, error
     opened = temporary_files(monkeypatch, tmp_path)
 
     def work():
-        with feature_cache(Reader(), None, N, 3, 0) as read:
-            next(read([[1]]))
+        with caching(Reader(), 0) as dataset:
+            next(dataset.batches([[1]]))
             if error:
                 raise error
 
@@ -104,20 +150,25 @@ def test_files_are_gone_afterwards_whatever_happens(monkeypatch, tmp_path, error
 @pytest.mark.skipif(os.name == "nt", reason="temporary files have names there")
 def test_files_have_no_name_that_a_killed_process_could_leave(monkeypatch, tmp_path):
     temporary_files(monkeypatch, tmp_path)
-    with feature_cache(Reader(), None, N, 3, 0):
+    with caching(Reader(), 0):
         assert list(tmp_path.iterdir()) == []
 
 
 def given_up(reason, space_is_free=lambda: True):
-    """Check that a cache that cannot be had warns once, and that images come all the same."""
-    anew = Reader()
-    with ExitStack() as stack:
-        with pytest.warns(UserWarning, match=f"feature cache was given up.*{reason}") as caught:
-            read = stack.enter_context(feature_cache(Reader(), anew, N, 3, 0))
-        assert space_is_free()
-        assert torch.equal(next(read([[4]])).target["a"], Reader().batch([4]).target["a"])
-    assert len(caught) == 1
-    assert anew.read == [[4]]
+    """Check that there is one warning, if the cache is required, and images all the same."""
+    for required in (True, False):
+        reader = Reader()
+        with ExitStack() as stack, warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            dataset = stack.enter_context(caching(reader, 0, required=required))
+            assert space_is_free()
+            reader.read.clear()
+            (batch,) = dataset.batches([[4]])
+            assert torch.equal(batch.images, torch.full((1, 3, 4, 4), 4.0))
+        assert reader.read == [[4]]
+        messages = [str(warning.message) for warning in caught]
+        assert len(messages) == required
+        assert all("The cache was given up" in m and reason in m for m in messages)
 
 
 def test_full_disk_while_writing(monkeypatch):
@@ -168,29 +219,144 @@ def test_at_most_half_of_the_free_space_is_taken(monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, 2 * bytes_needed()))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with feature_cache(Reader(), None, N, 3, 0) as read:
-            assert len(next(read([[1, 2]]))) == 2
+        with caching(Reader(), 0) as dataset:
+            assert len(next(dataset.batches([[1, 2]])).images) == 2
 
 
-def test_errors_of_reading_images_are_not_taken_for_the_disk_s():
-    def missing(batches):
-        raise FileNotFoundError("no such image")
+@pytest.mark.parametrize("required", [True, False])
+def test_errors_of_reading_images_are_not_taken_for_the_disk_s(required):
+    class Missing(Reader):
+        def tensors(self, batches):
+            raise FileNotFoundError("no such image")
 
     with (
         pytest.raises(FileNotFoundError, match="no such image"),
-        feature_cache(missing, missing, N, 3, 0),
+        caching(Missing(), 0, required=required),
     ):
         pass
 
 
-def test_no_budget_no_cache():
-    anew = Reader()
-    with feature_cache(None, anew, N, 3, None) as read:
-        assert read is anew
+# What fit reads and computes
 
 
-def test_budgets(monkeypatch):
-    monkeypatch.setattr(module, "available_memory", lambda: 1000)
-    assert byte_budget("auto") == 250
-    assert byte_budget(7) == 7
-    assert byte_budget(None) is None
+@pytest.fixture
+def passes(monkeypatch):
+    """The sizes of all batches that any source computes from now on."""
+    build, seen = _base.build_source, []
+
+    def counted(*arguments):
+        source = build(*arguments)
+        return source._replace(network=Counting(source.network, seen))
+
+    monkeypatch.setattr(_base, "build_source", counted)
+    return seen
+
+
+@pytest.fixture
+def paths(tmp_path, images):
+    """Files of the images."""
+    paths = [tmp_path / f"{i}.png" for i in range(len(images))]
+    for path, image in zip(paths, images, strict=True):
+        Image.fromarray(image).save(path)
+    return paths
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """The paths of all files that are decoded from now on."""
+    decode, seen = ImageFile.__array__, []
+
+    def counted(self, *args, **kwargs):
+        seen.append(self.path)
+        return decode(self, *args, **kwargs)
+
+    monkeypatch.setattr(ImageFile, "__array__", counted)
+    return seen
+
+
+EPOCHS = 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "every_epoch"),
+    [
+        ({}, False),
+        ({"cache": 0}, False),
+        ({"cache": None}, True),
+        ({"augmentation": "mild"}, True),
+        ({"augmentation": "mild", "cache": 0}, True),
+        ({"augmentation": "mild", "cache": None}, True),
+    ],
+)
+def test_each_file_is_decoded_once_per_fit(paths, images, decoded, passes, changes, every_epoch):
+    detector = tiny_detector(max_iter=EPOCHS, **changes)
+    detector.fit(paths)
+    assert sorted(decoded) == sorted(map(str, paths))
+    assert (len(passes) > EPOCHS) is every_epoch
+    if not every_epoch:
+        assert len(passes) == 1  # the twelve images are one batch
+    expected = tiny_detector(max_iter=EPOCHS, **changes).fit(images)
+    np.testing.assert_allclose(
+        detector.score_samples(images), expected.score_samples(images), rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize(("cache", "budget"), [("auto", 250), (None, 250), (7, 7), (0, 0)])
+def test_memory_that_a_cache_may_take(monkeypatch, paths, cache, budget):
+    budgets = []
+
+    def noted(dataset, n_images, budget, **options):
+        budgets.append(budget)
+        return cached(dataset, n_images, 10**6, **options)
+
+    monkeypatch.setattr(_base, "available_memory", lambda: 1000)
+    monkeypatch.setattr(_base, "cached", noted)
+    tiny_detector(cache=cache).fit(paths)
+    assert budgets == [budget]
+
+
+class Array:
+    """An array that counts how often each of its images is read."""
+
+    ndim = 3
+
+    def __init__(self, images):
+        self.images, self.shape, self.read = images, images.shape, []
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        self.read.append(index)
+        return self.images[index]
+
+
+@pytest.mark.parametrize(("cache", "cached_once"), [(None, False), ("auto", True), (0, True)])
+def test_without_a_cache_arrays_are_read_in_every_epoch(images, passes, cache, cached_once):
+    array = Array(images[..., 0])
+    tiny_detector(max_iter=EPOCHS, cache=cache).fit(array)
+    counts = np.bincount(array.read)
+    if cached_once:
+        assert set(counts[1:]) == {1}  # the kind of number is read from the first
+        assert len(passes) == 1
+    else:
+        assert counts.min() > EPOCHS
+        assert len(passes) > EPOCHS
+
+
+@pytest.mark.parametrize(
+    ("changes", "warned"),
+    [({}, True), ({"augmentation": "mild"}, True), ({"cache": None}, False)],
+)
+def test_a_disk_that_is_too_small(monkeypatch, paths, decoded, changes, warned):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(_base, "available_memory", lambda: 0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, 100))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        tiny_detector(max_iter=EPOCHS, **changes).fit(paths)
+    assert ["The cache was given up" in str(warning.message) for warning in caught] == [
+        True
+    ] * warned
+    assert all(warning.filename == __file__ for warning in caught)
+    assert len(decoded) > EPOCHS * len(paths)
