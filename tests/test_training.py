@@ -1,36 +1,50 @@
 from __future__ import annotations
 
+import inspect
+import pickle
 import warnings
+from itertools import repeat
 
 import numpy as np
 import pytest
 import torch
-from numpy.testing import assert_allclose
+from conftest import tiny_detector
+from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.exceptions import ConvergenceWarning
 from torch import nn
 
-from skmkd._training import Convergence, distill, settle_batch_norm
+from skmkd import MemKDDetector
+from skmkd._features.batches import Batch
+from skmkd._training import (
+    Convergence,
+    distill,
+    settle_batch_norm,
+    shuffled_batches,
+    training_epochs,
+)
 
 
 def line(weight=0.0):
-    """A student that knows one number, and normalises nothing."""
-    student = nn.Linear(1, 1, bias=False)
-    nn.init.constant_(student.weight, weight)
-    return student
+    """A cloner of one weight."""
+    cloner = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(cloner.weight, weight)
+    return cloner
 
 
 def run(
-    student, batches, *, learning_rate=0.1, max_iter=20, tol=None, n_iter_no_change=3, after=None
-):
+    cloner, batches, *, learning_rate=0.1, betas=(0.9, 0.999), max_iter=20, tol=None,
+    n_iter_no_change=3, after=None,
+):  # fmt: skip
     def terms(batch):
-        error = (student(batch) - 2 * batch).square().sum(1)
+        error = (cloner(batch.images) - 2 * batch.images).square().sum(1)
         return {"total": error, "half": error / 2}
 
     return distill(
-        student,
-        torch.optim.Adam(student.parameters(), lr=learning_rate),
-        batches,
+        cloner,
+        repeat([Batch(images, {}) for images in batches]),
         terms,
+        learning_rate=learning_rate,
+        betas=betas,
         max_iter=max_iter,
         tol=tol,
         n_iter_no_change=n_iter_no_change,
@@ -39,10 +53,12 @@ def run(
     )
 
 
-def test_equals_adam_written_out():
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.5, 0.9)])
+def test_equals_adam_written_out(betas):
+    first, second = betas
     batches = [torch.tensor([[1.0], [2.0]]), torch.tensor([[0.5], [1.5], [3.0]])]
-    student = line()
-    curve = run(student, lambda: batches, max_iter=5)
+    cloner = line()
+    curve = run(cloner, batches, max_iter=5, betas=betas)
     weight, m, v, step, expected = 0.0, 0.0, 0.0, 0, []
     for _ in range(5):
         total = 0.0
@@ -51,29 +67,29 @@ def test_equals_adam_written_out():
             total += ((weight - 2) ** 2 * x**2).sum()
             gradient = (2 * (weight - 2) * x**2).mean()
             step += 1
-            m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
-            weight -= 0.1 * (m / (1 - 0.9**step)) / (np.sqrt(v / (1 - 0.999**step)) + 1e-8)
+            m, v = first * m + (1 - first) * gradient, second * v + (1 - second) * gradient**2
+            weight -= 0.1 * (m / (1 - first**step)) / (np.sqrt(v / (1 - second**step)) + 1e-8)
         expected.append(total / 5)
     assert_allclose(curve["total"], expected, rtol=1e-4)
     assert_allclose(curve["half"], curve["total"] / 2)
-    assert_allclose(student.weight.item(), weight, rtol=1e-4)
+    assert_allclose(cloner.weight.item(), weight, rtol=1e-4)
     assert curve["total"].dtype == np.float64
 
 
 def test_stops_once_converged_and_says_nothing():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        curve = run(line(), lambda: [torch.ones(2, 1)], max_iter=5000, tol=1e-3)
+        curve = run(line(), [torch.ones(2, 1)], max_iter=5000, tol=1e-3)
     assert 3 < len(curve["total"]) < 5000
 
 
 def test_warns_if_it_has_not_converged():
     with pytest.warns(ConvergenceWarning, match="tol=0.001 after max_iter=4; increase max_iter"):
-        run(line(), lambda: [torch.ones(2, 1)], max_iter=4, tol=1e-3)
+        run(line(), [torch.ones(2, 1)], max_iter=4, tol=1e-3)
 
 
 def test_without_tol_runs_every_epoch():
-    curve = run(line(2.0), lambda: [torch.ones(2, 1)], max_iter=17, tol=None)
+    curve = run(line(2.0), [torch.ones(2, 1)], max_iter=17, tol=None)
     assert len(curve["total"]) == 17
 
 
@@ -94,42 +110,231 @@ def test_convergence_counts_epochs_without_enough_improvement(losses, epochs):
 
 
 def test_divergence_names_epoch_and_learning_rate():
-    def batches():
-        yield torch.full((2, 1), 1e30)
-
     with pytest.raises(ValueError, match="not finite after epoch 1 with learning_rate=0.1"):
-        run(line(), batches)
+        run(line(), [torch.full((2, 1), 1e30)])
 
 
 def test_after_epoch_sees_every_epoch_in_eval_mode():
-    student = line()
+    cloner = line()
     seen = []
     run(
-        student,
-        lambda: [torch.ones(2, 1)],
+        cloner,
+        [torch.ones(2, 1)],
         max_iter=3,
-        after=lambda epoch: seen.append((epoch, student.training)),
+        after=lambda epoch: seen.append((epoch, cloner.training)),
     )
     assert seen == [(1, False), (2, False), (3, False)]
 
 
 def test_frozen_parameters_stay():
-    student = nn.Sequential(line(1.0), line(1.0))
-    student[0].requires_grad_(False)
-    run(student, lambda: [torch.ones(2, 1)], max_iter=3)
-    assert student[0].weight.item() == 1
-    assert student[1].weight.item() != 1
+    cloner = nn.Sequential(line(1.0), line(1.0))
+    cloner[0].requires_grad_(False)
+    run(cloner, [torch.ones(2, 1)], max_iter=3)
+    assert cloner[0].weight.item() == 1
+    assert cloner[1].weight.item() != 1
+
+
+@pytest.mark.parametrize(("n", "batch_size"), [(65, 64), (3, 2), (5, 1), (2, 64), (130, 64)])
+def test_shuffled_batches_hold_every_image_once_and_none_alone(n, batch_size):
+    batches = shuffled_batches(n, batch_size, torch.Generator().manual_seed(0))
+    sizes = [len(batch) for batch in batches]
+    assert min(sizes) >= 2
+    assert max(sizes) - min(sizes) <= 1
+    assert max(sizes) <= max(batch_size, 3)
+    order = np.concatenate(batches)
+    assert_array_equal(np.sort(order), np.arange(n))
+    assert n < 5 or (order != np.arange(n)).any()
+
+
+class Numbers:
+    """A dataset of one image of one pixel for each value."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def tensors(self, batches):
+        return (self.values[torch.as_tensor(indices)] for indices in batches)
+
+    def features(self, images):
+        return {"a": images.mean((2, 3), keepdim=True)}
+
+    def batches(self, batches):
+        return (Batch(images, self.features(images)) for images in self.tensors(batches))
+
+
+@pytest.mark.parametrize("augmented", [True, False])
+def test_epochs_hold_every_image_once_in_new_orders(augmented):
+    n = 11
+    values = torch.arange(n, dtype=torch.float32).view(n, 1, 1, 1).expand(n, 3, 8, 8)
+    generator = torch.Generator().manual_seed(0)
+    epochs = training_epochs(Numbers(values), n, 4, generator, augmented)
+    orders = []
+    for _ in range(3):
+        batches = list(next(epochs))
+        assert [len(batch.images) for batch in batches] == [4, 4, 3]
+        for batch in batches:  # a constant stays what it is when it is rotated
+            assert_allclose(batch.target["a"], batch.images[:, :, :1, :1], atol=1e-4)
+        orders.append(torch.cat([batch.images[:, 0, 4, 4] for batch in batches]).round().tolist())
+    assert [sorted(order) for order in orders] == [list(range(n))] * 3
+    assert len(set(map(tuple, orders))) == 3
+
+
+def test_augmentation_changes_images_and_their_features():
+    values = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    (first,) = next(epochs := training_epochs(Numbers(values), 6, 6, generator, True))
+    (second,) = next(epochs)
+    for batch in (first, second):
+        torch.testing.assert_close(batch.target["a"], batch.images.mean((2, 3), keepdim=True))
+        assert not any(torch.allclose(image, v) for image in batch.images for v in values)
+    assert not torch.allclose(first.images.sort(0).values, second.images.sort(0).values)
+
+
+def settle(network, images, output=None):
+    settle_batch_norm(
+        network, output or (lambda batch: network(batch.images)), Numbers(images), 40, 8, 0
+    )
 
 
 def test_settled_batch_norm_has_the_statistics_of_all_images():
-    generator = torch.Generator().manual_seed(0)
-    batches = [torch.randn(8, 3, 4, 4, generator=generator) + i for i in range(5)]
-    student = nn.Sequential(nn.BatchNorm2d(3), nn.Dropout(0.5)).eval()
-    student(batches[0])
-    settle_batch_norm(student, student, batches)
-    norm, everything = student[0], torch.cat(batches)
-    torch.testing.assert_close(norm.running_mean, everything.mean((0, 2, 3)))
+    images = torch.randn(40, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    images += torch.arange(40).view(40, 1, 1, 1) / 8
+    network, batches = nn.Sequential(nn.BatchNorm2d(3), nn.Dropout(0.5)).eval(), []
+    network(images[:8])
+
+    def output(batch):
+        batches.append(batch.images)
+        network(batch.images)
+
+    settle(network, images, output)
+    assert torch.equal(torch.cat(batches).sort(0).values, images.sort(0).values)
+    norm = network[0]
+    torch.testing.assert_close(norm.running_mean, images.mean((0, 2, 3)))
     within = torch.stack([batch.transpose(0, 1).flatten(1).var(1) for batch in batches]).mean(0)
     torch.testing.assert_close(norm.running_var, within)
     assert norm.momentum == 0.1
-    assert not any(module.training for module in student.modules())
+    assert not any(module.training for module in network.modules())
+
+
+def test_interrupted_settling_can_be_repeated():
+    images = torch.randn(40, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    network, expected = nn.BatchNorm2d(3).eval(), nn.BatchNorm2d(3)
+
+    def interrupted(batch):
+        network(batch.images)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        settle(network, images, interrupted)
+    assert network.momentum == 0.1
+    assert not network.training
+    settle(network, images)
+    settle(expected, images)
+    assert torch.equal(network.running_var, expected.running_var)
+
+
+# Interrupts
+
+
+def memkd_detector(**parameters):
+    tiny = tiny_detector()
+    names = MemKDDetector._get_param_names()
+    shared = {name: value for name, value in tiny.get_params().items() if name in names}
+    return MemKDDetector(**(shared | {"memory": "deprecated", "memory_size": 4} | parameters))
+
+
+@pytest.fixture(params=[tiny_detector, memkd_detector], ids=["MKD", "MemKD"])
+def make(request):
+    return request.param
+
+
+def interrupt_at(monkeypatch, detector, name, call):
+    """Raise KeyboardInterrupt when a method of the detector's class is called for the nth time."""
+    method, calls = getattr(type(detector), name), []
+
+    def interrupted(self, *args, **kwargs):
+        calls.append(None)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return method(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(detector), name, interrupted)
+
+
+@pytest.mark.parametrize(("step", "epochs"), [(3, 1), (4, 1), (5, 2)])
+def test_an_interrupt_after_the_first_epoch_keeps_what_was_learned(
+    make, images, monkeypatch, step, epochs
+):
+    detector = make(max_iter=6, batch_size=6)  # two steps an epoch
+    interrupt_at(monkeypatch, detector, "_loss_terms", step)
+    expected = f"interrupted after {epochs} of at most 6 epochs"
+    line = inspect.currentframe().f_lineno + 2
+    with pytest.warns(ConvergenceWarning, match=expected) as caught:
+        detector.fit(images)
+    assert [(w.filename, w.lineno) for w in caught] == [(__file__, line)]
+    assert detector.n_iter_ == epochs
+    assert all(len(curve) == epochs for curve in detector.loss_curve_.values())
+    monkeypatch.undo()
+    if step % 2:  # at the first step of an epoch: as if it had ended there
+        whole = make(max_iter=epochs, batch_size=6).fit(images)
+        assert_array_equal(detector.score_samples(images), whole.score_samples(images))
+        assert (detector.offset_, detector.map_offset_) == (whole.offset_, whole.map_offset_)
+    assert np.isfinite(detector.decision_function(images)).all()
+    assert not any(module.training for module in detector.cloner_.modules())
+
+
+def test_an_interrupt_while_the_callback_runs_keeps_what_was_learned(make, images):
+    def callback(detector, epoch):
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    detector = make(max_iter=6)
+    with pytest.warns(ConvergenceWarning, match="interrupted after 2 of at most 6 epochs"):
+        detector.fit(images, callback=callback)
+    assert detector.n_iter_ == 2
+    whole = make(max_iter=2).fit(images)
+    assert_array_equal(detector.score_samples(images), whole.score_samples(images))
+
+
+def left_whole(detector, images, interrupted):
+    """Check that a fit that is interrupted leaves the earlier one."""
+    before, scores = dict(vars(detector)), detector.score_samples(images)
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    after = vars(detector)
+    assert after.keys() == before.keys()
+    assert all(after[name] is value for name, value in before.items())
+    assert_array_equal(detector.score_samples(images), scores)
+
+
+def test_an_interrupt_in_the_first_epoch_leaves_the_earlier_fit(make, images, monkeypatch):
+    detector = make(batch_size=6).fit(images)
+    interrupt_at(monkeypatch, detector, "_loss_terms", 2)
+    left_whole(detector, images, lambda: detector.fit(images[2:]))
+
+
+def test_a_second_interrupt_leaves_the_earlier_fit(make, images, monkeypatch):
+    detector = make(batch_size=6).fit(images)
+    interrupt_at(monkeypatch, detector, "_loss_terms", 4)
+
+    def fit():
+        interrupt_at(monkeypatch, detector, "_judge", 1)  # thresholds are computed
+        with pytest.warns(ConvergenceWarning, match="interrupted after 1 of"):
+            detector.fit(images[::-1])
+
+    left_whole(detector, images, fit)
+
+
+def test_no_gradient_is_left_after_fit(make, images):
+    detector = make().fit(images)
+    assert [p for p in detector.cloner_.parameters() if p.requires_grad]
+    for network in (detector.cloner_, detector.source_):
+        assert all(parameter.grad is None for parameter in network.parameters())
+    restored = pickle.loads(pickle.dumps(detector))
+    assert_array_equal(restored.score_samples(images), detector.score_samples(images))
+
+
+def test_training_leaves_no_gradient():
+    cloner = line()
+    run(cloner, [torch.ones(2, 1)], max_iter=3)
+    assert cloner.weight.grad is None

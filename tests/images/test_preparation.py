@@ -10,7 +10,6 @@ from skmkd._images.preparation import (
     Preprocessing,
     mild_augmentation,
     over_white,
-    shuffled_batches,
 )
 from skmkd._networks.sources import IDENTITY, IMAGENET
 
@@ -155,15 +154,3 @@ def test_mild_augmentation_has_the_paper_s_ranges():
 def test_augmentation_leaves_no_dark_corners():
     turned = mild_augmentation(torch.ones(8, 3, 20, 20), torch.Generator().manual_seed(0))
     assert_allclose(turned, 1, rtol=1e-6)
-
-
-@pytest.mark.parametrize(("n", "batch_size"), [(65, 64), (3, 2), (5, 1), (2, 64), (130, 64)])
-def test_shuffled_batches_hold_every_image_once_and_none_alone(n, batch_size):
-    batches = shuffled_batches(n, batch_size, torch.Generator().manual_seed(0))
-    sizes = [len(batch) for batch in batches]
-    assert min(sizes) >= 2
-    assert max(sizes) - min(sizes) <= 1
-    assert max(sizes) <= max(batch_size, 3)
-    order = np.concatenate(batches)
-    assert_array_equal(np.sort(order), np.arange(n))
-    assert n < 5 or (order != np.arange(n)).any()
