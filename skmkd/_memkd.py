@@ -32,10 +32,10 @@ from skmkd._training import Terms
 class MemKDDetector(BaseDistillationDetector):
     """Anomaly detection and localization by memory-guided knowledge distillation.
 
-    A *cloner* learns to give what a frozen *source* network sees in normal images, from the
-    source's own deep features back to its finer ones. On its way it recalls from small memories
-    what is normal, so that it gives normal features even where the image is not; there the two
-    disagree [1]_. Without memories this is reverse distillation (RD, RD4AD) [2]_.
+    A *cloner* learns to reconstruct the features of a frozen *source* network on normal images,
+    from its deep features back to its fine ones. Small memories recall normal features, so that
+    the output is normal even where the image is not; there the two disagree [1]_. Without
+    memories this is reverse distillation (RD, RD4AD) [2]_.
 
     Parameters
     ----------
@@ -163,17 +163,15 @@ class MemKDDetector(BaseDistillationDetector):
     precision_ : str
         Number format of the source, on any machine, so that thresholds keep their meaning:
         hardware without bfloat16 rounds to it, and computes in float32.
-    n_features_in_ : int
-        H * W * C; only if X was an array.
-    feature_names_in_ : ndarray of shape (`n_features_in_`,)
-        Only if X was a data frame with string columns.
+    n_features_in_, feature_names_in_ : int, ndarray of shape (`n_features_in_`,)
+        H * W * C, if X was an array; names of columns, if it was a data frame.
 
     See Also
     --------
     MKDDetector : Forward distillation into a small plain cloner, without memory.
     skmkd.metrics.aupro_score : Judge localization maps.
     skmkd.inspection.LocalizationDisplay : Draw them.
-    skmkd.load : Read a detector that `save` has written.
+    skmkd.load : Read a saved detector.
 
     Notes
     -----
@@ -199,8 +197,8 @@ class MemKDDetector(BaseDistillationDetector):
     exemplar loss is half the squared distance of unit vectors at each position, in the mean; that
     the orthogonality loss is the mean squared cosine between different items, of keys and values
     alike; both weights; and that recalled features are laid beside the cloner's as further
-    channels. As in `MKDDetector`, the statistics of batch norms are taken anew over all training
-    images when training ends.
+    channels. As in `MKDDetector`, batch norm statistics are recomputed over all training images
+    after training.
 
     References
     ----------
@@ -212,8 +210,6 @@ class MemKDDetector(BaseDistillationDetector):
 
     Examples
     --------
-    Faces are normal here, and other crops of photographs are not.
-
     >>> from skimage.data import lfw_subset
     >>> from sklearn.metrics import roc_auc_score
     >>> from skmkd import MemKDDetector

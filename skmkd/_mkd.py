@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from skmkd._base import BaseDistillationDetector
 from skmkd._features.batches import Batch
 from skmkd._images.checks import ImagesLike
-from skmkd._maps.attribution import METHODS, OPTIONS, USED, gradient_map
+from skmkd._maps.attribution import OPTIONS, gradient_map
 from skmkd._maps.discrepancy import (
     Features,
     balancing_weight,
@@ -28,26 +28,17 @@ from skmkd._networks.cloners import build_cloner, check_cloner_output, cloner_bl
 from skmkd._networks.layers import REDUCTIONS
 from skmkd._networks.precision import to_device
 from skmkd._networks.sources import Source
-from skmkd._parameters import MKD, check_mkd, score_layers
+from skmkd._parameters import MKD, PAPER, check_mkd, mkd_settings, score_layers
 from skmkd._runtime import private_generator
 from skmkd._training import Terms
-
-PAPER: dict[str, Any] = {
-    "value_weight": 1.0,
-    "direction_weight": "auto",
-    "direction": "vector",
-    "image_score": "loss",
-    "localization": "gradient",
-    "normalization": None,
-}
 
 
 class MKDDetector(BaseDistillationDetector):
     """Anomaly detection and localization by multiresolution knowledge distillation.
 
-    A frozen *source* network, trained on ImageNet, teaches a small *cloner* what it sees in
-    normal images, at several *critical layers*. On an image unlike those the two disagree: how
-    much is the anomaly score, and where is the localization map [1]_.
+    A small *cloner* network learns to reproduce the activations of a frozen *source* network,
+    trained on ImageNet, at several *critical layers*, on normal images only. On other images the
+    two disagree: how much is the anomaly score, and where is the localization map [1]_.
 
     Parameters
     ----------
@@ -60,39 +51,37 @@ class MKDDetector(BaseDistillationDetector):
         dict; None for random weights, with a warning. "auto" is "bundled" for "vgg16" and keeps
         the weights of a module; other names need an explicit choice.
     cloner : {"compact", "equal"} or nn.Module, default="compact"
-        The cloner network: with few channels wherever it does not answer to the source, with as
-        many as the source, or a network of your own, which is copied. It takes images
-        (n, 3, H, W) and returns a dict of critical layer -> activations shaped as the source's.
+        The cloner network: with few channels except at critical layers, with as many as the
+        source, or a network of your own, which is copied. It takes images (n, 3, H, W) and returns
+        a dict of critical layer -> activations shaped as the source's.
     critical_layers : "auto", int or list of str, default="auto"
         Where both networks are compared: the last k places at which the source's grid is halved
         (for VGG-16 its max-pools), or layers by name. "auto" is the last four, as in the paper.
     score_layers : int, list of str or None, default=None
         The critical layers that scores and maps use: the last k, some by name, or all.
     value_weight : float, default=0.0
-        Weight of the value discrepancy in the loss, not negative. Maps of discrepancies, and scores
-        from them, count it only with ``localization_params={"value": True}``. Values are many
-        times larger than directions: give 0.01, or 1 beside ``direction_weight="auto"``.
+        Weight of the value discrepancy in the loss, not negative. Discrepancy maps, and scores from
+        them, include it only with ``localization_params={"value": True}``. Values are much larger
+        than directions: use 0.01, or 1 with ``direction_weight="auto"``.
     direction_weight : "auto" or float, default=1.0
         Weight λ of the direction discrepancy, not negative. "auto" gives both discrepancies the
-        same mean on the untrained cloner, as the paper does. Where `value_weight` is 0 there is
-        nothing to weigh against, and it changes next to nothing.
+        same mean on the untrained cloner, as in the paper. Of little effect if `value_weight` is 0.
     direction : {"position", "vector"}, default="position"
         Whether directions are compared at each position along the channels, and averaged, or over
         a whole layer at once, as in the paper.
     image_score : {"map_max", "loss"}, default="map_max"
-        What makes an image anomalous: the maximum of the blurred feature discrepancy map, or the
-        total discrepancy, as in the paper.
+        The anomaly score: the maximum of the blurred discrepancy map, or the total discrepancy,
+        as in the paper.
     normalization : {"source"} or None, default="source"
-        Whether pixels, scaled to 0-1, are normalised as the training images of torchvision's
-        weights were; with ImageNet's mean and deviation for a source that is a module.
+        Whether pixels, scaled to 0-1, are normalised as for torchvision's weights; for a module,
+        with ImageNet's mean and deviation.
     image_size : int or tuple (height, width), default=128
         What images are resized to, in pixels, bilinearly, without keeping the aspect.
     image_shape : tuple (H, W) or (H, W, C), or None, default=None
         Shape of the images in the rows of a 2-D X. None means square grey images if their length
         is a square number, else images of one row.
     augmentation : {"mild"} or None, default=None
-        "mild" rotates training images by up to 20 degrees and scales them by 0.9 to 1.05, as the
-        paper does with few images.
+        "mild" rotates training images by up to 20 degrees and scales them by 0.9 to 1.05.
     max_iter : int, default=200
         Epochs at most.
     tol : float or None, default=2e-2
@@ -109,17 +98,16 @@ class MKDDetector(BaseDistillationDetector):
         above that of `predict_mask`.
     localization : {"discrepancy", "gradient", "smooth_grad", "guided_backprop"}, \
             default="discrepancy"
-        What maps are made of: the discrepancy of the features at each position, the gradient of
-        the total discrepancy by the pixels, as in the paper, its mean over noisy copies, or the
-        same with negative gradients cut at each ReLU. Gradients suit the paper's setting.
+        What maps show: the discrepancy of the features at each position; the gradient of the total
+        discrepancy with respect to the pixels, as in the paper; its mean over noisy copies; or the
+        gradient with negative parts cut at each ReLU.
     localization_params : dict or None, default=None
-        Options of the methods: ``through_source`` (False), whether gradients also run back
-        through the source; ``n_samples`` (16) and ``noise`` (0.1, as a share of the image's
-        range) of "smooth_grad"; ``value`` (False), whether "discrepancy" and the
-        score "map_max" add the weighted value discrepancy to the direction's.
+        Options: ``through_source`` (False), whether gradients also flow through the source;
+        ``n_samples`` (16) and ``noise`` (0.1, as a share of the image's range) of "smooth_grad";
+        ``value`` (False), whether "discrepancy" and "map_max" include the value discrepancy.
     smoothing_sigma : float, default=4.0
-        Width of the Gaussian blur of maps, also of the one that "map_max" takes the maximum of, in
-        pixels of the resized image; 0 switches it off.
+        Standard deviation of the Gaussian blur of maps, in pixels of the resized image; 0 switches
+        it off.
     opening_size : int, default=3
         Diameter of the disk of the maps' grey opening, in pixels of the resized image, odd; 1
         switches it off.
@@ -128,8 +116,7 @@ class MKDDetector(BaseDistillationDetector):
         once; if they need more, they are kept in a temporary file, of at most half of the free
         space. "auto" is a quarter of the memory available to this process. With None, or with
         augmentation, features are computed in every epoch; images from files are decoded once in
-        any case. An image of 128 x 128 pixels takes 1.1 MB with VGG-16, and 0.7 MB in
-        bfloat16.
+        any case. An image of 128 x 128 pixels takes 1.1 MB with VGG-16, 0.7 MB in bfloat16.
     feature_store : str, path or None, default=None
         Folder in which to store the source's features, to share them between fits (which fill
         their `cache` from it), calls and processes, as in a grid search. It grows with every new
@@ -153,66 +140,61 @@ class MKDDetector(BaseDistillationDetector):
 
     Attributes
     ----------
-    source_ : nn.Module
-        The frozen source: images (n, 3, H, W) to a dict of critical layer -> activations.
-    cloner_ : nn.Module
-        The trained cloner, likewise.
+    source_, cloner_ : nn.Module
+        The frozen source and the trained cloner: images (n, 3, H, W) to a dict of critical layer
+        -> activations.
     critical_layers_, score_layers_ : tuple of str
         The layers in use.
     direction_weight_ : float
         λ as used.
-    offset_ : float
-        Threshold of `predict`, in the unit of `score_samples`.
-    map_offset_ : float
-        Threshold of `predict_mask`, in the unit of the maps of `localization`; from at most 256
-        training images.
+    offset_, map_offset_ : float
+        Thresholds of `predict` and `predict_mask`, in the units of scores and maps; the latter from
+        at most 256 training images.
     n_iter_ : int
         Epochs run.
     loss_curve_ : dict of str to ndarray of shape (n_epochs,), float64
         Mean "total", "value" and "direction" discrepancy of each epoch; the latter two unweighted.
-        By default the total is the direction, and the value is only watched.
     image_shape_ : tuple (H, W, C)
-        Shape of the training images; H and W are None if they came as a list.
+        Shape of the training images; H and W are None for a list.
     pixel_range_ : tuple (low, high, kind)
-        The pixel values that are scaled to 0 and 1: of uint8, uint16 and bool by their type;
-        0 and 1 for other numbers from 0 to 1, else the training images' extremes. New images must
-        be of the same kind; floats may be outside by up to ten times the range.
+        The pixel values that are scaled to 0 and 1: of uint8, uint16 and bool by their type; of
+        other numbers 0 and 1, if all are between, else the training images' extremes. New images
+        must be of the same kind; floats may be outside by up to ten times the range.
     device_ : torch.device
         Where the networks are.
     precision_ : str
-        Number format of the source, on any machine, so that thresholds keep their meaning:
-        hardware without bfloat16 rounds to it, and computes in float32.
-    n_features_in_ : int
-        H * W * C; only if X was an array.
-    feature_names_in_ : ndarray of shape (`n_features_in_`,)
-        Only if X was a data frame with string columns.
+        Number format of the source on any machine; without bfloat16 hardware, values are rounded.
+    n_features_in_, feature_names_in_ : int, ndarray of shape (`n_features_in_`,)
+        H * W * C, if X was an array; names of columns, if it was a data frame.
 
     See Also
     --------
     skmkd.model_selection.NormalOnlySplit : Cross-validation that learns from normal images only.
     skmkd.metrics.aupro_score : Judge localization maps.
     skmkd.inspection.LocalizationDisplay : Draw them.
-    skmkd.load : Read a detector that `save` has written.
-    sklearn.ensemble.IsolationForest : Outlier detection for tables of features.
+    skmkd.load : Read a saved detector.
 
     Notes
     -----
     Scores are float64, higher = more normal; maps are float32, higher = more anomalous. For an
     image, the total discrepancy is ``value_weight * V + λ * D``, where over the critical layers V
     sums the mean squared difference of activations (Eq. 1 of [1]_) and D one minus their cosine
-    (Eq. 3). Images are scored in batches of one size, so that a score does not depend on its
-    neighbours.
+    (Eq. 3). Images are scored in batches of one size, so that a score does not depend on the
+    other images.
 
-    Training minimises the total. The defaults compare directions at each position, and an image
-    is as anomalous as its most anomalous place; the paper compares and scores whole images, which
-    `MKDDetector.paper` does. The project's page of results holds both against each other.
+    Training minimises the total. By default directions are compared at each position, and the
+    score is the maximum of the map; the paper compares and scores whole images, as
+    `MKDDetector.paper` does. The project's page of results compares both.
 
-    The paper says nothing on these, which follow its authors' practice: the absolute value of
-    the gradient, summed over colours; a batch norm after every convolution of the cloner but the
-    last of each block. Gradients run back through the cloner only, as the paper says, where its
-    authors' program takes both networks (``through_source``). Of our own is that the statistics of
-    batch norms are taken anew over all training images when training ends, which makes scores
-    steadier from epoch to epoch.
+    Not in the paper, but its authors' practice, are the absolute value of the gradient, summed over
+    channels, and a batch norm after every convolution of the cloner but the last of each block.
+    Gradients flow through the cloner only, as in the paper; its authors' program uses both networks
+    (``through_source``). Our own addition: batch norm statistics are recomputed over all training
+    images after training, which makes scores more stable from epoch to epoch.
+
+    What a parameter changes after `fit`: `image_score`, `score_layers`, `value_weight`,
+    `direction`, the parameters of maps, `on_error` and `feature_store` act at once, all others at
+    the next `fit`. All are checked at every call.
 
     References
     ----------
@@ -222,15 +204,11 @@ class MKDDetector(BaseDistillationDetector):
 
     Examples
     --------
-    Faces are normal here, and other crops of photographs are not.
-
     >>> from skimage.data import lfw_subset
     >>> from sklearn.metrics import roc_auc_score
     >>> from skmkd import MKDDetector
     >>> images = lfw_subset()  # 100 faces, then 100 others, of 25 x 25 pixels
-    >>> detector = MKDDetector(
-    ...     image_size=32, batch_size=8, max_iter=8, tol=None, random_state=0
-    ... )
+    >>> detector = MKDDetector(image_size=32, batch_size=8, max_iter=8, tol=None, random_state=0)
     >>> scores = detector.fit(images[:80]).score_samples(images[80:])
     >>> bool(roc_auc_score([1] * 20 + [-1] * 100, scores) > 0.9)
     True
@@ -241,6 +219,7 @@ class MKDDetector(BaseDistillationDetector):
     _layer_rule = REDUCTIONS
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = MKD
     _check_options = check_mkd
+    _settings = mkd_settings
     score_layers_ = property(score_layers)
 
     def __init__(
@@ -312,11 +291,11 @@ class MKDDetector(BaseDistillationDetector):
 
     @classmethod
     def paper(cls, **parameters: Any) -> Self:
-        """Build a detector with the paper's setting; all else is as by default.
+        """Build a detector with the paper's settings; other parameters have their defaults.
 
-        That is ``value_weight=1.0``, ``direction_weight="auto"``, ``direction="vector"``,
-        ``image_score="loss"``, ``localization="gradient"`` and ``normalization=None``. The paper
-        normalises for CIFAR-10 alone: add ``normalization="source"`` there.
+        These are ``value_weight=1.0``, ``direction_weight="auto"``, ``direction="vector"``,
+        ``image_score="loss"``, ``localization="gradient"`` and ``normalization=None`` (sections
+        3.1, 3.2 and 4.2.1; for CIFAR-10 the paper normalises: add ``normalization="source"``).
 
         Parameters
         ----------
@@ -328,17 +307,6 @@ class MKDDetector(BaseDistillationDetector):
         detector : MKDDetector
             The detector, not fitted.
 
-        Raises
-        ------
-        TypeError
-            If there is no such parameter.
-
-        References
-        ----------
-        .. [1] M. Salehi, N. Sadjadi, S. Baselizadeh, M. H. Rohban and H. R. Rabiee,
-           "Multiresolution Knowledge Distillation for Anomaly Detection", CVPR 2021,
-           doi:10.1109/CVPR46437.2021.01466, sections 3.1, 3.2 and 4.2.1.
-
         Examples
         --------
         >>> from skmkd import MKDDetector
@@ -348,7 +316,7 @@ class MKDDetector(BaseDistillationDetector):
         return cls(**(PAPER | parameters))
 
     def localize(self, X: ImagesLike, method: str | None = None) -> Maps:
-        """Map where each image is anomalous.
+        """Compute maps of where each image is anomalous.
 
         Parameters
         ----------
@@ -370,15 +338,10 @@ class MKDDetector(BaseDistillationDetector):
         ValueError
             If X or a parameter is not as described, or there is no such method.
         """
-        if method is not None and method not in METHODS:
-            raise ValueError(
-                f"method must be one of {', '.join(METHODS)}, or None; got {method!r}."
-            )
         return self._localize(X, method)
 
     def _build_cloner(self, source: Source, first: Batch) -> nn.Module:
         """Build the cloner, check its output, and set λ so that both terms are balanced."""
-        score_layers(self)  # now that the critical ones are known
         target, size = first.target, self._prepare.size
         if isinstance(self.cloner, nn.Module):
             cloner = copy.deepcopy(self.cloner)
@@ -393,10 +356,8 @@ class MKDDetector(BaseDistillationDetector):
             untrained = copy.deepcopy(cloner).train()(first.images)
             check_cloner_output(untrained, target)
             terms = discrepancies(target, untrained, self.critical_layers_, self.direction)
-        automatic = self.direction_weight == "auto"
-        self.direction_weight_ = (
-            balancing_weight(*terms) if automatic else float(self.direction_weight)
-        )
+        given = self.direction_weight
+        self.direction_weight_ = balancing_weight(*terms) if given == "auto" else float(given)
         return cloner
 
     def _cloner_output(self, batch: Batch) -> Features:
@@ -436,23 +397,3 @@ class MKDDetector(BaseDistillationDetector):
                 method, self.source_, self.cloner_, self._loss, images, target, options, self._seed
             )
         return anomaly, raw
-
-    def _settings(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        options = OPTIONS | (self.localization_params or {})
-        layers = {"score_layers": self.score_layers_}
-        sigma = {"smoothing_sigma": self.smoothing_sigma}
-        loss = {"value_weight": self.value_weight, "direction": self.direction}
-        discrepancy: dict[str, Any] = {"value": options["value"]}
-        if options["value"]:
-            discrepancy["value_weight"] = self.value_weight
-        scores: dict[str, Any] = {"image_score": self.image_score, **layers}
-        scores |= discrepancy | sigma if self.image_score == "map_max" else loss
-        maps = {
-            "localization": self.localization,
-            "opening_size": self.opening_size,
-            **layers,
-            **sigma,
-        }
-        if self.localization == "discrepancy":
-            return scores, maps | discrepancy
-        return scores, maps | loss | {name: options[name] for name in USED[self.localization]}

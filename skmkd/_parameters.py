@@ -17,7 +17,7 @@ from sklearn.utils._param_validation import (
 )
 from torch import nn
 
-from skmkd._maps.attribution import METHODS, OPTIONS
+from skmkd._maps.attribution import METHODS, OPTIONS, USED
 from skmkd._runtime import PRECISIONS
 
 SHARED: dict[str, list[Any]] = {
@@ -72,6 +72,14 @@ MEMKD: dict[str, list[Any]] = {
     "exemplar_weight": [Interval(Real, 0, None, closed="left")],
     "orthogonality_weight": [Interval(Real, 0, None, closed="left")],
     "betas": [tuple, list],
+}
+PAPER: dict[str, Any] = {
+    "value_weight": 1.0,
+    "direction_weight": "auto",
+    "direction": "vector",
+    "image_score": "loss",
+    "localization": "gradient",
+    "normalization": None,
 }
 LOCALIZATION: dict[str, list[Any]] = {
     "through_source": ["boolean"],
@@ -133,10 +141,12 @@ def check_mkd(detector: Any, method: str | None = None) -> None:
     Raises
     ------
     ValueError
-        If scores or maps are of a term that is not learned, if a score layer is not critical, if
-        there is no such option in ``localization_params``, or as in `check_common`.
+        If there is no such method or option in ``localization_params``, if scores or maps are of a
+        term that is not learned, if a score layer is not critical, or as in `check_common`.
     """
     check_common(detector)
+    if method is not None and method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, or None; got {method!r}.")
     given = detector.localization_params or {}
     if unknown := set(given) - set(OPTIONS):
         raise ValueError(
@@ -176,3 +186,25 @@ def check_memkd(detector: Any, method: str | None = None) -> None:
         isinstance(beta, (int, float)) and 0 <= beta < 1 for beta in betas
     ):
         raise ValueError(f"betas must be two numbers from 0 to below 1; got {betas}.")
+
+
+def mkd_settings(detector: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return all that scores and maps depend on and that can change after `fit`."""
+    options = OPTIONS | (detector.localization_params or {})
+    layers = {"score_layers": detector.score_layers_}
+    sigma = {"smoothing_sigma": detector.smoothing_sigma}
+    loss = {"value_weight": detector.value_weight, "direction": detector.direction}
+    discrepancy: dict[str, Any] = {"value": options["value"]}
+    if options["value"]:
+        discrepancy["value_weight"] = detector.value_weight
+    scores: dict[str, Any] = {"image_score": detector.image_score, **layers}
+    scores |= discrepancy | sigma if detector.image_score == "map_max" else loss
+    maps = {
+        "localization": detector.localization,
+        "opening_size": detector.opening_size,
+        **layers,
+        **sigma,
+    }
+    if detector.localization == "discrepancy":
+        return scores, maps | discrepancy
+    return scores, maps | loss | {name: options[name] for name in USED[detector.localization]}

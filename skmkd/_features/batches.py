@@ -142,8 +142,8 @@ class ImageDataset:
     def batches(self, batches: Iterable[Sequence[int]], *, padded: bool = False) -> Iterator[Batch]:
         """Yield each batch with its features; `padded` repeats the last image of a short one."""
         for images in self.tensors(batches):
-            if padded and (n := len(images)) < self.batch_size:
-                images = images[torch.arange(self.batch_size).clamp(max=n - 1)]
             with plain_arithmetic(False, self.device):
+                if padded and (n := len(images)) < self.batch_size:
+                    images = images[torch.arange(self.batch_size).clamp(max=n - 1)]
                 target = run_in_batches(self.source, images, self.batch_size)
             yield Batch(images, target)
