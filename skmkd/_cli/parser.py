@@ -102,6 +102,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line, with a subparser for each command."""
     parser = argparse.ArgumentParser(
         prog="skmkd",
+        allow_abbrev=False,
         description="Image anomaly detection: train on a folder of normal images, then score new "
         "images and locate their defects.",
         epilog=EPILOG,
@@ -113,7 +114,13 @@ def build_parser() -> argparse.ArgumentParser:
     def command(run: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
         text = inspect.getdoc(run) or ""
         name = run.__name__
-        sub = commands.add_parser(name, help=text.splitlines()[0], description=text, epilog=EPILOG)
+        sub = commands.add_parser(
+            name,
+            help=text.splitlines()[0],
+            description=text,
+            epilog=EPILOG,
+            allow_abbrev=False,  # --memory must not be read as --memory-size
+        )
         sub.set_defaults(run=run)
         add_debug_option(sub, default=argparse.SUPPRESS)
         return sub

@@ -211,7 +211,7 @@ def test_deprecated_parameters_have_no_option(monkeypatch, capsys):
 INVALID = [
     "", "fit", "guess", "score model", "fit a -o b --no-such 3", "fit a -o b --method other",
     "fit a -o b --hold-out 0.2 --calibrate c", "fit a -o b --memory-size 3",
-    "fit a -o b --method memkd --cloner equal",
+    "fit a -o b --method memkd --cloner equal", "fit a -o b --method memkd --memory 3",
 ]  # fmt: skip
 
 
