@@ -22,9 +22,10 @@ from torchvision.models import get_model
 import skmkd
 from skmkd import MemKDDetector
 from skmkd import _base as base
-from skmkd._images.preparation import shuffled_batches
+from skmkd._features.batches import Batch
 from skmkd._networks.sources import build_source
 from skmkd._runtime import private_generator
+from skmkd._training import shuffled_batches
 from skmkd.model_selection import NormalOnlySplit, anomaly_roc_auc
 
 
@@ -88,7 +89,6 @@ def test_training_is_the_naive_loop(images, paradigm):
     steps = {"learning_rate": 1e-4, "betas": (0.4, 0.9)}  # short: rounding spreads with each
     detector = tiny_memkd(**settings, **steps, n_exemplars=3, max_iter=3).fit(images)
     untrained = tiny_memkd(**settings, max_iter=1, learning_rate=1e-30).fit(images)
-    assert detector._optimizer().defaults["betas"] == (0.4, 0.9)
     cloner = untrained.cloner_.train()
     for norm in cloner.modules():
         if isinstance(norm, torch.nn.BatchNorm2d):
@@ -96,7 +96,7 @@ def test_training_is_the_naive_loop(images, paradigm):
     optimizer = torch.optim.Adam(cloner.parameters(), lr=1e-4, betas=(0.4, 0.9))
     prepared = detector._prepare(list(images)).contiguous()
     generator = private_generator(detector._seed)
-    shuffled_batches(12, 5, generator)  # the first look, before training
+    shuffled_batches(12, 5, generator)  # the first batch, before training
     for epoch in range(3):
         sums = np.zeros(4)
         for indices in shuffled_batches(12, 5, generator):
@@ -136,6 +136,18 @@ def test_training_is_the_naive_loop(images, paradigm):
         assert_allclose(curve, sums / 12, rtol=1e-3)
 
 
+def test_adam_takes_rate_and_betas(images, monkeypatch):
+    adam, settings = torch.optim.Adam, []
+
+    def watched(*args, **kwargs):
+        settings.append(adam(*args, **kwargs).defaults)
+        return adam(*args, **kwargs)
+
+    monkeypatch.setattr(torch.optim, "Adam", watched)
+    tiny_memkd(learning_rate=1e-4, betas=(0.4, 0.9)).fit(images)
+    assert [(each["lr"], each["betas"]) for each in settings] == [(1e-4, (0.4, 0.9))]
+
+
 def test_without_items_it_is_plain_reverse_distillation(images):
     detector = tiny_memkd(memory_size=0).fit(images)
     assert detector.memory_levels_ == ()
@@ -159,14 +171,15 @@ def test_memory_levels(images, paradigm, levels, expected):
 @PARADIGMS
 def test_scores_are_maxima_of_blurred_maps_of_directions(images, paradigm):
     detector = tiny_memkd(paradigm=paradigm, smoothing_sigma=1.5).fit(images)
-    batch = detector._observer(recall=False).batch(detector._prepare(list(images)))
+    prepared = detector._prepare(list(images))
     with torch.no_grad():
-        answer = detector._answer(batch)
+        batch = Batch(prepared, detector.source_(prepared))
+        output = detector._cloner_output(batch)
     maps = np.zeros((12, 16, 16))
     for layer in detector.critical_layers_:
-        cosine = F.cosine_similarity(batch.target[layer], answer[layer])
-        silent = (batch.target[layer] == 0).all(1)
-        single = torch.where(silent, 0, 1 - cosine)[:, None]
+        cosine = F.cosine_similarity(batch.target[layer], output[layer])
+        zero = (batch.target[layer] == 0).all(1)
+        single = torch.where(zero, 0, 1 - cosine)[:, None]
         maps += F.interpolate(single, (16, 16), mode="bilinear")[:, 0].numpy()
     blurred = np.stack([gaussian_filter(single, 1.5) for single in maps])
     assert_allclose(-detector.score_samples(images), blurred.max((1, 2)), rtol=1e-4)
@@ -200,7 +213,7 @@ def test_entropy_of_unreadable_files_is_not_a_number(images, tmp_path):
 
 
 @PARADIGMS
-def test_saved_loaded_and_pickled_it_answers_to_the_bit(images, paradigm, tmp_path):
+def test_saved_loaded_and_pickled_it_scores_the_same_to_the_bit(images, paradigm, tmp_path):
     detector = tiny_memkd(paradigm=paradigm).fit(images)
     scores, maps = detector.score_samples(images), detector.localize(images)
     detector.save(tmp_path / "model.skmkd")
@@ -231,17 +244,17 @@ def test_grid_search_and_pipeline():
 
 @PARADIGMS
 def test_the_source_is_computed_once(images, paradigm, monkeypatch):
-    seen = []
+    passes = []
 
     def counted(*arguments):
         source = build_source(*arguments)
-        return source._replace(network=Counting(source.network, seen))
+        return source._replace(network=Counting(source.network, passes))
 
     monkeypatch.setattr(base, "build_source", counted)
     cached = tiny_memkd(paradigm=paradigm, max_iter=5, cache=10**8).fit(images)
-    assert len(seen) == 1  # the twelve images fit into one batch
+    assert len(passes) == 1  # the twelve images fit into one batch
     uncached = tiny_memkd(paradigm=paradigm, max_iter=5, cache=None).fit(images)
-    assert len(seen) > 6
+    assert len(passes) > 6
     assert_array_equal(cached.score_samples(images), uncached.score_samples(images))
 
 
@@ -261,13 +274,15 @@ def test_a_threshold_is_only_for_the_scores_it_was_set_for(images):
     detector = tiny_memkd().fit(images).set_params(smoothing_sigma=1.0)
     assert detector.score_samples(images).shape == (12,)
     for method in (detector.predict, detector.decision_function, detector.predict_mask):
-        with pytest.raises(ValueError, match="offset_ holds for .*4.0.* calibrate or fit again"):
+        with pytest.raises(
+            ValueError, match="offset_ was set for .*4.0.*1.0.* Call calibrate or fit"
+        ):
             method(images)
     assert detector.calibrate(images, fpr=0.1).predict(images).shape == (12,)
 
 
 @PARADIGMS
-def test_scores_do_not_depend_on_neighbours(images, paradigm):
+def test_scores_do_not_depend_on_other_images(images, paradigm):
     detector = tiny_memkd(paradigm=paradigm).fit(images)
     scores = detector.score_samples(images)
     assert_array_equal(detector.score_samples(images[3:5]), scores[3:5])
@@ -299,6 +314,37 @@ def test_bad_parameters_are_named_and_change_nothing(images, parameters, message
         detector.set_params(**parameters).fit(images)
     after = {name: value for name, value in vars(detector).items() if name.endswith("_")}
     assert after == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"opening_size": 2}, "opening_size must be odd; got 2"),
+        ({"image_size": (8, 8, 8)}, r"image_size must be .*got \(8, 8, 8\)"),
+        ({"smoothing_sigma": -1.0}, "'smoothing_sigma' parameter"),
+        ({"betas": (0.5, 1)}, "betas must be two numbers"),
+    ],
+    ids=str,
+)
+def test_bad_parameter_set_after_fit_is_an_error_everywhere(images, change, message):
+    detector = tiny_memkd().fit(images).set_params(**change)
+    for method in ("score_samples", "predict", "localize", "predict_mask", "recall_entropy"):
+        with pytest.raises(ValueError, match=message):
+            getattr(detector, method)(images)
+
+
+def test_parameters_of_training_set_after_fit_act_at_the_next_fit(images):
+    detector = tiny_memkd().fit(images)
+    scores, maps = detector.score_samples(images), detector.localize(images)
+    levels = detector.recall_entropy(images).keys()
+    detector.set_params(
+        image_size=8, critical_layers=1, max_iter=7, memory_size=9, memory_levels=[1],
+        paradigm="forward", memory_temperature=1.0, exemplar_weight=3.0,
+    )  # fmt: skip
+    assert_array_equal(detector.score_samples(images), scores)
+    assert_array_equal(detector.localize(images), maps)
+    assert detector.recall_entropy(images).keys() == levels
+    assert detector.predict(images).shape == (12,)
 
 
 def test_global_generators_are_left_alone(images):

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TinySource, tiny_detector
+from conftest import TinySource, paper_detector, tiny_detector
 from numpy.testing import assert_allclose, assert_array_equal
+from scipy.ndimage import gaussian_filter
 from scipy.stats import spearmanr
 from skimage import data
 from sklearn.metrics import roc_auc_score
@@ -14,7 +15,6 @@ from torch import nn
 from skmkd import MKDDetector
 from skmkd._features.batches import BATCH_PIXELS
 from skmkd._images.checks import check_images
-from skmkd._images.preparation import shuffled_batches
 from skmkd._maps.attribution import METHODS
 from skmkd._maps.discrepancy import discrepancies, discrepancy_map
 from skmkd._networks.cloners import build_cloner, cloner_blocks
@@ -22,8 +22,10 @@ from skmkd._networks.layers import REDUCTIONS
 from skmkd._networks.precision import BFloat16
 from skmkd._networks.sources import build_source
 from skmkd._runtime import private_generator
+from skmkd._training import shuffled_batches
 
 POOLS = ["features.2", "features.5"]
+STALE = r"^offset_ was set for the parameters .*; they are now .*\. Call calibrate or fit again\.$"
 
 
 class OwnCloner(nn.Module):
@@ -58,30 +60,53 @@ def numpy_terms(source, cloner, layers):
     return value, direction
 
 
-@pytest.mark.parametrize(
+def numpy_maxima(source, cloner, layers, size, sigma):
+    """The maxima of blurred maps of one minus the cosine at each position, summed over layers."""
+    total = 0
+    for i in layers:
+        norms = np.linalg.norm(source[i], axis=1) * np.linalg.norm(cloner[i], axis=1)
+        cosine = (source[i] * cloner[i]).sum(1) / np.maximum(norms, 1e-16)
+        distance = np.where((source[i] == 0).all(1), 0, 1 - cosine)
+        resized = F.interpolate(torch.from_numpy(distance)[:, None], size, mode="bilinear")
+        total = total + resized[:, 0].numpy()
+    return np.array([gaussian_filter(single, sigma).max() for single in total])
+
+
+LAYERS = pytest.mark.parametrize(
     ("score_layers", "layers"), [(None, POOLS), (1, POOLS[1:]), (["features.2"], POOLS[:1])]
 )
+
+
+@LAYERS
 def test_score_is_equation_4_over_the_score_layers(images, score_layers, layers):
-    detector = tiny_detector(score_layers=score_layers, value_weight=0.3, direction_weight=2.0)
+    detector = paper_detector(score_layers=score_layers, value_weight=0.3, direction_weight=2.0)
     detector.fit(images)
     assert list(detector.score_layers_) == layers
     value, direction = numpy_terms(*activations(detector, images), layers)
     assert_allclose(detector.score_samples(images), -(0.3 * value + 2 * direction), rtol=1e-5)
 
 
+@LAYERS
+def test_score_is_the_maximum_of_the_blurred_map_of_the_score_layers(images, score_layers, layers):
+    detector = tiny_detector(score_layers=score_layers, smoothing_sigma=1.5).fit(images)
+    assert list(detector.score_layers_) == layers
+    maxima = numpy_maxima(*activations(detector, images), layers, (16, 16), 1.5)
+    assert_allclose(detector.score_samples(images), -maxima, rtol=1e-5)
+
+
 def test_auto_weight_makes_both_terms_equal_on_the_untrained_cloner(images):
     # a step too small to move the weights: the first epoch sees the untrained cloner
-    detector = tiny_detector(max_iter=1, learning_rate=1e-12).fit(images)
+    detector = paper_detector(max_iter=1, learning_rate=1e-12).fit(images)
     curve = detector.loss_curve_
     assert_allclose(curve["value"], detector.direction_weight_ * curve["direction"], rtol=1e-5)
-    assert tiny_detector(direction_weight=3).fit(images).direction_weight_ == 3.0
+    assert paper_detector(direction_weight=3).fit(images).direction_weight_ == 3.0
 
 
 def test_auto_weight_is_taken_on_a_throwaway_copy(images):
-    fixed = tiny_detector(direction_weight=1.0, max_iter=1).fit(images)
-    auto = tiny_detector(max_iter=1, value_weight=1.0).fit(images)
+    fixed = paper_detector(direction_weight=1.0, max_iter=1).fit(images)
+    auto = paper_detector(max_iter=1, value_weight=1.0).fit(images)
     weight = auto.direction_weight_
-    again = tiny_detector(direction_weight=weight, max_iter=1).fit(images)
+    again = paper_detector(direction_weight=weight, max_iter=1).fit(images)
     assert_array_equal(again.score_samples(images), auto.score_samples(images))
     for detector in (fixed, auto):  # one epoch of one batch has passed each batch norm once
         norms = [m for m in detector.cloner_.modules() if isinstance(m, nn.BatchNorm2d)]
@@ -92,7 +117,7 @@ def test_auto_weight_is_taken_on_a_throwaway_copy(images):
     ("layers", "touched"), [(1, POOLS[1:]), (2, POOLS), (POOLS[:1], POOLS[:1])]
 )
 def test_training_touches_only_the_terms_of_the_critical_layers(images, layers, touched):
-    detector = tiny_detector(critical_layers=layers, max_iter=1, learning_rate=1e-12).fit(images)
+    detector = paper_detector(critical_layers=layers, max_iter=1, learning_rate=1e-12).fit(images)
     assert list(detector.critical_layers_) == touched
     batch = detector._prepare(list(images))
     detector.cloner_.train()
@@ -105,13 +130,13 @@ def test_training_touches_only_the_terms_of_the_critical_layers(images, layers, 
 
 
 def test_weight_of_zero_leaves_a_term_out(images):
-    value = tiny_detector(direction_weight=0).fit(images)
+    value = paper_detector(direction_weight=0).fit(images)
     assert_allclose(value.loss_curve_["total"], value.loss_curve_["value"])
-    direction = tiny_detector(value_weight=0, direction_weight=1.0).fit(images)
+    direction = paper_detector(value_weight=0, direction_weight=1.0).fit(images)
     assert_allclose(direction.loss_curve_["total"], direction.loss_curve_["direction"])
     with pytest.raises(ValueError, match="must not both be 0"):
-        tiny_detector(value_weight=0, direction_weight=0).fit(images)
-    alone = tiny_detector(direction_weight=0, image_score="map_max")
+        paper_detector(value_weight=0, direction_weight=0).fit(images)
+    alone = paper_detector(direction_weight=0, image_score="map_max")
     for change in ({}, {"image_score": "loss", "localization": "discrepancy"}):
         with pytest.raises(ValueError, match="scores or maps are of directions alone; got 0"):
             alone.set_params(**change).fit(images)
@@ -120,16 +145,16 @@ def test_weight_of_zero_leaves_a_term_out(images):
 
 
 def test_maps_of_values_that_were_not_learned_are_refused(images):
-    detector = tiny_detector(value_weight=0, localization_params={"value": True})
+    detector = paper_detector(value_weight=0, localization_params={"value": True})
     with pytest.raises(ValueError, match="must come with a value_weight above 0; got 0"):
         detector.fit(images)
 
 
-def test_training_equals_a_naive_loop(images):
+@pytest.mark.parametrize("build", [tiny_detector, paper_detector])
+def test_training_equals_a_naive_loop(images, build):
     """The same cloner, trained by the shortest loop there is: one batch, plain Adam."""
-    cloner = OwnCloner()
-    detector = tiny_detector(cloner=cloner, direction_weight=0.7, max_iter=4, batch_size=12)
-    detector.fit(images)
+    cloner, paper = OwnCloner(), build is paper_detector
+    detector = build(cloner=cloner, direction_weight=0.7, max_iter=4, batch_size=12).fit(images)
     source = TinySource().features
     x = detector._prepare(list(images))
     optimizer = torch.optim.Adam(cloner.parameters(), lr=1e-3)
@@ -138,8 +163,12 @@ def test_training_equals_a_naive_loop(images):
         loss = 0
         for layer, got in cloner(x).items():
             wanted = source[: int(layer[-1]) + 1](x).detach()
-            loss = loss + (wanted - got).square().mean()
-            cosine = torch.cosine_similarity(wanted.flatten(1), got.flatten(1))
+            if paper:
+                loss = loss + (wanted - got).square().mean()
+                cosine = torch.cosine_similarity(wanted.flatten(1), got.flatten(1))
+            else:
+                cosine = torch.cosine_similarity(wanted, got)  # at each position
+                cosine = torch.where((wanted == 0).all(1), 1, cosine)
             loss = loss + 0.7 * (1 - cosine).mean()
         optimizer.zero_grad()
         loss.backward()
@@ -188,7 +217,7 @@ def test_source_that_is_not_finite(images):
 def test_maps_use_the_score_layers(images):
     detector = tiny_detector(score_layers=["features.2"], smoothing_sigma=0, opening_size=1)
     detector.set_params(image_size=(20, 24)).fit(images)
-    batch = detector._observer(recall=False).tensor(list(images))
+    batch = detector._prepare(list(images))
     with torch.no_grad():
         source, cloner = detector.source_(batch), detector.cloner_(batch)
         expected = discrepancy_map(source, cloner, ["features.2"], (20, 24), 0.0, 1.0)
@@ -198,7 +227,7 @@ def test_maps_use_the_score_layers(images):
 @pytest.mark.parametrize(
     ("cloner", "message"),
     [
-        (OwnCloner(second=9), r"\(8, 4, 4\) at critical layer 'features.5'; got \(9, 4, 4\)"),
+        (OwnCloner(second=9), r"\(8, 4, 4\) for critical layer 'features.5'; got \(9, 4, 4\)"),
         (
             nn.Conv2d(3, 4, 3),
             "cloner must return a dict of critical layer -> activations; got Tensor",
@@ -232,8 +261,7 @@ def test_signed_critical_layer_is_learned_without_a_relu(images):
 
 
 def test_directions_by_position(images):
-    detector = tiny_detector(direction="position", value_weight=0, direction_weight=1.0)
-    detector.fit(images)
+    detector = tiny_detector(image_score="loss").fit(images)
     source, cloner = activations(detector, images)
     expected = 0
     for layer in POOLS:
@@ -247,15 +275,14 @@ def test_directions_by_position(images):
 def test_image_score_from_the_map(value):
     images = np.random.default_rng(0).integers(0, 256, (6, 16, 16), dtype=np.uint8)
     detector = tiny_detector(
-        image_score="map_max", localization="discrepancy", localization_params={"value": value},
-        opening_size=1,
+        value_weight=0.3, localization_params={"value": value}, opening_size=1,
     ).fit(images)  # fmt: skip
     scores = detector.score_samples(images)
     assert_allclose(scores, -detector.localize(images).max((1, 2)), rtol=1e-5)
     detector.set_params(localization="gradient", opening_size=5)  # change maps, not scores
     assert_array_equal(detector.score_samples(images), scores)
-    pairs = [*detector._scores_and_maps(check_images(detector, images, reset=False))]
-    assert_allclose([score for score, _ in pairs], scores, rtol=1e-6)
+    outputs = list(detector._outputs(check_images(detector, images, reset=False)))
+    assert_array_equal([output.score for output in outputs], scores)
 
 
 @pytest.mark.parametrize(
@@ -268,11 +295,204 @@ def test_image_score_from_the_map(value):
     ],
 )
 def test_options_of_localization_change_the_maps_of_their_methods(images, option, methods):
-    detector = tiny_detector().fit(images)
+    detector = paper_detector().fit(images)
     plain = {m: detector.localize(images, m) for m in METHODS}
     detector.set_params(localization_params=option)
     changed = {m for m in plain if not np.allclose(detector.localize(images, m), plain[m], 1e-3)}
     assert changed == methods
+
+
+# Maps and thresholds
+
+
+def test_default_method_is_the_parameter_s(images):
+    for method, other in [("discrepancy", "gradient"), ("gradient", "discrepancy")]:
+        detector = tiny_detector(localization=method).fit(images)
+        assert_array_equal(detector.localize(images), detector.localize(images, method))
+        assert (detector.localize(images) != detector.localize(images, other)).any()
+
+
+def test_unknown_method(detector, images):
+    with pytest.raises(ValueError, match="method must be one of discrepancy, .*got 'gradcam'"):
+        detector.localize(images, method="gradcam")
+
+
+def test_masks_ask_for_a_threshold_of_the_maps_at_hand(detector, images):
+    detector.set_params(localization="gradient")
+    with pytest.raises(ValueError, match=r"'discrepancy'.*'gradient'.*Call calibrate"):
+        detector.predict_mask(images)
+    detector.calibrate(images, fpr=0.1)
+    assert detector.predict_mask(images).shape == images.shape[:3]
+
+
+@pytest.mark.parametrize(
+    "change", [{"value_weight": 0.5}, {"direction": "position"}, {"smoothing_sigma": 1.0}], ids=str
+)
+def test_what_changes_maps_makes_their_threshold_stale(images, change):
+    detector = paper_detector().fit(images)
+    before = detector.localize(images)
+    detector.set_params(**change)
+    assert not np.allclose(detector.localize(images), before, rtol=1e-3)
+    with pytest.raises(ValueError, match="map_offset_ was set for"):
+        detector.predict_mask(images)
+
+
+@pytest.mark.parametrize(
+    ("given", "change"),
+    [
+        ({}, {"smoothing_sigma": 1.0}),
+        ({}, {"image_score": "loss"}),
+        ({"value_weight": 1.0}, {"localization_params": {"value": True}}),
+        (
+            {"value_weight": 1.0, "localization_params": {"value": True}},
+            {"value_weight": 2.0},
+        ),
+    ],
+    ids=str,
+)
+def test_what_changes_scores_makes_their_threshold_stale(images, given, change):
+    detector = tiny_detector(**given).fit(images)
+    before = detector.score_samples(images)
+    detector.set_params(**change)
+    assert not np.allclose(detector.score_samples(images), before, rtol=1e-3)
+    for method in (detector.predict, detector.decision_function):
+        with pytest.raises(
+            ValueError,
+            match=STALE,
+        ):
+            method(images)
+
+
+@pytest.mark.parametrize(
+    ("localization", "options"),
+    [
+        ("gradient", {"n_samples": 2, "noise": 0.5, "value": True}),
+        ("guided_backprop", {"n_samples": 2, "noise": 0.5, "value": True}),
+        ("smooth_grad", {"value": True}),
+    ],
+)
+def test_options_of_other_maps_leave_their_threshold_as_it_is(images, localization, options):
+    detector = tiny_detector(localization=localization, value_weight=1.0).fit(images)
+    before = detector.predict_mask(images)
+    detector.set_params(localization_params=options)
+    assert_array_equal(detector.predict_mask(images), before)
+
+
+@pytest.mark.parametrize(
+    ("localization", "options"),
+    [
+        ("gradient", {"through_source": True}),
+        ("smooth_grad", {"n_samples": 2}),
+        ("smooth_grad", {"noise": 0.5}),
+    ],
+)
+def test_options_of_maps_make_their_threshold_stale(images, localization, options):
+    detector = tiny_detector(localization=localization).fit(images)
+    before = detector.localize(images)
+    detector.set_params(localization_params=options)
+    assert not np.allclose(detector.localize(images), before, rtol=1e-3)
+    with pytest.raises(ValueError, match="map_offset_ was set for"):
+        detector.predict_mask(images)
+
+
+@pytest.mark.parametrize(
+    ("change", "methods"),
+    [
+        ({"value_weight": 1.0}, ("predict", "predict_mask")),
+        ({"direction": "vector"}, ("predict", "predict_mask")),
+        ({"localization_params": {"n_samples": 32}}, ("predict", "predict_mask")),
+        ({"opening_size": 5}, ("predict",)),
+    ],
+    ids=str,
+)
+def test_what_changes_nothing_leaves_thresholds_as_they_are(images, change, methods):
+    detector = tiny_detector().fit(images)
+    before = {method: getattr(detector, method)(images) for method in methods}
+    detector.set_params(**change)
+    for method, answer in before.items():
+        assert_array_equal(getattr(detector, method)(images), answer)
+
+
+def test_gradients_need_no_graph_through_the_source(images, monkeypatch):
+    detector, modes = paper_detector().fit(images), []
+    forward = detector.source_.forward
+
+    def watched(x):
+        modes.append((torch.is_grad_enabled(), x.requires_grad))
+        return forward(x)
+
+    monkeypatch.setattr(detector.source_, "forward", watched)
+    detector.localize(images, "gradient")
+    assert modes == [(False, False)]  # one batch, one pass
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_samples": 0}, "'n_samples' parameter of localization_params .* Got 0"),
+        ({"n_samples": 2.5}, "'n_samples' parameter of localization_params .* Got 2.5"),
+        ({"noise": "a"}, "'noise' parameter of localization_params .* Got 'a'"),
+        ({"value": None}, "'value' parameter of localization_params"),
+        ({"zz": 1}, r"must be among .* got \['zz'\]"),
+    ],
+)
+def test_bad_localization_options(detector, images, options, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_detector(localization_params=options).fit(images)
+    detector.set_params(localization_params=options)
+    with pytest.raises(ValueError, match=message):
+        detector.localize(images)
+
+
+# Parameters set after fit
+
+
+@pytest.mark.parametrize("build", [tiny_detector, paper_detector])
+@pytest.mark.parametrize("score_layers", [1, ["features.2"]])
+def test_score_layers_set_after_fit_act_at_once(images, build, score_layers):
+    detector = build().fit(images).set_params(score_layers=score_layers)
+    layers = POOLS[1:] if score_layers == 1 else POOLS[:1]
+    source, cloner = activations(detector, images)
+    if build is tiny_detector:
+        expected = -numpy_maxima(source, cloner, layers, (16, 16), 4.0)
+    else:
+        value, direction = numpy_terms(source, cloner, layers)
+        expected = -(value + detector.direction_weight_ * direction)
+    assert_allclose(detector.score_samples(images), expected, rtol=1e-5)
+    for method in ("decision_function", "predict"):
+        with pytest.raises(ValueError, match=r"^offset_ was set for .*features.2.*features.5"):
+            getattr(detector, method)(images)
+    with pytest.raises(ValueError, match=r"^map_offset_ was set for .*features.2.*features.5"):
+        detector.predict_mask(images)
+    detector.calibrate(images, fpr=0.1)
+    assert detector.predict(images).shape == (12,)
+    detector.set_params(score_layers=layers)  # the same layers, by name
+    assert detector.predict_mask(images).shape == images.shape[:3]
+
+
+def test_refit_with_other_critical_and_score_layers_together(images):
+    detector = tiny_detector(critical_layers=1, score_layers=1).fit(images)
+    assert detector.score_layers_ == ("features.5",)
+    chosen = {"critical_layers": ["features.2"], "score_layers": ["features.2"]}
+    detector.set_params(**chosen).fit(images)
+    assert detector.score_layers_ == detector.critical_layers_ == ("features.2",)
+    expected = tiny_detector(**chosen).fit(images)
+    assert_array_equal(detector.score_samples(images), expected.score_samples(images))
+    detector.set_params(critical_layers=2, score_layers=2).fit(images)
+    assert detector.score_layers_ == detector.critical_layers_ == tuple(POOLS)
+
+
+def test_maps_by_a_method_are_refused_as_those_of_the_parameter(images):
+    detector = paper_detector(direction_weight=0).fit(images)
+    assert np.isfinite(detector.localize(images, "gradient")).all()
+    with pytest.raises(ValueError, match="direction_weight must not be 0") as by_method:
+        detector.localize(images, "discrepancy")
+    detector.set_params(localization="discrepancy")
+    with pytest.raises(ValueError, match="direction_weight must not be 0") as by_parameter:
+        detector.localize(images)
+    assert str(by_method.value) == str(by_parameter.value)
+    with_value = detector.set_params(localization_params={"value": True})
+    assert np.isfinite(with_value.localize(images, "discrepancy")).all()
 
 
 # The bundled VGG-16 on real images
@@ -322,7 +542,7 @@ def test_bfloat16_source_ranks_faces_as_float32_does(tmp_path, monkeypatch):
         exact, rounded = (
             MKDDetector.paper(
                 image_size=32, batch_size=8, max_iter=8, tol=None, random_state=seed,
-                precision=precision, normalization="source", memory=tmp_path,
+                precision=precision, normalization="source", feature_store=tmp_path,
             ).fit(images[:70])
             for precision in ("float32", "bfloat16")
         )  # fmt: skip
@@ -364,7 +584,7 @@ def test_the_paper_s_setting_is_one_call():
 
 @pytest.mark.parametrize("cache", ["auto", 0, None])
 def test_training_is_the_naive_loop(images, cache):
-    detector = tiny_detector(max_iter=3, batch_size=5, direction_weight=2.0, cache=cache)
+    detector = paper_detector(max_iter=3, batch_size=5, direction_weight=2.0, cache=cache)
     curve = detector.fit(images).loss_curve_
     source = build_source(
         TinySource(), "auto", 2, REDUCTIONS, (16, 16), torch.device("cpu"), "float32", 0
@@ -374,7 +594,7 @@ def test_training_is_the_naive_loop(images, cache):
     optimizer = torch.optim.Adam(cloner.parameters(), lr=1e-3)
     prepared = detector._prepare(list(images)).contiguous()
     generator = private_generator(detector._seed)
-    shuffled_batches(12, 5, generator)  # the first look, before training
+    shuffled_batches(12, 5, generator)  # the first batch, before training
     for epoch in range(3):
         sums = np.zeros(2)
         for indices in shuffled_batches(12, 5, generator):
