@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+import json
 import os
 import re
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import tiny_detector
 from torch import nn
 
+from skmkd._networks.precision import is_native
 from skmkd._runtime import (
     available_memory,
     draw_seed,
@@ -23,10 +28,24 @@ from skmkd._runtime import (
 )
 
 
-def test_devices():
-    assert resolve_device("cpu") == torch.device("cpu")
-    best = resolve_device("auto")
-    assert torch.zeros(1, device=best).device.type == best.type
+@pytest.mark.parametrize(
+    ("cuda", "mps", "best"),
+    [(False, False, "cpu"), (False, True, "mps"), (True, False, "cuda"), (True, True, "cuda")],
+)
+def test_the_best_device_is_an_accelerator_that_is_there(monkeypatch, cuda, mps, best):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert resolve_device("auto") == torch.device(best)
+    assert resolve_device("cpu") == torch.device("cpu")  # whatever else is there
+    assert restored_device(torch.device("cpu")) == torch.device("cpu")
+    assert restored_device(torch.device("hpu")) == torch.device(best)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux lists devices as files")
+def test_the_best_device_is_one_that_the_system_lists():
+    usable = Path("/dev/nvidiactl").exists() and torch.version.cuda is not None
+    assert resolve_device("auto").type == ("cuda" if usable else "cpu")
+    assert torch.zeros(1, device=resolve_device("auto")).device.type == resolve_device("auto").type
 
 
 @pytest.mark.parametrize("device", ["abacus", "cpu:x", "meta", "hpu"])
@@ -124,6 +143,46 @@ def test_precision_is_as_named_or_what_the_hardware_computes_in(monkeypatch):
     assert resolve_precision("auto", mps) == "float32"
 
 
+def processor_flags():
+    """The instruction sets that Linux lists for an x86 processor."""
+    found = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return set(found.group(1).split()) if found else set()
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="Linux lists instructions there")
+@pytest.mark.skipif(not hasattr(torch.cpu, "get_capabilities"), reason="older torch does not tell")
+def test_auto_precision_is_that_of_the_processor():
+    native = processor_flags() & {"avx512_bf16", "amx_bf16"}
+    expected = "bfloat16" if native else "float32"
+    assert resolve_precision("auto", torch.device("cpu")) == expected
+
+
+@pytest.fixture
+def capabilities(monkeypatch):
+    """Set what torch says of the processor."""
+    is_native.cache_clear()
+
+    def say(**found):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
+
+    yield say
+    is_native.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [({"avx512_bf16": True}, "bfloat16"), ({"avx2": True, "avx512_bf16": False}, "float32")],
+)
+def test_detectors_have_the_precision_of_the_processor(capabilities, images, found, expected):
+    capabilities(**found)
+    detector = tiny_detector(precision="auto", device="cpu").fit(images)
+    assert detector.precision_ == expected
+    named = tiny_detector(precision=expected, device="cpu").fit(images)
+    assert (detector.score_samples(images) == named.score_samples(images)).all()
+    activations = detector.source_(torch.rand(1, 3, 16, 16)).values()
+    assert {a.dtype for a in activations} == {getattr(torch, expected)}
+
+
 @pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="Linux says it there")
 def test_available_memory_is_what_the_system_says():
     meminfo = Path("/proc/meminfo").read_text()
@@ -181,3 +240,103 @@ def test_available_memory_where_nothing_tells(monkeypatch):
     monkeypatch.setattr(Path, "read_text", missing)
     monkeypatch.delattr(os, "sysconf", raising=False)
     assert available_memory() == 2**31
+
+
+# Forks
+
+FORKS = """
+import json, os, signal, sys, threading, time, warnings
+
+import numpy as np
+import torch
+from joblib import Parallel, delayed
+from conftest import TinySource, tiny_detector
+import skmkd
+from skmkd._runtime import GENERATORS, forked_rng
+
+warnings.simplefilter("ignore", DeprecationWarning)  # of os.fork beside threads
+images = np.random.default_rng(0).integers(0, 256, (12, 20, 24, 3), dtype=np.uint8)
+path = os.path.join(sys.argv[1], "saved.skmkd")
+results = {}
+
+def forked(name, work):
+    reader, writer = os.pipe()
+    if (child := os.fork()) == 0:
+        signal.alarm(30)  # ends a child that hangs
+        try:
+            answer = "worked " + str(work())
+        except BaseException as error:
+            answer = f"{type(error).__name__}: {error}"
+        os.write(writer, answer.encode())
+        os._exit(0)
+    os.close(writer)
+    results[name] = os.fdopen(reader).read()
+    os.waitpid(child, 0)
+
+def seeded():
+    with forked_rng(0):
+        return len(torch.rand(3))
+
+def compute():
+    detector = tiny_detector().fit(images)
+    loaded = skmkd.load(path, source=TinySource())
+    return len(detector.score_samples(images)) + len(loaded.localize(images))
+
+def with_threads(n, work):
+    torch.set_num_threads(n)
+    return work()
+
+torch.set_num_threads(1)
+detector = tiny_detector().fit(images).save(path)
+expected = detector.score_samples(images)
+forked("one thread", compute)
+holding = threading.Event()
+
+def hold():
+    with GENERATORS:
+        holding.set()
+        time.sleep(0.5)
+
+holder = threading.Thread(target=hold)
+holder.start()
+holding.wait()
+forked("lock of another thread", seeded)
+holder.join()
+with GENERATORS:
+    forked("lock of this thread", seeded)
+forked("before threads", lambda: with_threads(2, compute))
+
+torch.set_num_threads(2)
+detector.score_samples(images)
+forked("score", lambda: detector.score_samples(images))
+forked("localize", lambda: detector.localize(images))
+forked("fit", lambda: tiny_detector().fit(images))
+forked("load", lambda: skmkd.load(path, source=TinySource()))
+forked("one thread in the child", lambda: with_threads(1, compute))
+results["parent"] = bool((detector.score_samples(images) == expected).all())
+with Parallel(2, backend="loky") as parallel:
+    for score in parallel(delayed(detector.score_samples)(images) for _ in range(2)):
+        results["loky"] = bool(np.allclose(score, expected, rtol=1e-5))
+print(json.dumps(results))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are spawned there")
+def test_forked_processes_compute_or_say_why_not(tmp_path):
+    folders = os.pathsep.join(str(folder) for folder in list(Path(__file__).parents)[:2])
+    run = subprocess.run(
+        [sys.executable, "-c", FORKS, str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": folders}, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    results = json.loads(run.stdout)
+    for name in ("one thread", "before threads", "one thread in the child"):
+        assert results[name] == "worked 24", name
+    for name in ("lock of another thread", "lock of this thread"):
+        assert results[name] == "worked 3", name
+    for name in ("score", "localize", "fit", "load"):
+        assert re.match("RuntimeError: .*forked.*'spawn'.*'forkserver'.*'loky'", results[name]), (
+            name
+        )
+    assert results["parent"]
+    assert results["loky"]
