@@ -128,9 +128,8 @@ class BaseDistillationDetector(OutlierMixin, ThresholdMixin, SavingMixin, ABC):
         self.precision_ = resolve_precision(self.precision, self.device_)
         self._seed = draw_seed(self.random_state)
         generator = private_generator(self._seed)
-        budget = self.cache
-        if not isinstance(budget, int):
-            budget = int(CACHE_SHARE * available_memory())
+        automatic = self.cache in ("auto", None)
+        budget = int(CACHE_SHARE * available_memory() if automatic else self.cache)
         draws = isinstance(getattr(self, "cloner", None), nn.Module)  # its layers may, as dropout
         generators = forked_rng(self._seed, self.device_) if draws else nullcontext()
         with plain_arithmetic(True, self.device_), generators:

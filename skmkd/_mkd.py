@@ -135,7 +135,7 @@ class MKDDetector(BaseDistillationDetector):
         random, and leaves numpy's global generator alone.
     verbose : int, default=0
         1 or more shows a progress bar.
-    memory : str, path or joblib.Memory, default="deprecated"
+    memory : str, path, joblib.Memory or None, default="deprecated"
         Former name of `feature_store`.
 
     Attributes
@@ -255,7 +255,7 @@ class MKDDetector(BaseDistillationDetector):
         on_error: str = "raise",
         random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
-        memory: str | os.PathLike[str] | joblib.Memory = "deprecated",
+        memory: str | os.PathLike[str] | joblib.Memory | None = "deprecated",
     ) -> None:
         self.source = source
         self.source_weights = source_weights
