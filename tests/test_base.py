@@ -101,7 +101,7 @@ def test_input_is_not_modified(images):
     assert_array_equal(images, before)
 
 
-def test_fit_predict_and_y_are_what_outlier_detectors_make_of_them(images):
+def test_fit_predict_is_fit_and_predict_and_y_is_ignored(images):
     expected = tiny_detector().fit(images).predict(images)
     assert_array_equal(tiny_detector().fit_predict(images), expected)
     assert_array_equal(tiny_detector().fit(images, ["any"] * 3).predict(images), expected)
@@ -184,7 +184,7 @@ def test_one_image_set_in_many_forms(convert, images):
     assert len(detector.localize(X)) == len(X)
 
 
-def test_floats_with_a_range_of_their_own(images):
+def test_floats_of_any_range(images):
     # the extremes of the training images become 0 and 1, wherever they lie
     scores = tiny_detector().fit(images / 255).score_samples(images / 255)
     low, high = images.min() / 255, images.max() / 255
@@ -222,7 +222,7 @@ def test_calibrate_sets_the_conformal_threshold(detector, images):
     assert detector.fit(images).offset_ != before
 
 
-def test_calibrate_keeps_its_promise_on_the_mean():
+def test_false_alarm_rate_after_calibration_is_right_on_average():
     # over many splits of exchangeable images the false-alarm rate is at most fpr, and near it
     rng = np.random.default_rng(0)
     detector = tiny_detector().fit(rng.integers(0, 256, (10, 16, 16), dtype=np.uint8))
@@ -446,7 +446,7 @@ def test_parameter_has_an_effect(detector, images, parameters):
     assert (other.score_samples(images) != detector.score_samples(images)).all()
 
 
-def test_no_normalization_hands_over_pixels_from_0_to_1(images):
+def test_without_normalization_pixels_are_from_0_to_1(images):
     detector = tiny_detector(normalization=None, image_size=(20, 24)).fit(images)
     assert_allclose(detector._prepare(list(images)).permute(0, 2, 3, 1), images / 255, atol=1e-6)
 
@@ -468,7 +468,7 @@ def test_loss_curve_and_convergence(images, build):
         build(tol=1e-6).fit(images)
 
 
-def test_progress_bar_only_when_asked(images, capsys):
+def test_progress_bar_only_if_verbose(images, capsys):
     tiny_detector().fit(images)
     assert capsys.readouterr() == ("", "")
     tiny_detector(verbose=1).fit(images)
@@ -889,7 +889,7 @@ def test_auto_precision_is_the_hardware_s(images):
 # Scores and maps
 
 
-def test_scores_depend_neither_on_order_nor_on_neighbours(detector, images):
+def test_scores_depend_neither_on_order_nor_on_other_images(detector, images):
     scores = detector.score_samples(images)
     order = np.random.default_rng(0).permutation(len(images))
     assert_allclose(detector.score_samples(images[order]), scores[order], rtol=1e-7)
@@ -947,7 +947,7 @@ def test_masks_are_maps_above_their_threshold(detector, images):
         assert_array_equal(mask, single)
 
 
-def test_answers_do_not_depend_on_the_caller_s_mode(detector, images):
+def test_modes_of_the_caller_do_not_matter(detector, images):
     scores, maps = detector.score_samples(images), detector.localize(images)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         assert_array_equal(tiny_detector().fit(images).score_samples(images), scores)
@@ -955,7 +955,7 @@ def test_answers_do_not_depend_on_the_caller_s_mode(detector, images):
 
 
 class Sliceable:
-    """Images that are made when asked for, and how many were asked for and let go."""
+    """Images that are made on access, with a count of those in memory."""
 
     def __init__(self, n):
         self.shape, self.dtype, self.ndim = (n, 20, 24, 3), np.dtype(np.uint8), 4
@@ -968,10 +968,10 @@ class Sliceable:
         image = np.random.default_rng(index).integers(0, 256, self.shape[1:], dtype=np.uint8)
         self.alive += 1
         self.most = max(self.most, self.alive)
-        weakref.finalize(image, self._let_go)
+        weakref.finalize(image, self._freed)
         return image
 
-    def _let_go(self):
+    def _freed(self):
         self.alive -= 1
 
 
@@ -1052,12 +1052,12 @@ def test_unreadable_files_are_skipped_if_wanted(tmp_path, images, image_score):
     paths = spoiled(tmp_path, images)
     detector = tiny_detector(on_error="skip", image_score=image_score).fit(images)
     rest = np.delete(np.arange(len(images)), [1, 2])
-    for ask, expected in [(detector.score_samples, np.nan), (detector.predict, -1)]:
+    for call, expected in [(detector.score_samples, np.nan), (detector.predict, -1)]:
         with pytest.warns(UserWarning, match="It is skipped") as caught:
-            got = ask(paths)
+            got = call(paths)
         assert len(caught) == 2
         assert_array_equal(got[[1, 2]], expected)
-        assert_array_equal(got[rest], ask(images)[rest])
+        assert_array_equal(got[rest], call(images)[rest])
     with pytest.warns(UserWarning, match="It is skipped"):
         maps = detector.localize(paths)
     for i in (1, 2):
@@ -1066,7 +1066,7 @@ def test_unreadable_files_are_skipped_if_wanted(tmp_path, images, image_score):
     assert_array_equal(np.stack([maps[i] for i in rest]), detector.localize(images)[rest])
     with pytest.warns(UserWarning, match="It is skipped"):
         masks = detector.predict_mask(paths)
-    assert masks[1].all()  # what cannot be read is no normal image
+    assert masks[1].all()
     assert not masks[0].all()
 
 
@@ -1074,9 +1074,9 @@ def test_unreadable_files_are_errors_otherwise(tmp_path, images):
     detector = tiny_detector().fit(images)
     paths = spoiled(tmp_path, images)
     for chosen, name in ((paths[:2], "image01.png"), (paths[2:], "image02.png")):
-        for ask in (detector.score_samples, detector.predict, detector.localize):
+        for call in (detector.score_samples, detector.predict, detector.localize):
             with pytest.raises(ValueError, match=f"{name} cannot be read as an image"):
-                ask(chosen)
+                call(chosen)
 
 
 def test_fit_and_calibrate_leave_unreadable_files_out_if_wanted(tmp_path, images):

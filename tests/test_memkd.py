@@ -1,4 +1,4 @@
-"""MemKDDetector: what is its own; what it shares with MKDDetector is tested with that."""
+"""MemKDDetector; what all detectors share is tested in test_base."""
 
 from __future__ import annotations
 
@@ -56,7 +56,10 @@ def test_memories_learn(images, paradigm):
         if epoch == 1:
             before.update({k: v.clone() for k, v in detector.cloner_.state_dict().items()})
 
-    alone = {"exemplar_weight": 0, "orthogonality_weight": 0}  # by what they are recalled for
+    alone = {
+        "exemplar_weight": 0,
+        "orthogonality_weight": 0,
+    }  # trained by the distillation loss alone
     detector = tiny_memkd(paradigm=paradigm, max_iter=4, **alone).fit(images, callback=keep)
     after = detector.cloner_.state_dict()
     items = [name for name in after if name.startswith("memories.")]
@@ -86,7 +89,7 @@ def test_orthogonality_loss_falls_where_it_weighs(images):
 @PARADIGMS
 def test_training_is_the_naive_loop(images, paradigm):
     settings = {"paradigm": paradigm, "exemplar_weight": 0.3, "orthogonality_weight": 0.2}
-    steps = {"learning_rate": 1e-4, "betas": (0.4, 0.9)}  # short: rounding spreads with each
+    steps = {"learning_rate": 1e-4, "betas": (0.4, 0.9)}  # small: rounding errors grow with each
     detector = tiny_memkd(**settings, **steps, n_exemplars=3, max_iter=3).fit(images)
     untrained = tiny_memkd(**settings, max_iter=1, learning_rate=1e-30).fit(images)
     cloner = untrained.cloner_.train()
@@ -102,15 +105,15 @@ def test_training_is_the_naive_loop(images, paradigm):
         for indices in shuffled_batches(12, 5, generator):
             x = prepared[indices]
             with torch.no_grad():
-                seen = detector.source_(x)
+                target = detector.source_(x)
             fine, coarse = detector.critical_layers_
-            answer = cloner(seen if paradigm == "reverse" else x)
+            output = cloner(target if paradigm == "reverse" else x)
             distillation = sum(
-                1 - F.cosine_similarity(seen[i].flatten(1), answer[i].flatten(1)) for i in seen
+                1 - F.cosine_similarity(target[i].flatten(1), output[i].flatten(1)) for i in target
             )
-            before = {"1": seen[fine]}  # what lies before each memory, as the source sees it
+            before = {"1": target[fine]}  # the input of each memory, from the source
             if paradigm == "reverse":
-                before = {"1": seen[coarse], "2": answer["the embedding"].detach()}
+                before = {"1": target[coarse], "2": output["the embedding"].detach()}
             exemplar = orthogonality = 0.0
             for level, features in before.items():
                 memory = cloner.memories[level]
@@ -118,9 +121,9 @@ def test_training_is_the_naive_loop(images, paradigm):
                 unit = F.normalize(rows)
                 weights = (unit @ F.normalize(memory.values).T / 0.1).softmax(1)
                 recalled = F.normalize(weights @ memory.values)
-                lit = rows.norm(dim=1) > 0  # where it is silent there is none to recall
+                nonzero = rows.norm(dim=1) > 0  # zero features have no direction
                 gaps = (unit - recalled).square().sum(1) / 2
-                exemplar = exemplar + torch.where(lit, gaps, torch.zeros(())).mean()
+                exemplar = exemplar + torch.where(nonzero, gaps, torch.zeros(())).mean()
                 for items in (memory.keys, memory.values):
                     cosines = F.normalize(items) @ F.normalize(items).T
                     different = ~torch.eye(5, dtype=torch.bool)
@@ -243,7 +246,7 @@ def test_grid_search_and_pipeline():
 
 
 @PARADIGMS
-def test_the_source_is_computed_once(images, paradigm, monkeypatch):
+def test_source_is_computed_once(images, paradigm, monkeypatch):
     passes = []
 
     def counted(*arguments):
@@ -355,7 +358,7 @@ def test_global_generators_are_left_alone(images):
 
 
 @pytest.mark.parametrize("parameters", [{}, {"memory_size": 0}, {"paradigm": "forward"}])
-def test_faces_are_told_from_other_crops_by_the_bundled_source(parameters):
+def test_bundled_source_separates_faces_from_other_crops(parameters):
     images = lfw_subset()
     detector = MemKDDetector(image_size=32, max_iter=3, tol=None, random_state=0, **parameters)
     scores = detector.fit(images[:80]).score_samples(images[80:])

@@ -95,7 +95,7 @@ def test_score_is_the_maximum_of_the_blurred_map_of_the_score_layers(images, sco
 
 
 def test_auto_weight_makes_both_terms_equal_on_the_untrained_cloner(images):
-    # a step too small to move the weights: the first epoch sees the untrained cloner
+    # steps too small to change the weights: the first epoch is that of the untrained cloner
     detector = paper_detector(max_iter=1, learning_rate=1e-12).fit(images)
     curve = detector.loss_curve_
     assert_allclose(curve["value"], detector.direction_weight_ * curve["direction"], rtol=1e-5)
@@ -152,7 +152,7 @@ def test_maps_of_values_that_were_not_learned_are_refused(images):
 
 @pytest.mark.parametrize("build", [tiny_detector, paper_detector])
 def test_training_equals_a_naive_loop(images, build):
-    """The same cloner, trained by the shortest loop there is: one batch, plain Adam."""
+    """The same cloner, trained by a plain loop: one batch, Adam."""
     cloner, paper = OwnCloner(), build is paper_detector
     detector = build(cloner=cloner, direction_weight=0.7, max_iter=4, batch_size=12).fit(images)
     source = TinySource().features
@@ -317,7 +317,7 @@ def test_unknown_method(detector, images):
         detector.localize(images, method="gradcam")
 
 
-def test_masks_ask_for_a_threshold_of_the_maps_at_hand(detector, images):
+def test_masks_need_a_threshold_of_the_same_kind_of_maps(detector, images):
     detector.set_params(localization="gradient")
     with pytest.raises(ValueError, match=r"'discrepancy'.*'gradient'.*Call calibrate"):
         detector.predict_mask(images)
@@ -409,8 +409,8 @@ def test_what_changes_nothing_leaves_thresholds_as_they_are(images, change, meth
     detector = tiny_detector().fit(images)
     before = {method: getattr(detector, method)(images) for method in methods}
     detector.set_params(**change)
-    for method, answer in before.items():
-        assert_array_equal(getattr(detector, method)(images), answer)
+    for method, expected in before.items():
+        assert_array_equal(getattr(detector, method)(images), expected)
 
 
 def test_gradients_need_no_graph_through_the_source(images, monkeypatch):
@@ -498,7 +498,7 @@ def test_maps_by_a_method_are_refused_as_those_of_the_parameter(images):
 # The bundled VGG-16 on real images
 
 
-def test_vgg16_tells_faces_from_other_crops():
+def test_vgg16_separates_faces_from_other_crops():
     images = data.lfw_subset()  # 100 faces, then 100 other crops, of 25 x 25 pixels
     detector = MKDDetector(image_size=32, batch_size=8, max_iter=10, tol=None, random_state=0)
     detector.fit(images[:80])
@@ -566,7 +566,7 @@ def test_bfloat16_source_ranks_faces_as_float32_does_for_the_same_cloner(build):
     assert spearmanr(detector.score_samples(images[70:]), scores).statistic >= 0.9998
 
 
-def test_the_paper_s_setting_is_one_call():
+def test_paper_sets_the_parameters_of_the_paper():
     paper = MKDDetector.paper(image_size=32, direction_weight=3.0)
     changed = {
         name: value
@@ -598,11 +598,11 @@ def test_training_is_the_naive_loop(images, cache):
     for epoch in range(3):
         sums = np.zeros(2)
         for indices in shuffled_batches(12, 5, generator):
-            answer, value, direction = cloner(prepared[indices]), 0.0, 0.0
+            output, value, direction = cloner(prepared[indices]), 0.0, 0.0
             for layer, target in source.network(prepared[indices]).items():
-                value += F.mse_loss(answer[layer], target) * len(indices)
+                value += F.mse_loss(output[layer], target) * len(indices)
                 direction += (
-                    1 - F.cosine_similarity(answer[layer].flatten(1), target.flatten(1))
+                    1 - F.cosine_similarity(output[layer].flatten(1), target.flatten(1))
                 ).sum()
             optimizer.zero_grad()
             ((value + 2.0 * direction) / len(indices)).backward()

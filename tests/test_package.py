@@ -1,4 +1,4 @@
-"""The house as a whole: who imports whom, what the docstrings promise, what the wheel holds."""
+"""The package as a whole: imports, docstrings, pages of the documentation, the wheel."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MODULES = [
 
 
 def test_imports_follow_the_layers():
-    """The layers are in pyproject.toml; all imports count, those within functions, too."""
+    """The layers are in pyproject.toml; imports within functions count, too."""
     assert lint_imports(config_filename=str(ROOT / "pyproject.toml"), no_cache=True) == 0
 
 
@@ -64,13 +64,16 @@ def test_constraints_docstring_and_signature_agree(detector):
         assert ast.literal_eval(stated) == parameter.default, name
 
 
-ROOMS = [
+NAMESPACES = [
     skmkd,
-    *(getattr(skmkd, room) for room in ("datasets", "inspection", "metrics", "model_selection")),
+    *(
+        getattr(skmkd, namespace)
+        for namespace in ("datasets", "inspection", "metrics", "model_selection")
+    ),
 ]
 PUBLIC = [
-    getattr(room, name) for room in ROOMS for name in room.__all__
-    if name != "__version__" and not inspect.ismodule(getattr(room, name))
+    getattr(namespace, name) for namespace in NAMESPACES for name in namespace.__all__
+    if name != "__version__" and not inspect.ismodule(getattr(namespace, name))
 ]  # fmt: skip
 
 
@@ -109,7 +112,7 @@ def test_public_classes_document_their_parameters(public):
     assert "\nExamples\n---" in inspect.getdoc(public)
 
 
-TASTE = {  # of numpydoc's checks, those that scikit-learn's docstrings do not heed either
+IGNORED = {  # numpydoc's checks that scikit-learn's docstrings do not pass either
     "ES01",  # an extended summary
     "SA01",  # a section See Also
     "RT02",  # no name for what is returned
@@ -123,9 +126,10 @@ FULL_NAMES = [
 @pytest.mark.parametrize("name", sorted(set(FULL_NAMES)))
 def test_docstrings_are_numpydoc(name):
     errors = validate(name)["errors"]
-    is_method = name.split(".")[-2][0].isupper()  # the example of its class serves it
-    is_loader = name.rpartition(".")[2] in ("load_visa", "load_mpdd", "load_btad")  # as MVTec AD's
-    passed = TASTE | ({"EX01"} if is_method or is_loader else set())
+    is_method = name.split(".")[-2][0].isupper()  # the example of its class is enough
+    like_mvtec_ad = ("load_visa", "load_mpdd", "load_btad")  # its example shows their use, too
+    is_loader = name.rpartition(".")[2] in like_mvtec_ad
+    passed = IGNORED | ({"EX01"} if is_method or is_loader else set())
     assert [error for error in errors if error[0] not in passed] == []
 
 
@@ -139,24 +143,28 @@ def test_arrays_are_documented_with_their_shapes(public):
 
 
 def test_public_names():
-    rooms = {"datasets", "inspection", "metrics", "model_selection"}
-    assert set(skmkd.__all__) == {"MKDDetector", "MemKDDetector", "__version__", "load"} | rooms
-    for room in rooms:
-        names = getattr(skmkd, room).__all__
+    namespaces = {"datasets", "inspection", "metrics", "model_selection"}
+    assert (
+        set(skmkd.__all__) == {"MKDDetector", "MemKDDetector", "__version__", "load"} | namespaces
+    )
+    for namespace in namespaces:
+        names = getattr(skmkd, namespace).__all__
         assert names == sorted(names, key=lambda name: (name.islower(), name))
-        assert all(hasattr(getattr(skmkd, room), name) for name in names)
+        assert all(hasattr(getattr(skmkd, namespace), name) for name in names)
 
 
-def test_the_api_page_names_what_is_public():
+def test_api_page_lists_what_is_public():
     page = (ROOT / "docs" / "api.rst").read_text()
     named = re.findall(r"^   (\w+)$|^\.\. autodata:: (\w+)$", page, re.M)
     listed = ["".join(names) for names in named]
-    expected = [name for room in ROOMS for name in room.__all__
-                if name != "__version__" and not inspect.ismodule(getattr(room, name))]  # fmt: skip
+    expected = [
+        name for namespace in NAMESPACES for name in namespace.__all__
+        if name != "__version__" and not inspect.ismodule(getattr(namespace, name))
+    ]  # fmt: skip
     assert sorted(listed) == sorted(expected)
 
 
-def test_readme_s_links_lead_somewhere():
+def test_links_of_the_readme_exist():
     readme = (ROOT / "README.md").read_text()
     local = [link for link in re.findall(r"\]\(([^)]+)\)", readme) if "://" not in link]
     assert len(local) >= 4
@@ -212,7 +220,7 @@ def test_code_of_the_guide_runs(page, tmp_path, monkeypatch, capsys):
         exec(compile(block, page, "exec"), names)
 
 
-def test_built_wheel_carries_weights_and_types(tmp_path):
+def test_built_wheel_contains_weights_and_types(tmp_path):
     source, target = tmp_path / "source", tmp_path / "site"
     shutil.copytree(ROOT / "skmkd", source / "skmkd", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
