@@ -40,7 +40,9 @@ def test_both_are_plain_floats():
 
 
 @given(cases, st.sampled_from([0.5, 0.95, 1.0]))
-@example([(True, 1), (False, 1), (True, 0), (False, 0)], 0.5)  # a point on a straight line
+@example(
+    [(True, 2), (False, 2), (True, 1), (False, 1), (True, 0), (False, 0)], 0.5
+)  # a point on a straight line
 def test_fpr_at_tpr_is_the_lowest_over_all_thresholds(pairs, tpr):
     truth, score = np.array(pairs).T
     rates = [(np.mean(score[truth == 1] >= t), np.mean(score[truth == 0] >= t)) for t in range(8)]
