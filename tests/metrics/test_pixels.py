@@ -117,6 +117,12 @@ def test_quantiles_keep_all_of_n_values():
     assert sorted(_pixels._quantiles(values, weights, 3)[0]) == [1, 2, 3]
 
 
+def test_quantiles_of_equal_weights_are_evenly_spaced():
+    values, weights = _pixels._quantiles(np.arange(100.0), np.ones(100), 10)
+    assert values.tolist() == list(range(9, 100, 10))
+    assert weights.tolist() == [10] * 10
+
+
 def test_values_are_reduced_only_above_the_limit(monkeypatch):
     rng = np.random.default_rng(0)
     masks, maps = rng.random((20, 10, 10)) < 0.5, rng.random((20, 10, 10))
