@@ -5,6 +5,7 @@ import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
+from skmkd._images import preparation
 from skmkd._images.checks import PixelRange
 from skmkd._images.preparation import (
     Preprocessing,
@@ -87,7 +88,9 @@ RESIZED = {
 
 @pytest.mark.parametrize("size", [(13, 16), (64, 24)])
 @pytest.mark.parametrize(("image", "extremes"), RESIZED.values(), ids=RESIZED)
-def test_resizing_before_scaling_gives_the_same_numbers(image, extremes, size):
+@pytest.mark.parametrize("rows", [1, 5, 32])
+def test_resizing_before_scaling_gives_the_same_numbers(monkeypatch, image, extremes, size, rows):
+    monkeypatch.setattr(preparation, "STRIP_PIXELS", rows * 2 * 48)  # of both images
     low, high = extremes
     got = prepare(size, PixelRange(low, high, image.dtype.name))([image, image[::-1]])
     assert got.shape == (2, 3, *size)
