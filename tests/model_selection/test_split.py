@@ -221,7 +221,7 @@ def test_cross_validate_takes_groups_and_lists_of_images():
     images = [image[:, : 10 + i % 3] for i, image in enumerate(X)]
     groups = np.arange(len(y)) // 2
     results = cross_validate(
-        tiny_detector(), images, y, groups=groups, scoring=anomaly_roc_auc, cv=SPLIT,
+        tiny_detector(max_iter=60), images, y, groups=groups, scoring=anomaly_roc_auc, cv=SPLIT,
         error_score="raise", return_indices=True,
     )  # fmt: skip
     for train, test in zip(*results["indices"].values(), strict=True):
