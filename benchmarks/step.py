@@ -30,7 +30,9 @@ def main() -> None:
         cloner = detector.cloner_.train()
         dataset = detector._dataset(detector._check_images(images))
         optimizer = torch.optim.Adam(cloner.parameters())
-        with cached(dataset, len(images), 10**9, with_features=True) as cached_dataset:
+        with cached(
+            dataset, len(images), 10**9, with_features=True, required=True
+        ) as cached_dataset:
             chosen = torch.randperm(len(images))[:BATCH].tolist()
 
             def gather(dataset=cached_dataset, chosen=chosen):
