@@ -106,11 +106,11 @@ class ImageDataset:
         """Yield the prepared images of each batch; as many threads as torch's prefetch the next."""
         n_threads = torch.get_num_threads()
         batches = iter(batches)
-        ahead: deque[list[Future[Tensor]]] = deque()
+        ahead: deque[tuple[Sequence[int], list[Future[Tensor]]]] = deque()
         pool = ThreadPoolExecutor(n_threads)
         try:
             while True:
-                while sum(map(len, islice(ahead, 1, None))) < n_threads:
+                while sum(len(parts) for _, parts in islice(ahead, 1, None)) < n_threads:
                     if (indices := next(batches, None)) is None:
                         break
                     height, width, _ = self.images.shape
@@ -119,12 +119,13 @@ class ImageDataset:
                         runs = self.images.runs(indices)
                     else:
                         runs = consecutive(indices, max(1, RUN_PIXELS // (height * width)))
-                    ahead.append([pool.submit(self._read, run) for run in runs])
+                    ahead.append((indices, [pool.submit(self._read, run) for run in runs]))
                 if not ahead:
                     return
-                images = torch.cat([part.result() for part in ahead.popleft()])
+                indices, parts = ahead.popleft()
+                images = torch.cat([part.result() for part in parts])
                 if self.images.errors:
-                    self.images.warn_of_unreadable()
+                    self.images.warn_of_unreadable(indices)
                 yield images.to(self.device, memory_format=torch.channels_last)
         finally:
             pool.shutdown(cancel_futures=True)

@@ -70,7 +70,7 @@ class Images:
         self._blank = blank
         self.pixel_range: PixelRange | None = None
         self.unreadable = set(unreadable)
-        self.errors: list[UnreadableImageError] = []
+        self.errors: dict[int, UnreadableImageError] = {}
 
     def __len__(self) -> int:
         return len(self.items)
@@ -106,10 +106,11 @@ class Images:
             runs += [same[start : start + step] for start in range(0, len(same), step)]
         return runs
 
-    def warn_of_unreadable(self) -> None:
-        """Warn of each file that was replaced since the last call."""
-        while self.errors:
-            warn(f"{self.errors.pop(0)}. It is skipped.")
+    def warn_of_unreadable(self, indices: Iterable[int]) -> None:
+        """Warn once of each file at the indices that was replaced, in their order."""
+        for index in indices:
+            if (error := self.errors.pop(index, None)) is not None:
+                warn(f"{error}. It is skipped.")
 
     def read(self, index: int) -> np.ndarray:
         """Return an image of shape (H, W, C)."""
@@ -120,7 +121,7 @@ class Images:
                 raise
             if index not in self.unreadable:
                 self.unreadable.add(index)
-                self.errors.append(error)
+                self.errors[index] = error
             return self._blank
         height, width, channels = self.shape
         image = image.reshape(height or image.shape[0], width or image.shape[1], channels)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,7 +58,9 @@ class Preprocessing:
 
     def _strip(self, pixels: np.ndarray, white: float) -> Tensor:
         """Turn rows (n, h, W, C) into floats from 0 to white, of the final width."""
-        floats = pixels.astype(np.result_type(pixels.dtype, np.float32))
+        single = np.result_type(pixels.dtype, np.float32) == np.float32
+        kind: Any = np.float32 if single else np.float64  # torch has no longdouble
+        floats = pixels.astype(kind)
         if (low := self.pixel_range.low) != 0:
             floats -= low
         tensor = torch.from_numpy(floats).permute(0, 3, 1, 2)  # (n, C, h, W), channels last

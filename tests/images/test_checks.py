@@ -349,9 +349,9 @@ def test_unreadable_files_are_replaced_and_warned_of_once(tmp_path):
         assert [image.shape for image in images] == [(6, 9, 3)] * 2 + [(1, 1, 3)] * 2
     assert images.unreadable == {2, 3}
     with pytest.warns(UserWarning, match=r"2.png.*It is skipped") as caught:
-        images.warn_of_unreadable()
+        images.warn_of_unreadable(range(4))
     assert len(caught) == 1
-    images.warn_of_unreadable()  # a second warning would be an error
+    images.warn_of_unreadable(range(4))  # a second warning would be an error
     with pytest.raises(UnreadableImageError, match=r"nowhere.png"):  # never left out of a fit here
         check_images(estimator, paths, reset=True)
 

@@ -41,6 +41,7 @@ def test_scales_and_normalises():
         (">f8", PixelRange(5, 5, "float")),
         (bool, PixelRange(0, 1, "bool")),
         (np.float16, PixelRange(0, 1, "float")),
+        (np.longdouble, PixelRange(0, 15, "float")),
     ],
 )
 def test_every_kind_of_number(dtype, pixel_range):
