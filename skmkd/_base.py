@@ -317,7 +317,7 @@ class BaseDistillationDetector(OutlierMixin, ThresholdMixin, SavingMixin, ABC):
         folder = self.feature_store
         if self.memory != "deprecated":
             warn("memory was renamed to feature_store and will be removed.", FutureWarning)
-            folder = folder or getattr(self.memory, "location", self.memory)
+            folder = getattr(self.memory, "location", self.memory)
         if stored and folder is not None:
             conditions = f"{self.precision_} {self.device_.type}"
             source = FeatureStore(folder, self.source_, conditions)
