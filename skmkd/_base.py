@@ -306,9 +306,10 @@ class BaseDistillationDetector(OutlierMixin, ThresholdMixin, SavingMixin, ABC):
             sizes: Any = images.sizes(chosen) if own_size else [images.shape[:2]] * n
             for index, score, single, size in zip(chosen, normal, finished, sizes, strict=True):
                 readable = index not in images.unreadable
-                if single is not None:
-                    blank = np.full_like(single, np.nan, shape=size)
-                    single = resize_map(single, size) if readable else blank
+                if single is not None and readable:
+                    single = resize_map(single, size)
+                elif single is not None:
+                    single = np.full_like(single, np.nan, shape=size)
                 yield Output(index, float(score) if readable else np.nan, single)
 
     def _dataset(self, images: Images, *, stored: bool = True) -> ImageDataset:
