@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from skmkd._base import BaseDistillationDetector
 from skmkd._features.batches import Batch, consecutive
 from skmkd._images.checks import ImagesLike
-from skmkd._maps.discrepancy import Features, direction_discrepancy, discrepancy_map
+from skmkd._maps.discrepancy import Features, direction_discrepancy, discrepancy_map, products
 from skmkd._maps.finishing import blurred_maximum
 from skmkd._networks.forward import ForwardCloner
 from skmkd._networks.layers import STAGE_ENDS, Stage
@@ -367,8 +367,8 @@ class MemKDDetector(BaseDistillationDetector):
 
     def _loss_terms(self, batch: Batch) -> Terms:
         target, output = batch.target, self._cloner_output(batch)
-        layers = self.critical_layers_
-        directions = (direction_discrepancy(target[i], output[i], "vector") for i in layers)
+        pairs = (products(target[layer], output[layer]) for layer in self.critical_layers_)
+        directions = (direction_discrepancy(each, "vector") for each in pairs)
         total = _total(directions)  # (n,)
         parts = {"distillation": total}
         if self.memory_levels_:

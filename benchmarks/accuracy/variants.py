@@ -13,7 +13,7 @@ from torch import Tensor
 
 from skmkd import MKDDetector
 from skmkd._features.batches import consecutive
-from skmkd._maps.discrepancy import direction_map
+from skmkd._maps.discrepancy import cosine_distance, products
 from skmkd._maps.finishing import blur
 
 STEADY = 0.1  # of a layer's deviation, added to those of its positions, which are of few images
@@ -73,7 +73,8 @@ class MapScores(BaseEstimator):
         with torch.no_grad():
             for chosen, batch in zip(batches, dataset.batches(batches, padded=True), strict=True):
                 output = detector._cloner_output(batch)
-                maps = [direction_map(batch.target[i], output[i]) for i in detector.score_layers_]
+                pairs = [products(batch.target[i], output[i]) for i in detector.score_layers_]
+                maps = [cosine_distance(pair) for pair in pairs]
                 found.append([each[: len(chosen)] for each in maps])
         return [torch.cat(parts) for parts in zip(*found, strict=True)]
 

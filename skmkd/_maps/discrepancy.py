@@ -7,63 +7,118 @@ float32 or more, whatever the precision of the networks.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 EPS = 1e-8  # lower bound of norms in the denominator of the cosine
+CHUNK_VALUES = 2**20  # activations of a layer that are in the processor's cache at once
 
 Features = dict[str, Tensor]  # critical layer -> activations (n, C, h, w)
 
 
-def _cosine_distance(source: Tensor, cloner: Tensor) -> Tensor:  # (..., d) x2 -> (...)
-    """One minus the cosine along the last axis; 0, with a gradient of 0, where the source is 0.
+class Products(NamedTuple):
+    """Inner products of the activations s of the source and c of the cloner.
+
+    Both discrepancies follow from them: ``|s - c|^2 = ss + cc - 2 sc``, in which rounding shows
+    only where s and c differ by less than a thousandth, and ``cos(s, c) = sc / sqrt(ss * cc)``.
+    """
+
+    ss: Tensor  # (n, h, w) along channels, or (n,) of the whole layer
+    cc: Tensor
+    sc: Tensor
+    size: int  # activations that each sums over
+
+    def whole(self) -> Products:  # (n, h, w) -> (n,)
+        """Sum over all positions."""
+        n_positions = self.ss[0].numel()
+        return Products(*(p.flatten(1).sum(1) for p in self[:3]), self.size * n_positions)
+
+
+def products(source: Tensor, cloner: Tensor) -> Products:  # (n, C, h, w) x2 -> (n, h, w) x3
+    """Compute the inner products along channels at each position."""
+    last = source.movedim(1, -1), cloner.movedim(1, -1)
+    return Products(*_InnerProducts.apply(*last), source.shape[1])
+
+
+class _InnerProducts(torch.autograd.Function):
+    """Inner products along the last axis, in float32 or more, and their gradient.
+
+    On a CPU chunks of the batch are computed one after another, so that no intermediate result is
+    written to memory.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, source: Tensor, cloner: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(source, cloner)
+        dtype = torch.promote_types(source.dtype, torch.float32)
+        found = source.new_empty((3, *source.shape[:-1]), dtype=dtype)
+        for rows in _chunks(source):
+            s, c = source[rows].to(dtype), cloner[rows].to(dtype)
+            for i, product in enumerate((s * s, c * c, s * c)):
+                torch.sum(product, -1, out=found[i, rows])
+        return found.unbind()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        factors = ctx.saved_tensors
+        found: list[Tensor | None] = [None, None]
+        of_ss, of_cc, of_sc = (each[..., None] for each in gradients)
+        for i, of_own in enumerate((of_ss, of_cc)):
+            if ctx.needs_input_grad[i]:
+                own, other = factors[i], factors[1 - i]
+                gradient = found[i] = torch.empty_like(own)
+                for rows in _chunks(own):
+                    scaled = own[rows] * (2 * of_own[rows])
+                    gradient[rows] = scaled.addcmul_(other[rows].to(scaled), of_sc[rows])
+        return tuple(found)
+
+
+def _chunks(activations: Tensor) -> list[slice]:
+    """Split a batch into chunks of `CHUNK_VALUES` on a CPU; elsewhere it is one."""
+    n = max(1, len(activations))
+    if activations.device.type == "cpu":
+        n = max(1, CHUNK_VALUES // max(1, activations[0].numel()))
+    return [slice(start, start + n) for start in range(0, len(activations), n)]
+
+
+def squared_distance(p: Products) -> Tensor:
+    """Squared difference, averaged over the activations."""
+    return (p.ss + p.cc - 2 * p.sc).clamp_min(0) / p.size
+
+
+def cosine_distance(p: Products) -> Tensor:
+    """One minus the cosine; 0, with a gradient of 0, where the source is 0.
 
     A zero vector has no direction for the cloner to learn.
     """
-    dtype = torch.promote_types(source.dtype, torch.float32)
-    source, cloner = source.to(dtype), cloner.to(dtype)
-    norm, cloner_norm = (torch.linalg.vector_norm(each, dim=-1) for each in (source, cloner))
-    cosine = (source * cloner).sum(-1) / (norm.clamp_min(EPS) * cloner_norm.clamp_min(EPS))
-    return (1 - cosine).masked_fill(norm == 0, 0)
+    norms = p.ss.clamp_min(EPS**2).sqrt() * p.cc.clamp_min(EPS**2).sqrt()
+    return (1 - p.sc / norms).masked_fill(p.ss == 0, 0)
 
 
-def value_map(source: Tensor, cloner: Tensor) -> Tensor:  # (n, C, h, w) x2 -> (n, h, w)
-    """Squared difference at each position, averaged over channels."""
-    dtype = torch.promote_types(source.dtype, torch.float32)
-    return (source.to(dtype) - cloner.to(dtype)).square().mean(1)
-
-
-def direction_map(source: Tensor, cloner: Tensor) -> Tensor:  # (n, C, h, w) x2 -> (n, h, w)
-    """One minus the cosine along channels at each position."""
-    return _cosine_distance(source.movedim(1, -1), cloner.movedim(1, -1))
-
-
-def value_discrepancy(source: Tensor, cloner: Tensor) -> Tensor:  # (n, C, h, w) x2 -> (n,)
+def value_discrepancy(positions: Products) -> Tensor:  # (n, h, w) -> (n,)
     """Squared difference averaged over all activations of the layer (MKD, Eq. 1)."""
-    dtype = torch.promote_types(source.dtype, torch.float32)
-    # channels last, as activations are in channels-last memory, so that nothing is copied
-    target, predicted = (each.movedim(1, -1).flatten(1).to(dtype) for each in (source, cloner))
-    squares = F.mse_loss(predicted, target, reduction="none")
-    return squares.sum(1) / squares.shape[1]
+    return squared_distance(positions.whole())
 
 
-def direction_discrepancy(
-    source: Tensor, cloner: Tensor, direction: str
-) -> Tensor:  # (n, C, h, w) x2 -> (n,)
+def direction_discrepancy(positions: Products, direction: str) -> Tensor:  # (n, h, w) -> (n,)
     """One minus the cosine of the whole layer (MKD, Eq. 3), or its mean over positions."""
     if direction == "position":
-        return direction_map(source, cloner).flatten(1).mean(1)
-    return _cosine_distance(*(each.movedim(1, -1).flatten(1) for each in (source, cloner)))
+        return cosine_distance(positions).flatten(1).mean(1)
+    return cosine_distance(positions.whole())
 
 
 def discrepancies(
     source: Features, cloner: Features, layers: Sequence[str], direction: str
 ) -> tuple[Tensor, Tensor]:  # -> (n,), (n,)
     """Sum the value and the direction discrepancies over the layers."""
-    values = [value_discrepancy(source[i], cloner[i]) for i in layers]
-    directions = [direction_discrepancy(source[i], cloner[i], direction) for i in layers]
+    positions = [products(source[layer], cloner[layer]) for layer in layers]
+    values = [value_discrepancy(each) for each in positions]
+    directions = [direction_discrepancy(each, direction) for each in positions]
     return torch.as_tensor(sum(values)), torch.as_tensor(sum(directions))
 
 
@@ -78,9 +133,9 @@ def discrepancy_map(
     """Weighted discrepancy at each position, resized bilinearly to `size`, summed over layers."""
     maps = []
     for layer in layers:
-        features = source[layer], cloner[layer]
-        weighted = ((value_weight, value_map), (direction_weight, direction_map))
-        total = torch.as_tensor(sum(w * compute(*features) for w, compute in weighted if w))
+        positions = products(source[layer], cloner[layer])
+        weighted = ((value_weight, squared_distance), (direction_weight, cosine_distance))
+        total = torch.as_tensor(sum(w * compute(positions) for w, compute in weighted if w))
         resized = F.interpolate(total[:, None], size, mode="bilinear", align_corners=False)
         maps.append(resized[:, 0])
     return torch.stack(maps).sum(0)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from skmkd._maps.discrepancy import EPS, Features, direction_discrepancy
+from skmkd._maps.discrepancy import EPS, Features, cosine_distance, products
 
 
 class MemoryPlan(NamedTuple):
@@ -80,7 +80,7 @@ class NormalityRecall(nn.Module):
         At each position this is one minus the cosine, half the squared distance of unit vectors.
         """
         recalled = blend(attention(exemplars, self.values, self.temperature), self.values)
-        return direction_discrepancy(exemplars, recalled, "position").mean()
+        return cosine_distance(products(exemplars, recalled)).mean()
 
     def orthogonality_loss(self) -> Tensor:  # -> ()
         """Return how far the keys, and the values, are from being orthogonal (L_orth)."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
-from skmkd._maps.discrepancy import direction_map
+from skmkd._maps.discrepancy import cosine_distance, products
 from skmkd._networks.recall import (
     MemoryCloner,
     MemoryPlan,
@@ -88,7 +88,9 @@ def test_exemplar_loss_is_half_the_squared_distance_of_unit_vectors():
     expected = (unit[0] - unit[1]).square().sum(1).mean() / 2
     assert_allclose(recall.exemplar_loss(exemplars).item(), expected.item(), rtol=1e-5)
     assert_allclose(
-        recall.exemplar_loss(exemplars).item(), direction_map(*unit).mean().item(), rtol=1e-5
+        recall.exemplar_loss(exemplars).item(),
+        cosine_distance(products(*unit)).mean().item(),
+        rtol=1e-5,
     )
 
 
