@@ -1,17 +1,17 @@
-"""How much does ``feature_store`` save in a grid search, and ``memory`` in an earlier build?
+"""How much does ``feature_store`` save in a grid search?
 
-Run as ``python benchmarks/grid.py --before CHECKOUT``; without it only this build is timed. Each
-search runs once unless ``--runs`` says more. The store is empty at first. Grass among bricks is the
-anomaly.
+Run as ``python benchmarks/grid.py``. Each search runs once unless ``--runs`` says more. The store
+is empty at first. Grass among bricks is the anomaly. Earlier builds call the store ``memory``.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from tempfile import TemporaryDirectory
 
 import numpy as np
 from sklearn.model_selection import GridSearchCV, ParameterGrid
-from timing import builds, medians, parser, report, textures
+from timing import medians, parser, report, seconds, textures
 
 from skmkd import MKDDetector
 from skmkd.model_selection import NormalOnlySplit, anomaly_roc_auc
@@ -41,9 +41,20 @@ def search(n: int, side: int, candidates: int, folds: int, max_iter: int, stored
         ).fit(images, labels)
 
 
+def measure(
+    images: int = 150, side: int = 128, candidates: int = 6, folds: int = 3, max_iter: int = 1
+) -> dict[str, float]:
+    """Time a search without a store and one with it."""
+    size = (images, side, candidates, folds, max_iter)
+    return {
+        f"search {word} store, s": seconds(partial(search, *size, stored))
+        for word, stored in {"without": False, "with": True}.items()
+    }
+
+
 def main() -> None:
     """Print one row a number of epochs."""
-    arguments = parser(__doc__, runs=1, before=True)
+    arguments = parser(__doc__, runs=1)
     arguments.add_argument("--max-iter", type=int, nargs="+", default=[1])
     arguments.add_argument("--candidates", type=int, default=6, help="at most six")
     arguments.add_argument("--folds", type=int, default=3)
@@ -51,33 +62,23 @@ def main() -> None:
     arguments.add_argument("--side", type=int, default=128)
     given = arguments.parse_args()
     rows = []
-    with builds(__file__, given.before) as started:
-        for build in started.values():  # the first call of a process is slow
-            build.call("search", 15, 32, 1, 2, 1, True)
-        for max_iter in given.max_iter:
-            size = (given.images, given.side, given.candidates, given.folds, max_iter)
-            works = {
-                (name, stored): lambda build=build, stored=stored, size=size: build.call(
-                    "search", *size, stored
-                )
-                for name, build in started.items()
-                for stored in (False, True)
+    search(15, 32, 1, 2, 1, True)  # the first call of a process is slow
+    for max_iter in given.max_iter:
+        size = (given.images, given.side, given.candidates, given.folds, max_iter)
+        works = {stored: partial(search, *size, stored) for stored in (False, True)}
+        times = medians(works, given.runs, warm_up=False)
+        rows.append(
+            {
+                "candidates": given.candidates,
+                "folds": given.folds,
+                "images": given.images,
+                "pixels": given.side,
+                "epochs": max_iter,
+                "without store s": times[False],
+                "with store s": times[True],
+                "ratio": times[False] / times[True],
             }
-            times = medians(works, given.runs, warm_up=False)
-            rows += [
-                {
-                    "build": name,
-                    "candidates": given.candidates,
-                    "folds": given.folds,
-                    "images": given.images,
-                    "pixels": given.side,
-                    "epochs": max_iter,
-                    "without store s": times[name, False],
-                    "with store s": times[name, True],
-                    "ratio": times[name, False] / times[name, True],
-                }
-                for name in started
-            ]
+        )
     report(__file__, rows, given.output)
 
 

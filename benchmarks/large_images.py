@@ -1,17 +1,18 @@
-"""How fast are scores of image files of 12 megapixels, and how fast were they in an earlier build?
+"""How fast are scores of image files of 12 megapixels?
 
-Run as ``python benchmarks/large_images.py --before CHECKOUT``; without it only this build is
-timed. The files are synthetic: photographs of scikit-image, enlarged to 4000 x 3000 pixels, with
-noise, so that they compress as camera files do. Both builds score the same files, in turn, each
-in a process of its own. The parts of the work are timed one after the other in a single thread.
+Run as ``python benchmarks/large_images.py``. The files are synthetic: photographs of scikit-image,
+enlarged to 4000 x 3000 pixels, with noise, so that they compress as camera files do. The parts of
+the work are timed one after the other in a single thread.
 """
 
 from __future__ import annotations
 
+import atexit
 import time
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 from skimage import data
-from timing import builds, medians, parser, report, textures
+from timing import medians, parser, report, seconds, textures
 from torchvision.transforms.v2 import functional as transforms
 
 from skmkd import MKDDetector
@@ -43,24 +44,36 @@ def write_photographs(folder: Path, n: int, size: tuple[int, int]) -> list[str]:
 
 
 @cache
-def fitted(side: int) -> MKDDetector:
+def fitted(side: int, precision: str = "auto") -> MKDDetector:
     """Fit a detector to a few small crops; how well it learned does not change the time."""
     crops = textures(8, side)[..., None].repeat(3, axis=3)
     return MKDDetector(
-        device="cpu", image_size=side, max_iter=1, tol=None, random_state=0
+        device="cpu", image_size=side, max_iter=1, tol=None, precision=precision, random_state=0
     ).fit(list(crops))  # fmt: skip
 
 
-def score(side: int, files: Sequence[str]) -> list[float]:
-    """Score files."""
-    return fitted(side).score_samples(list(files)).tolist()
+@cache
+def photographs(n: int, size: tuple[int, int]) -> list[str]:
+    """Write n JPEG files that last as long as this process."""
+    folder = TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    return write_photographs(Path(folder.name), n, size)
 
 
-def processor_time(side: int, files: Sequence[str]) -> float:
-    """Score files; return the CPU seconds of all threads, which depend less on other programs."""
+def measure(
+    images: int = 16,
+    size: tuple[int, ...] = (4000, 3000),
+    side: int = 128,
+    precision: str = "auto",
+) -> dict[str, float]:
+    """Time the scores of files of a size (width, height)."""
+    width, height = size
+    files = photographs(images, (width, height))
+    detector = fitted(side, precision)
     start = time.process_time()
-    score(side, files)
-    return time.process_time() - start
+    elapsed = seconds(lambda: detector.score_samples(files))
+    busy = time.process_time() - start
+    return {"seconds an image": elapsed / images, "CPU seconds an image": busy / images}
 
 
 def parts(side: int, files: Sequence[str], runs: int) -> dict[str, float]:
@@ -100,44 +113,27 @@ def largest_differences(side: int, file: str) -> dict[str, float]:
 
 def main() -> None:
     """Print one row."""
-    arguments = parser(__doc__, runs=5, before=True)
+    arguments = parser(__doc__, runs=5)
     arguments.add_argument("--images", type=int, default=16)
     arguments.add_argument("--size", type=int, nargs=2, default=[4000, 3000], help="width, height")
     arguments.add_argument("--side", type=int, default=128, help="image_size of the detector")
     given = arguments.parse_args()
-    with TemporaryDirectory() as folder:
-        files = write_photographs(Path(folder), given.images, tuple(given.size))
-        megabytes = np.mean([Path(file).stat().st_size for file in files]) / 1e6
-        with builds(__file__, given.before) as started:
-            works = {
-                name: lambda build=build: build.call("score", given.side, files)
-                for name, build in started.items()
-            }
-            scores = {name: np.array(work()) for name, work in works.items()}
-            times = medians(works, given.runs, warm_up=False)
-            busy = {
-                f"{name} CPU": build.call("processor_time", given.side, files)
-                for name, build in started.items()
-            }
-            single = started["this"].call("parts", given.side, files, given.runs)
-            differences = started["this"].call("largest_differences", given.side, files[0])
-    each = {name: 1e3 * time / given.images for name, time in (times | busy | single).items()}
+    size = tuple(given.size)
+    files = photographs(given.images, size)
+    measure(given.images, size, given.side)  # the first call of a process is slow
+    figures = [measure(given.images, size, given.side) for _ in range(given.runs)]
     row: dict[str, Any] = {
         "images": given.images,
-        "pixels": "{} x {}".format(*given.size),
-        "MB a file": megabytes,
-        "this ms/image": each["this"],
-        "this CPU ms": each["this CPU"],
+        "pixels": "{} x {}".format(*size),
+        "MB a file": np.mean([Path(file).stat().st_size for file in files]) / 1e6,
     }
-    if "before" in times:
-        row |= {
-            "before ms/image": each["before"],
-            "before CPU ms": each["before CPU"],
-            "ratio": each["before"] / each["this"],
-            "scores differ by": float(abs(scores["this"] / scores["before"] - 1).max()),
-        }
-    row |= {f"{part} ms (1 thread)": each[part] for part in single}
-    row |= {f"grey levels, {name}": value for name, value in differences.items()}
+    row |= {name: median(each[name] for each in figures) for name in figures[0]}
+    row |= {
+        f"{part} ms (1 thread)": 1e3 * elapsed / given.images
+        for part, elapsed in parts(given.side, files, given.runs).items()
+    }
+    for name, value in largest_differences(given.side, files[0]).items():
+        row[f"grey levels, {name}"] = value
     report(__file__, [row], given.output)
 
 

@@ -1,9 +1,8 @@
 """How many functions of skmkd do a fit and scores pass, and how often do they change module?
 
-Run as ``python benchmarks/path.py --before CHECKOUT``; without it only this build is counted, and
-``-v`` lists the functions. What counts are named functions that are called at least once, in any
-thread; comprehensions, lambdas and module bodies do not count. Changes of module are those in the
-sequence of first calls.
+Run as ``python benchmarks/path.py``; ``-v`` lists the functions. What counts are named functions
+that are called at least once, in any thread; comprehensions, lambdas and module bodies do not
+count. Changes of module are those in the sequence of first calls.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from skimage.data import lfw_subset
-from timing import builds, parser, report
+from timing import parser, report
 
 import skmkd
 
@@ -56,22 +55,31 @@ def paths() -> dict[str, list[tuple[str, str]]]:
     }
 
 
+def counts(calls: list[tuple[str, str]]) -> dict[str, int]:
+    """Count functions, and changes of module from one to the next."""
+    changes = sum(one[0] != other[0] for one, other in pairwise(calls))
+    return {"functions": len(calls), "changes": changes}
+
+
+def measure() -> dict[str, float]:
+    """Count both paths."""
+    return {
+        f"{name} of {method}": count
+        for method, calls in paths().items()
+        for name, count in counts(calls).items()
+    }
+
+
 def main() -> None:
-    """Print one row a build and method."""
-    arguments = parser(__doc__, before=True)
+    """Print one row a method."""
+    arguments = parser(__doc__)
     arguments.add_argument("-v", "--verbose", action="store_true", help="list the functions")
     given = arguments.parse_args()
-    with builds(__file__, given.before) as started:
-        found = {name: build.call("paths") for name, build in started.items()}
-    rows = []
-    for name, methods in found.items():
-        for method, calls in methods.items():
-            changes = sum(one[0] != other[0] for one, other in pairwise(calls))
-            rows.append(
-                {"build": name, "method": method, "functions": len(calls), "changes": changes}
-            )
-            if given.verbose:
-                print(f"{name} {method}", *(" ".join(call) for call in calls), sep="\n    ")
+    found = paths()
+    if given.verbose:
+        for method, calls in found.items():
+            print(method, *(" ".join(call) for call in calls), sep="\n    ")
+    rows = [{"method": method, **counts(calls)} for method, calls in found.items()]
     report(__file__, rows, given.output)
 
 

@@ -6,18 +6,39 @@ take at the machine's own float32 matrix product.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
-from timing import PEAK_SIDE, medians, operations, parser, product, report, textures
+from timing import PEAK_SIDE, medians, operations, parser, product, report, seconds, textures
 from torch.profiler import ProfilerActivity, profile
 
 from skmkd import MKDDetector
-from skmkd._features.cache import cached
 
 BATCH = 64
 
 
+def measure(
+    sides: tuple[int, ...] = (32, 128), steps: int = 20, precision: str = "auto"
+) -> dict[str, float]:
+    """Time a step with default parameters: what one more epoch adds to a fit of one batch."""
+    figures = {}
+    for side in sides:
+        images = textures(BATCH, side)
+        times = []
+        for max_iter in (1, 1 + steps):
+            detector = MKDDetector(
+                device="cpu", image_size=side, max_iter=max_iter, tol=None, batch_size=BATCH,
+                precision=precision, random_state=0,
+            )  # fmt: skip
+            times.append(seconds(partial(detector.fit, images)))
+        figures[f"step of {BATCH} images of {side} px, s"] = (times[1] - times[0]) / steps
+    return figures
+
+
 def main() -> None:
     """Print one row a side, and the operations that take longest."""
+    from skmkd._features.cache import cached  # an earlier build may lack it
+
     arguments = parser(__doc__, runs=9)
     arguments.add_argument("--sides", type=int, nargs="+", default=[32, 128])
     given = arguments.parse_args()

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import re
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,17 +24,19 @@ from skmkd import __version__
 
 ROOT = Path(__file__).parents[1]
 PEAK_SIDE = 2048  # of the square matrices whose product is the machine's peak
+INSTRUCTIONS = {
+    "amx_bf16": "AMX",
+    "avx512_bf16": "AVX512-BF16",
+    "avx512f": "AVX512",
+    "avx2": "AVX2",
+}
 
 
-def parser(
-    description: str | None, runs: int | None = None, before: bool = False
-) -> argparse.ArgumentParser:
+def parser(description: str | None, runs: int | None = None) -> argparse.ArgumentParser:
     """Return a command line with what every benchmark takes."""
     parser = argparse.ArgumentParser(description=description)
     if runs is not None:
         parser.add_argument("--runs", type=int, default=runs, help="runs whose median is taken")
-    if before:
-        parser.add_argument("--before", type=Path, help="checkout of an earlier build to compare")
     parser.add_argument("--output", type=Path, help="JSON file (default: the script's name)")
     return parser
 
@@ -61,62 +60,6 @@ def medians(
         for name, work in works.items():
             times[name].append(seconds(work))
     return {name: median(each) for name, each in times.items()}
-
-
-class Build:
-    """A checkout of skmkd in a process of its own, where functions of a benchmark are called.
-
-    Parameters
-    ----------
-    checkout : path
-        Its folder.
-    script : path
-        The benchmark; the process imports this file, whatever the checkout.
-    """
-
-    def __init__(self, checkout: Path, script: str) -> None:
-        path = os.pathsep.join([str(checkout.resolve()), str(Path(script).resolve().parent)])
-        program = (
-            f"import json, sys, {Path(script).stem} as script, skmkd\n"
-            f"assert skmkd.__file__.startswith({str(checkout.resolve())!r}), skmkd.__file__\n"
-            "for line in sys.stdin:\n"
-            "    name, arguments = json.loads(line)\n"
-            "    print(json.dumps(getattr(script, name)(*arguments)), flush=True)\n"
-        )
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", program],
-            env={**os.environ, "PYTHONPATH": path},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def call(self, name: str, *arguments: Any) -> Any:
-        """Call a function there; arguments and result are what JSON can hold."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        with suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps([name, arguments]) + "\n")
-            self._process.stdin.flush()
-        if not (answer := self._process.stdout.readline()):
-            raise RuntimeError(f"{name} failed in the other process; see its message above.")
-        return json.loads(answer)
-
-    def close(self) -> None:
-        """End the process."""
-        self._process.communicate()
-
-
-@contextmanager
-def builds(script: str, before: Path | None) -> Iterator[dict[str, Build]]:
-    """Start this build and, if a checkout of an earlier one was given, that one."""
-    checkouts = {"this": ROOT} | ({} if before is None else {"before": before})
-    started = {name: Build(checkout, script) for name, checkout in checkouts.items()}
-    try:
-        yield started
-    finally:
-        for build in started.values():
-            build.close()
 
 
 def anonymous() -> float:
@@ -190,19 +133,30 @@ def synthetic_maps(n: int, masks: Path, maps: Path, side: int = 256) -> None:
 
 def processor() -> str:
     """Return the processor's name as the system gives it."""
+    return _cpuinfo("model name") or platform.processor()
+
+
+def instructions() -> str:
+    """Return the fastest instructions for matrix products that the processor has."""
+    flags = _cpuinfo("flags").split()
+    return next((name for flag, name in INSTRUCTIONS.items() if flag in flags), "unknown")
+
+
+def _cpuinfo(field: str) -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
+    except OSError:  # not Linux
+        return ""
+    return next((line.partition(": ")[2] for line in lines if line.startswith(field)), "")
 
 
 def machine() -> dict[str, Any]:
     """Say on what, and with which versions, something is measured."""
-    from skmkd._runtime import resolve_precision  # a build to compare with may lack it
+    from skmkd._runtime import resolve_precision  # an earlier build may lack it
 
     return {
         "processor": processor(),
+        "instructions": instructions(),
         "threads": torch.get_num_threads(),
         "native precision": resolve_precision("auto", torch.device("cpu")),
         "torch": torch.__version__,
@@ -219,8 +173,8 @@ def report(script: str, rows: list[dict[str, Any]], output: Path | None) -> None
     widths = [max(len(c) for c in column) for column in zip(columns, *cells, strict=True)]
     for line in [columns, *cells]:
         print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
-    output = output or Path(script).with_suffix(".json").name
-    Path(output).write_text(json.dumps({"machine": machine(), "rows": rows}, indent=2) + "\n")
+    path = output or Path(Path(script).with_suffix(".json").name)
+    path.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=2) + "\n")
 
 
 def _text(value: Any) -> str:

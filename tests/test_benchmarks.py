@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import runpy
+import subprocess
 import sys
+from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 from threading import Thread
@@ -45,18 +47,22 @@ def test_plain_loop_scores_and_localizes_as_skmkd_does(monkeypatch):
 
 
 SCRIPTS = {
+    "against": (
+        f"{ROOT} fit.py --images 4 --epochs 1 --scored 2 --precision float32 --runs 1 --no-warm-up",
+        {"before", "now", "ratio", "lowest", "highest"},
+    ),
     "aupro": ("--maps 3 --side 32 --runs 1", {"AUPRO", "s", "ratio"}),
     "calibrate": ("--only brick --splits 1 --epochs 2", {"99 % to"}),
     "fit": ("--only texture --images 4 --epochs 1", {"ratio"}),
     "grid": ("--images 15 --side 32 --folds 2 --candidates 2", {"ratio"}),
     "large_images": (
-        f"--runs 1 --images 2 --size 160 120 --side 32 --before {ROOT}",
-        {"ratio", "this ms/image", "decode ms (1 thread)", "networks ms (1 thread)"},
+        "--runs 1 --images 2 --size 160 120 --side 32",
+        {"seconds an image", "decode ms (1 thread)", "networks ms (1 thread)"},
     ),
     "localize": ("--runs 1 --images 2 --side 32", {"ratio"}),
     "memories": ("--runs 1 --images 4 --side 32 --epochs 1", {"ratio"}),
     "memory": ("--only aupro --maps 2", {"peak MB"}),
-    "path": (f"--before {ROOT}", {"functions", "changes"}),
+    "path": ("", {"functions", "changes"}),
     "scaling": ("--numbers --sides 32 64", {"fit s"}),
     "score": ("--runs 1 --images 4 --side 32", {"ratio", "source of peak", "whole of peak"}),
     "step": ("--runs 1 --sides 32", {"step / floor"}),
@@ -121,3 +127,130 @@ def test_functions_of_other_threads_are_counted_once(monkeypatch):
         thread.join()
 
     assert path.first_calls(work) == [("made.py", "outer"), ("made.py", "inner")]
+
+
+def worktrees():
+    return subprocess.check_output(["git", "worktree", "list"], cwd=ROOT, text=True)
+
+
+def test_builds_are_measured_in_turn_after_a_call_that_does_not_count(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    import against
+
+    seconds = {"old": iter([90, 6, 8, 4]), "new": iter([1, 2, 1, 4])}
+    calls = []
+
+    class Build:
+        def __init__(self, checkout, script):
+            self.name = "new" if checkout == against.ROOT else "old"
+
+        def measure(self, options):
+            calls.append(self.name)
+            return {"step": next(seconds[self.name]), **options}
+
+        def close(self):
+            calls.append("closed")
+
+    monkeypatch.setattr(against, "Build", Build)
+    step, option = against.compare("step", Path("old"), {"sides": 32}, 3)
+    assert calls[:8:2] != calls[1:8:2]
+    assert sorted(calls[:2]) == sorted(calls[2:4]) == sorted(calls[4:6]) == ["new", "old"]
+    assert calls[8:] == ["closed"] * 2
+    expected = {"before": 6, "now": 2, "ratio": 3, "lowest": 1, "highest": 8}
+    assert step == {"figure": "step", **expected}
+    assert option["before"] == option["now"] == 32
+
+
+def test_a_revision_is_checked_out_for_as_long_as_it_is_measured(monkeypatch, capfd):
+    monkeypatch.syspath_prepend(FOLDER)
+    import against
+
+    if not (ROOT / ".git").exists():
+        pytest.skip("git does not know this copy")
+    known = worktrees()
+    with against.checked_out("HEAD") as (commit, checkout):
+        assert f"{checkout} " in worktrees()
+        assert against.git("rev-parse", "HEAD").startswith(commit)
+    assert worktrees() == known
+    with (
+        pytest.raises(RuntimeError, match="measure failed"),
+        against.checked_out("HEAD") as (_, checkout),
+        closing(against.Build(checkout, "path")) as build,
+    ):
+        build.measure({"unknown": 1})
+    assert "unexpected keyword argument 'unknown'" in capfd.readouterr().err
+    assert not checkout.exists()
+    assert worktrees() == known
+
+
+def test_a_revision_must_exist(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    import against
+
+    message = "REV must be a git revision or the folder of a checkout; got 'no such revision'"
+    with pytest.raises(ValueError, match=message), against.checked_out("no such revision"):
+        pass
+
+
+@pytest.mark.parametrize("script", ["fit", "grid", "large_images", "path", "step"])
+def test_an_earlier_build_can_import_what_is_compared(script):
+    lines = (FOLDER / f"{script}.py").read_text().splitlines()
+    assert not [line for line in lines if line.startswith(("from skmkd._", "from plain_loop"))]
+
+
+def test_the_parameters_of_measure_are_options(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    import against
+    import fit
+    import step
+
+    got = vars(against.options(fit.measure).parse_args(["--only", "fashion", "--epochs", "2"]))
+    assert (got["only"], got["epochs"], got["images"]) == ("fashion", 2, None)
+    assert against.options(step.measure).parse_args(["--sides", "8", "16"]).sides == [8, 16]
+    with pytest.raises(SystemExit):
+        against.options(fit.measure).parse_args(["--only", "grass"])
+
+
+def test_a_step_is_timed_without_the_rest_of_a_fit(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    import step
+
+    monkeypatch.setattr(step, "BATCH", 4)
+    monkeypatch.setattr(step, "seconds", lambda work: 7 + 2 * work().n_iter_)
+    assert list(step.measure(sides=(32,), steps=3).values()) == [2]
+
+
+def test_grids_and_large_files_are_measured_too(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    import grid
+    import large_images
+
+    figures = grid.measure(images=15, side=32, candidates=1, folds=2)
+    figures |= large_images.measure(images=1, size=(160, 120), side=32)
+    assert len(figures) == 4
+    assert all(value > 0 for value in figures.values())
+
+
+def test_the_paper_s_setting_is_measured_on_fashion_mnist(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    import fit
+
+    if not fit.DEBIAN.exists():
+        pytest.skip("dataset-fashion-mnist is not installed")
+    monkeypatch.setattr(fit, "seconds", lambda work: work())
+    detector, scores = fit.measure("fashion", images=6, epochs=1, scored=3).values()
+    assert (detector.image_size, detector.batch_size, detector.n_iter_) == (32, 64, 1)
+    assert detector.direction == "vector"
+    assert scores.shape == (3,)
+
+
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [("avx2 avx512f avx512_bf16 amx_bf16", "AMX"), ("avx2 avx512f", "AVX512"), ("", "unknown")],
+)
+def test_the_fastest_instructions_are_named(flags, name, monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    import timing
+
+    monkeypatch.setattr(timing, "_cpuinfo", {"flags": flags}.get)
+    assert timing.instructions() == name
