@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import skimage
 import torchvision
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
+from scipy import ndimage
 from sklearn.metrics import roc_auc_score
 
 from benchmarks.accuracy import __main__ as command
@@ -78,6 +80,76 @@ def test_few_textures_are_some_of_all():
     inside = {image.tobytes() for image in case.learn}
     assert len({image.tobytes() for image in few.learn} & inside) == len(few.learn) == 12
     assert_array_equal(few.test, case.test)
+
+
+def test_fewer_crops_are_the_first_of_more_and_are_tested_on_the_same():
+    names = DATA_SETS["few"].names(None)
+    assert [name for name in names if name.startswith("brick")] == [
+        f"brick {n}" for n in (2, 5, 10, 20, 40, 80, 160, 500)
+    ]
+    few, more, other = (
+        DATA_SETS["few"].read(name, None, seed)
+        for name, seed in (("brick 5", 1), ("brick 500", 1), ("brick 5", 0))
+    )
+    assert more.learn.shape == (500, 128, 128)
+    assert_array_equal(few.learn, more.learn[:5])
+    assert (few.learn != other.learn).any()
+    assert len({crop.tobytes() for crop in more.learn}) > 450
+    case = DATA_SETS["textures"].read("brick", None, 1)
+    for one in (few, more):
+        for found, expected in zip(one[1:], case[1:], strict=True):
+            assert_array_equal(found, expected)
+
+
+def test_no_pixel_of_random_crops_is_tested(monkeypatch):
+    every = np.arange(2**16, dtype=np.uint16).reshape(256, 256)
+    monkeypatch.setattr(cases.skimage.data, "brick", lambda: every)
+    case = DATA_SETS["few"].read("brick 20", None, 0)
+    assert len(np.unique(case.learn[:, 0, 0])) > 10  # not all at one place
+    assert not np.isin(case.learn, case.test[case.y == 1]).any()
+
+
+@pytest.fixture(scope="module")
+def few_plates():
+    """A few photographs of the plate of seed 0, the same again, and some of another plate."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cases, "PLATES", (1, 1, 2))
+        return [DATA_SETS["plates"].read("plates", None, seed) for seed in (0, 0, 1)]
+
+
+def pixels(paths):
+    return np.stack([np.asarray(Image.open(path)) for path in paths])
+
+
+def test_plates_are_photographs_of_a_plate_with_a_scratch_on_the_bad_ones(few_plates):
+    case = few_plates[0]
+    images = pixels([*case.learn, *case.test])
+    assert images.shape == (4, 2048, 2448, 3)
+    assert len({image.tobytes() for image in images}) == 4
+    assert_array_equal(case.y, [1, -1, -1])
+    assert {mask.shape for mask in case.masks} == {(2048, 2448)}
+    assert not case.masks[0].any()
+    for image, mask in zip(images[2:].astype(float), case.masks[1:], strict=True):
+        regions = skimage.measure.regionprops(skimage.measure.label(mask, connectivity=2))
+        assert len(regions) == 1
+        height, width = np.ptp(regions[0].coords, axis=0) + 1
+        assert 13 <= np.hypot(height, width) <= 33
+        assert 25 <= regions[0].area <= 130
+        around = ndimage.binary_dilation(mask, iterations=8) ^ ndimage.binary_dilation(
+            mask, iterations=3
+        )
+        assert abs(image[mask].mean() - image[around].mean()) > 30
+        assert image[around].min() > 80  # metal, not a hole or the background
+
+
+def test_plates_are_drawn_from_the_seed_alone(few_plates):
+    first, again, other = few_plates
+    for found, expected in zip(again.masks, first.masks, strict=True):
+        assert_array_equal(found, expected)
+    for name in ("learn", "test"):
+        assert_array_equal(pixels(getattr(again, name)), pixels(getattr(first, name)))
+    means = [pixels(case.learn).mean((0, 3)) for case in (first, other)]
+    assert np.abs(means[0] - means[1]).max() > 80  # its holes are elsewhere
 
 
 @pytest.mark.parametrize(("data", "n_learn", "n_test"), [("digits", 89, 1708), ("faces", 70, 130)])

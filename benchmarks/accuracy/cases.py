@@ -1,15 +1,18 @@
 """What is learned from and what is judged: the cases of every data set, read from where they are.
 
 A case is one normal class, texture or category. Offline are the images that come with
-scikit-image, scikit-learn and Debian's package dataset-fashion-mnist; the others lie in a folder
-that the user names, in their published layouts.
+scikit-image, scikit-learn and Debian's package dataset-fashion-mnist, and plates that are drawn
+here; the others lie in a folder that the user names, in their published layouts.
 """
 
 from __future__ import annotations
 
+import atexit
 import csv
 from collections.abc import Callable
 from pathlib import Path
+from shutil import rmtree
+from tempfile import mkdtemp
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -91,6 +94,26 @@ def few_crops(name: str, data: Path | None, seed: int) -> Case:
     return case._replace(learn=case.learn[spaced(np.arange(len(case.learn)), 12)])
 
 
+FEW = {  # crops to learn from, of how many
+    f"{name} {n}": (name, n)
+    for name in ("brick", "gravel", "immunohistochemistry")
+    for n in (2, 5, 10, 20, 40, 80, 160, 500)
+}
+
+
+def random_crops(name: str, data: Path | None, seed: int) -> Case:
+    """Learn the first n crops at random places of a photograph's left part; test as `texture`."""
+    name, n = FEW[name]
+    side = TEXTURES[name][0]
+    photograph = getattr(skimage.data, name)()
+    left = photograph[:, : photograph.shape[1] // 2]
+    rng = np.random.default_rng(seed)
+    last = np.array(left.shape[:2]) - side  # top and left of the crop in the corner
+    places = rng.integers(0, last, (n, 2), endpoint=True)
+    learn = np.stack([left[y : y + side, x : x + side] for y, x in places])
+    return texture(name, data, seed)._replace(learn=learn)
+
+
 def crops(photograph: np.ndarray, side: int, step: int) -> np.ndarray:
     """Cut square crops, one every step: (n, side, side) or (n, side, side, C)."""
     tops, lefts = (range(0, length - side + 1, step) for length in photograph.shape[:2])
@@ -127,6 +150,84 @@ def one_class(
 ) -> Case:
     """Learn one class of the training images; test all test images."""
     return Case(images[classes == normal], test, np.where(truth == normal, 1, -1))
+
+
+# Drawn
+
+PLATE = (2048, 2448)  # height and width of a photograph, in pixels
+PLATES = (40, 20, 20)  # photographs to learn from, good ones to test, bad ones to test
+SHIFT = 4  # of the plate between photographs, in pixels at most
+CONTRAST = (60, 90)  # between a scratch and the metal, in grey levels
+TINT = (np.arange(256)[:, None] * [1.0, 0.98, 0.94]).astype(np.uint8)  # RGB of each grey level
+
+
+def plates(_: str, __: Path | None, seed: int) -> Case:
+    """Learn photographs of a metal plate; test others, good ones and ones with a scratch."""
+    folder = Path(mkdtemp(prefix="plates"))
+    atexit.register(rmtree, folder, ignore_errors=True)
+    rng = np.random.default_rng(seed)
+    plate, metal = metal_plate(rng)
+    n_learn, n_good, n_bad = PLATES
+    paths, masks = [], []
+    for i in range(sum(PLATES)):
+        cover = np.zeros(PLATE, np.float32)
+        if i >= n_learn + n_good:
+            add_scratch(cover, metal, rng)
+        contrast = rng.choice([-1, 1]) * rng.uniform(*CONTRAST)
+        shift = rng.integers(-SHIFT, SHIFT, 2, endpoint=True)
+        grey = photograph_of(plate + contrast * cover, metal, rng)
+        paths.append(folder / f"{i:03}.jpg")
+        Image.fromarray(TINT[np.roll(grey, shift, (0, 1))]).save(paths[-1], quality=90)
+        masks.append(np.roll(cover >= 0.5, shift, (0, 1)))
+    return Case(paths[:n_learn], paths[n_learn:], labels(n_good, n_bad), masks[n_learn:])
+
+
+def metal_plate(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a plate with twelve screw holes: its grey levels, and True at its bare metal."""
+    height, width = PLATE
+    grey = np.full(PLATE, 40, np.float32)
+    grey[100:-100, 100:-100] = 130
+    metal = grey == 130
+    for row in range(3):
+        for column in range(4):
+            centre = height * (row + 1) / 4, width * (column + 1) / 5
+            top, left = centre + rng.uniform(-60, 60, 2)
+            radius = rng.uniform(40, 70)
+            around = np.s_[int(top) - 100 : int(top) + 100, int(left) - 100 : int(left) + 100]
+            y, x = np.ogrid[around]
+            distance = np.hypot(y - top, x - left)
+            for outer, level in ((1.35 * radius, 180), (radius, 30)):  # its chamfer, its inside
+                grey[around] += (level - grey[around]) * np.clip(outer - distance, 0, 1)
+            metal[around] &= distance > 1.35 * radius
+    return grey, metal
+
+
+def add_scratch(cover: np.ndarray, metal: np.ndarray, rng: np.random.Generator) -> None:
+    """Draw a scratch somewhere on the bare metal: the share of each pixel that it covers."""
+    y, x = np.mgrid[-20:20, -20:20]
+    while not cover.any():
+        length, width, angle = rng.uniform((15, 2, 0), (30, 4, np.pi))
+        along, across = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+        beyond = np.maximum(np.abs(along) - (length - width) / 2, 0)  # its ends are round
+        drawn = np.clip(width / 2 + 0.5 - np.hypot(beyond, across), 0, 1)
+        top, left = rng.integers(0, np.subtract(PLATE, 40))
+        window = np.s_[top : top + 40, left : left + 40]
+        if metal[window][drawn > 0].all():
+            cover[window] = drawn
+
+
+def photograph_of(plate: np.ndarray, metal: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Light and brush a plate, and add noise."""
+    light = 1 + 0.03 * smooth_noise(rng, 3, 3)
+    brushed = 5 * metal * smooth_noise(rng, PLATE[0], 16)
+    noise = 4 * rng.standard_normal(PLATE, dtype=np.float32)
+    return np.clip(light * (plate + brushed) + noise, 0, 255).astype(np.uint8)
+
+
+def smooth_noise(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    """Draw noise of few pixels and enlarge it to a photograph."""
+    noise = Image.fromarray(rng.standard_normal(shape, dtype=np.float32))
+    return np.asarray(noise.resize(PLATE[::-1], Image.Resampling.BICUBIC))
 
 
 # Where the data is
@@ -230,6 +331,8 @@ def ten(_: Path | None) -> list[str]:
 DATA_SETS = {
     "textures": DataSet(lambda _: list(TEXTURES), texture),
     "few_textures": DataSet(lambda _: list(TEXTURES), few_crops),
+    "few": DataSet(lambda _: list(FEW), random_crops),
+    "plates": DataSet(one("plates"), plates),
     "digits": DataSet(ten, digits),
     "faces": DataSet(one("faces"), faces),
     "fashion_mnist": DataSet(ten, mnist),
