@@ -116,6 +116,10 @@ def compare(
             for name in found if run % 2 else reversed(found):
                 figures = builds[name].measure(options)
                 if run >= 0:
+                    if min(figures.values()) <= 0:
+                        raise ValueError(
+                            f"Figures must be positive; got {figures}. Measure longer work."
+                        )
                     found[name].append(figures)
     rows = []
     for figure in found["now"][0]:

@@ -159,6 +159,9 @@ def test_builds_are_measured_in_turn_after_a_call_that_does_not_count(monkeypatc
     expected = {"before": 6, "now": 2, "ratio": 3, "lowest": 1, "highest": 8}
     assert step == {"figure": "step", **expected}
     assert option["before"] == option["now"] == 32
+    seconds.update(old=iter([1]), new=iter([-1]))  # a difference of two times, in noise
+    with pytest.raises(ValueError, match="Figures must be positive"):
+        against.compare("step", Path("old"), {}, 1, warm_up=False)
 
 
 def test_a_revision_is_checked_out_for_as_long_as_it_is_measured(monkeypatch, capfd):
