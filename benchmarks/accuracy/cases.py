@@ -157,7 +157,7 @@ def one_class(
 PLATE = (2048, 2448)  # height and width of a photograph, in pixels
 PLATES = (40, 20, 20)  # photographs to learn from, good ones to test, bad ones to test
 SHIFT = 4  # of the plate between photographs, in pixels at most
-CONTRAST = (60, 90)  # between a scratch and the metal, in grey levels
+CONTRAST = (80, 110)  # between a scratch and the metal, in grey levels
 TINT = (np.arange(256)[:, None] * [1.0, 0.98, 0.94]).astype(np.uint8)  # RGB of each grey level
 
 
@@ -183,20 +183,20 @@ def plates(_: str, __: Path | None, seed: int) -> Case:
 
 
 def metal_plate(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a plate with twelve screw holes: its grey levels, and True at its bare metal."""
+    """Draw a plate with six screw holes: its grey levels, and True at its bare metal."""
     height, width = PLATE
     grey = np.full(PLATE, 40, np.float32)
     grey[100:-100, 100:-100] = 130
     metal = grey == 130
-    for row in range(3):
-        for column in range(4):
-            centre = height * (row + 1) / 4, width * (column + 1) / 5
+    for row in range(2):
+        for column in range(3):
+            centre = height * (2 * row + 1) / 4, width * (2 * column + 1) / 6
             top, left = centre + rng.uniform(-60, 60, 2)
             radius = rng.uniform(40, 70)
             around = np.s_[int(top) - 100 : int(top) + 100, int(left) - 100 : int(left) + 100]
             y, x = np.ogrid[around]
             distance = np.hypot(y - top, x - left)
-            for outer, level in ((1.35 * radius, 180), (radius, 30)):  # its chamfer, its inside
+            for outer, level in ((1.35 * radius, 165), (radius, 30)):  # its chamfer, its inside
                 grey[around] += (level - grey[around]) * np.clip(outer - distance, 0, 1)
             metal[around] &= distance > 1.35 * radius
     return grey, metal
