@@ -37,7 +37,14 @@ from skmkd._runtime import (
     resolve_precision,
 )
 from skmkd._thresholds import ThresholdMixin
-from skmkd._training import Terms, distill, settle_batch_norm, training_epochs
+from skmkd._training import (
+    Plan,
+    Terms,
+    distill,
+    plan_training,
+    settle_batch_norm,
+    training_epochs,
+)
 from skmkd._warnings import warn
 
 
@@ -126,6 +133,7 @@ class BaseDistillationDetector(OutlierMixin, ThresholdMixin, SavingMixin, ABC):
         images = check_images(self, readable(X) if self.on_error == "skip" else X, reset=True)
         self.device_ = resolve_device(self.device)
         self.precision_ = resolve_precision(self.precision, self.device_)
+        self._cloner_precision = self.precision_
         self._seed = draw_seed(self.random_state)
         generator = private_generator(self._seed)
         automatic = self.cache in ("auto", None)
@@ -138,9 +146,9 @@ class BaseDistillationDetector(OutlierMixin, ThresholdMixin, SavingMixin, ABC):
             self.critical_layers_ = tuple(s.layer for s in source.stages if s.critical)
             self._check_options()  # again, now that the layers are known
             with self._cached(images, budget) as dataset:
-                epochs = training_epochs(
-                    dataset, len(images), self.batch_size, generator, self.augmentation is not None
-                )
+                plan = plan_training(len(images), self.batch_size, self.max_iter)
+                augmented = self.augmentation is not None
+                epochs = training_epochs(dataset, plan, generator, augmented)
                 first = next(next(epochs))
                 for layer, activations in first.target.items():
                     if not activations.isfinite().all():
@@ -149,7 +157,7 @@ class BaseDistillationDetector(OutlierMixin, ThresholdMixin, SavingMixin, ABC):
                             f"{layer!r} it does not."
                         )
                 self.cloner_ = self._build_cloner(source, first)
-                self.loss_curve_ = self._train(epochs, dataset, len(images), callback)
+                self.loss_curve_ = self._train(epochs, dataset, plan, callback)
                 self.n_iter_ = len(self.loss_curve_["total"])
                 self._set_training_thresholds(dataset, images)
 
@@ -182,14 +190,13 @@ class BaseDistillationDetector(OutlierMixin, ThresholdMixin, SavingMixin, ABC):
         self,
         epochs: Iterator[Iterator[Batch]],
         dataset: Dataset,
-        n_images: int,
+        plan: Plan,
         callback: Callable[[Self, int], Any] | None,
     ) -> dict[str, np.ndarray]:
         """Train the cloner and return its loss curve."""
         settle = partial(
-            settle_batch_norm, self.cloner_, self._cloner_output, dataset, n_images,
-            self.batch_size, self._seed,
-        )  # fmt: skip
+            settle_batch_norm, self.cloner_, self._cloner_output, dataset, plan, self._seed
+        )
 
         def after_epoch(epoch: int) -> None:
             settle()
@@ -200,8 +207,8 @@ class BaseDistillationDetector(OutlierMixin, ThresholdMixin, SavingMixin, ABC):
                 self.__dict__.update(parameters)
 
         curve = distill(
-            self.cloner_, epochs, self._loss_terms, learning_rate=self.learning_rate,
-            betas=getattr(self, "betas", (0.9, 0.999)), max_iter=self.max_iter, tol=self.tol,
+            self.cloner_, epochs, self._loss_terms, plan, learning_rate=self.learning_rate,
+            schedule=self.schedule, betas=getattr(self, "betas", (0.9, 0.999)), tol=self.tol,
             n_iter_no_change=self.n_iter_no_change, verbose=self.verbose,
             after_epoch=None if callback is None else after_epoch,
         )  # fmt: skip

@@ -19,7 +19,7 @@ from skmkd._maps.discrepancy import Features, direction_discrepancy, discrepancy
 from skmkd._maps.finishing import blurred_maximum
 from skmkd._networks.forward import ForwardCloner
 from skmkd._networks.layers import STAGE_ENDS, Stage
-from skmkd._networks.precision import to_device
+from skmkd._networks.precision import products_in, to_device
 from skmkd._networks.recall import MemoryCloner, MemoryPlan, entropy
 from skmkd._networks.residual import build_residual, style_of
 from skmkd._networks.reverse import ReverseCloner
@@ -82,17 +82,22 @@ class MemKDDetector(BaseDistillationDetector):
         is a square number, else images of one row.
     augmentation : {"mild"} or None, default=None
         "mild" rotates training images by up to 20 degrees and scales them by 0.9 to 1.05.
-    max_iter : int, default=200
-        Epochs at most.
-    tol : float or None, default=2e-2
-        Training stops when the loss has not improved on the best so far by this share for
-        `n_iter_no_change` epochs in a row. None runs `max_iter` epochs.
+    max_iter : "auto" or int, default="auto"
+        Epochs at most. "auto" is 12, or as many as have 150 steps.
+    tol : float or None, default=None
+        Training stops early when the loss has not improved on the best so far by this share for
+        `n_iter_no_change` epochs in a row. None runs `max_iter` epochs. Meant for
+        ``schedule="constant"``: a cycle that is cut short ends with a high learning rate.
     n_iter_no_change : int, default=10
-        Epochs without improvement before training stops.
-    batch_size : int, default=16
-        Training images per step; batches are near-equal, and never a single image.
+        Epochs without improvement before training stops; more if they have less than 50 steps.
+    batch_size : "auto" or int, default="auto"
+        Training images per step; batches are near-equal, and never a single image. "auto" is a
+        tenth of the images, from 8 to 64.
     learning_rate : float, default=5e-3
-        Step size of Adam.
+        Step size of Adam, at its highest.
+    schedule : {"one_cycle", "constant"}, default="one_cycle"
+        How the learning rate changes over `max_iter` epochs: "one_cycle" raises it from zero in the
+        first 30 % of the steps and then lowers it to zero, so that the last weights are settled.
     betas : tuple of two floats, default=(0.5, 0.999)
         How much of Adam's running means of the gradient and of its square is kept at a step,
         from 0 to below 1.
@@ -117,9 +122,9 @@ class MemKDDetector(BaseDistillationDetector):
     device : str, default="auto"
         "auto" or a torch device, such as "cpu", "cuda:0" or "mps".
     precision : {"auto", "float32", "bfloat16"}, default="auto"
-        Number format of the source. "auto" is "bfloat16" on hardware that computes in it
-        (processors with AVX512-BF16 or AMX, CUDA devices of capability 8.0 or higher), else
-        "float32". The cloner and all discrepancies are float32.
+        Number format of both networks' convolutions and matrix products. "auto" is "bfloat16" on
+        hardware that computes in it (processors with AVX512-BF16 or AMX, CUDA devices of capability
+        8.0 or higher), else "float32". The cloner's weights and all discrepancies are float32.
     on_error : {"raise", "skip"}, default="raise"
         How to treat a file that cannot be read. "skip" warns; `fit` and `calibrate` leave it out,
         its score and map are NaN, its prediction is -1, its mask True.
@@ -161,8 +166,7 @@ class MemKDDetector(BaseDistillationDetector):
     device_ : torch.device
         Where the networks are.
     precision_ : str
-        Number format of the source, on any machine, so that thresholds keep their meaning:
-        hardware without bfloat16 rounds to it, and computes in float32.
+        Number format of the networks on any machine; without bfloat16 hardware, values are rounded.
     n_features_in_, feature_names_in_ : int, ndarray of shape (`n_features_in_`,)
         H * W * C, if X was an array; names of columns, if it was a data frame.
 
@@ -246,11 +250,12 @@ class MemKDDetector(BaseDistillationDetector):
         image_size: int | tuple[int, int] = 128,
         image_shape: tuple[int, ...] | None = None,
         augmentation: str | None = None,
-        max_iter: int = 200,
-        tol: float | None = 2e-2,
+        max_iter: int | str = "auto",
+        tol: float | None = None,
         n_iter_no_change: int = 10,
-        batch_size: int = 16,
+        batch_size: int | str = "auto",
         learning_rate: float = 5e-3,
+        schedule: str = "one_cycle",
         betas: tuple[float, float] = (0.5, 0.999),
         contamination: float = 0.05,
         smoothing_sigma: float = 4.0,
@@ -283,6 +288,7 @@ class MemKDDetector(BaseDistillationDetector):
         self.n_iter_no_change = n_iter_no_change
         self.batch_size = batch_size
         self.learning_rate = learning_rate
+        self.schedule = schedule
         self.betas = betas
         self.contamination = contamination
         self.smoothing_sigma = smoothing_sigma
@@ -363,7 +369,8 @@ class MemKDDetector(BaseDistillationDetector):
 
     def _cloner_output(self, batch: Batch) -> Features:
         forward = isinstance(self.cloner_, ForwardCloner)
-        return self.cloner_(batch.images if forward else batch.target)
+        with products_in(self._cloner_precision, self.device_):
+            return self.cloner_(batch.images if forward else batch.target)
 
     def _loss_terms(self, batch: Batch) -> Terms:
         target, output = batch.target, self._cloner_output(batch)

@@ -26,7 +26,7 @@ from skmkd._maps.discrepancy import (
 from skmkd._maps.finishing import Maps, blurred_maximum
 from skmkd._networks.cloners import build_cloner, check_cloner_output, cloner_blocks
 from skmkd._networks.layers import REDUCTIONS
-from skmkd._networks.precision import to_device
+from skmkd._networks.precision import products_in, to_device
 from skmkd._networks.sources import Source
 from skmkd._parameters import MKD, PAPER, check_mkd, mkd_settings, score_layers
 from skmkd._runtime import private_generator
@@ -82,17 +82,22 @@ class MKDDetector(BaseDistillationDetector):
         is a square number, else images of one row.
     augmentation : {"mild"} or None, default=None
         "mild" rotates training images by up to 20 degrees and scales them by 0.9 to 1.05.
-    max_iter : int, default=200
-        Epochs at most.
-    tol : float or None, default=2e-2
-        Training stops when the loss has not improved on the best so far by this share for
-        `n_iter_no_change` epochs in a row. None runs `max_iter` epochs.
+    max_iter : "auto" or int, default="auto"
+        Epochs at most. "auto" is 12, or as many as have 150 steps.
+    tol : float or None, default=None
+        Training stops early when the loss has not improved on the best so far by this share for
+        `n_iter_no_change` epochs in a row. None runs `max_iter` epochs. Meant for
+        ``schedule="constant"``: a cycle that is cut short ends with a high learning rate.
     n_iter_no_change : int, default=10
-        Epochs without improvement before training stops.
-    batch_size : int, default=64
-        Training images per step; batches are near-equal, and never a single image.
-    learning_rate : float, default=1e-3
-        Step size of Adam.
+        Epochs without improvement before training stops; more if they have less than 50 steps.
+    batch_size : "auto" or int, default="auto"
+        Training images per step; batches are near-equal, and never a single image. "auto" is a
+        tenth of the images, from 8 to 64.
+    learning_rate : float, default=1e-2
+        Step size of Adam, at its highest.
+    schedule : {"one_cycle", "constant"}, default="one_cycle"
+        How the learning rate changes over `max_iter` epochs: "one_cycle" raises it from zero in the
+        first 30 % of the steps and then lowers it to zero, so that the last weights are settled.
     contamination : float in (0, 0.5], default=0.05
         Share of the training images below the threshold of `predict`, and of those with a pixel
         above that of `predict_mask`.
@@ -124,9 +129,9 @@ class MKDDetector(BaseDistillationDetector):
     device : str, default="auto"
         "auto" or a torch device, such as "cpu", "cuda:0" or "mps".
     precision : {"auto", "float32", "bfloat16"}, default="auto"
-        Number format of the source. "auto" is "bfloat16" on hardware that computes in it
-        (processors with AVX512-BF16 or AMX, CUDA devices of capability 8.0 or higher), else
-        "float32". The cloner and all discrepancies are float32.
+        Number format of both networks' convolutions and matrix products. "auto" is "bfloat16" on
+        hardware that computes in it (processors with AVX512-BF16 or AMX, CUDA devices of capability
+        8.0 or higher), else "float32". The cloner's weights and all discrepancies are float32.
     on_error : {"raise", "skip"}, default="raise"
         How to treat a file that cannot be read. "skip" warns; `fit` and `calibrate` leave it out,
         its score and map are NaN, its prediction is -1, its mask True.
@@ -163,7 +168,7 @@ class MKDDetector(BaseDistillationDetector):
     device_ : torch.device
         Where the networks are.
     precision_ : str
-        Number format of the source on any machine; without bfloat16 hardware, values are rounded.
+        Number format of the networks on any machine; without bfloat16 hardware, values are rounded.
     n_features_in_, feature_names_in_ : int, ndarray of shape (`n_features_in_`,)
         H * W * C, if X was an array; names of columns, if it was a data frame.
 
@@ -238,11 +243,12 @@ class MKDDetector(BaseDistillationDetector):
         image_size: int | tuple[int, int] = 128,
         image_shape: tuple[int, ...] | None = None,
         augmentation: str | None = None,
-        max_iter: int = 200,
-        tol: float | None = 2e-2,
+        max_iter: int | str = "auto",
+        tol: float | None = None,
         n_iter_no_change: int = 10,
-        batch_size: int = 64,
-        learning_rate: float = 1e-3,
+        batch_size: int | str = "auto",
+        learning_rate: float = 1e-2,
+        schedule: str = "one_cycle",
         contamination: float = 0.05,
         localization: str = "discrepancy",
         localization_params: dict[str, Any] | None = None,
@@ -275,6 +281,7 @@ class MKDDetector(BaseDistillationDetector):
         self.n_iter_no_change = n_iter_no_change
         self.batch_size = batch_size
         self.learning_rate = learning_rate
+        self.schedule = schedule
         self.contamination = contamination
         self.localization = localization
         self.localization_params = localization_params
@@ -295,7 +302,9 @@ class MKDDetector(BaseDistillationDetector):
 
         These are ``value_weight=1.0``, ``direction_weight="auto"``, ``direction="vector"``,
         ``image_score="loss"``, ``localization="gradient"`` and ``normalization=None`` (sections
-        3.1, 3.2 and 4.2.1; for CIFAR-10 the paper normalises: add ``normalization="source"``).
+        3.1, 3.2 and 4.2.1; for CIFAR-10 the paper normalises: add ``normalization="source"``), and
+        for training ``batch_size=64``, ``learning_rate=1e-3``, ``schedule="constant"``,
+        ``max_iter=200`` and ``tol=2e-2``.
 
         Parameters
         ----------
@@ -361,11 +370,12 @@ class MKDDetector(BaseDistillationDetector):
         return cloner
 
     def _cloner_output(self, batch: Batch) -> Features:
-        return self.cloner_(batch.images)
+        with products_in(self._cloner_precision, self.device_):
+            return self.cloner_(batch.images)
 
     def _loss_terms(self, batch: Batch) -> Terms:
         value, direction = discrepancies(
-            batch.target, self.cloner_(batch.images), self.critical_layers_, self.direction
+            batch.target, self._cloner_output(batch), self.critical_layers_, self.direction
         )
         total = total_discrepancy(value, direction, self.value_weight, self.direction_weight_)
         return {"total": total, "value": value, "direction": direction}
@@ -386,14 +396,15 @@ class MKDDetector(BaseDistillationDetector):
         anomaly: Tensor | None = None
         raw: Tensor | None = None
         if by_maximum or method == "discrepancy":
-            output, size = self.cloner_(images), self._prepare.size
+            output, size = self._cloner_output(batch), self._prepare.size
             discrepancy = discrepancy_map(target, output, self.score_layers_, size, *weights)
             anomaly = blurred_maximum(discrepancy, self.smoothing_sigma) if by_maximum else None
             raw = discrepancy if method == "discrepancy" else None
         if scores and not by_maximum:
-            anomaly = self._loss(target, self.cloner_(images))
+            anomaly = self._loss(target, self._cloner_output(batch))
         if method is not None and method != "discrepancy":
             raw = gradient_map(
-                method, self.source_, self.cloner_, self._loss, images, target, options, self._seed
-            )
+                method, self.source_, lambda pixels: self._cloner_output(Batch(pixels, target)),
+                self._loss, images, target, options, self._seed,
+            )  # fmt: skip
         return anomaly, raw

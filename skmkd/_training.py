@@ -4,18 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, cos, pi
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from tqdm.auto import tqdm
 
 from skmkd._features.batches import Batch, Dataset
 from skmkd._images.preparation import mild_augmentation
 from skmkd._runtime import private_generator
 from skmkd._warnings import warn
+
+MIN_STEPS, MIN_EPOCHS = 150, 12  # of a training whose length is automatic
+MIN_BATCH, MAX_BATCH, BATCHES = 8, 64, 10  # images in an automatic batch; batches in an epoch
+PATIENCE_STEPS = 50  # without improvement, at least, before a loss counts as converged
+RISE = 0.3  # share of the steps in which a one-cycle learning rate rises
 
 Terms = dict[str, Tensor]  # "total", which is minimised, and its parts; each of shape (n,)
 
@@ -24,10 +31,11 @@ def distill(
     cloner: nn.Module,
     epochs: Iterator[Iterable[Batch]],
     terms: Callable[[Batch], Terms],
+    plan: Plan,
     *,
     learning_rate: float,
+    schedule: str,
     betas: tuple[float, float],
-    max_iter: int,
     tol: float | None,
     n_iter_no_change: int,
     verbose: int,
@@ -43,7 +51,9 @@ def distill(
         The batches of each epoch.
     terms : callable
         Computes the loss terms of every image in a batch.
-    learning_rate, betas, max_iter, tol, n_iter_no_change, verbose
+    plan : Plan
+        Batches in an epoch, and epochs at most.
+    learning_rate, schedule, betas, tol, n_iter_no_change, verbose
         As in the estimators; `learning_rate` and `betas` are Adam's.
     after_epoch : callable or None
         Called with the number of each finished epoch, the cloner in eval mode.
@@ -57,14 +67,17 @@ def distill(
     ValueError
         If the loss diverges.
     """
-    convergence = Convergence(tol, n_iter_no_change)
+    max_iter, n_steps = plan.max_iter, plan.max_iter * plan.n_batches
+    convergence = Convergence(tol, max(n_iter_no_change, ceil(PATIENCE_STEPS / plan.n_batches)))
     weights = [parameter for parameter in cloner.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(weights, lr=learning_rate, betas=(betas[0], betas[1]))
+    factor = SCHEDULES[schedule]
+    scheduler = LambdaLR(optimizer, lambda step: factor((step + 0.5) / n_steps))
     curve: list[dict[str, float]] = []
     with tqdm(total=max_iter, desc="Distilling", unit="epoch", disable=verbose < 1) as progress:
         try:
             for epoch, batches in zip(range(1, max_iter + 1), epochs, strict=False):
-                means = _train_epoch(cloner, batches, terms, optimizer)
+                means = _train_epoch(cloner, batches, terms, optimizer, scheduler)
                 if not np.isfinite(means["total"]):
                     raise ValueError(divergence(epoch, learning_rate))
                 curve.append(means)
@@ -77,8 +90,9 @@ def distill(
             else:
                 if tol is not None:
                     warn(
-                        f"The loss has not yet gone {n_iter_no_change} epochs without improving by "
-                        f"the share tol={tol:g} after max_iter={max_iter}; increase max_iter.",
+                        f"The loss has not yet gone {convergence.patience} epochs without "
+                        f"improving by the share tol={tol:g} after max_iter={max_iter}; increase "
+                        "max_iter.",
                         ConvergenceWarning,
                     )
         except KeyboardInterrupt:
@@ -94,27 +108,60 @@ def distill(
     return {name: np.array([means[name] for means in curve]) for name in curve[0]}
 
 
-def shuffled_batches(n_images: int, batch_size: int, generator: torch.Generator) -> list[list[int]]:
-    """Split the indices of all images, in random order, into batches of near-equal size.
+def one_cycle(progress: float) -> float:
+    """Return the share of the highest learning rate: it rises, then falls to zero, as a cosine.
 
-    No batch holds a single image: batch norm could not learn from it.
+    After L. N. Smith and N. Topin, "Super-Convergence", 2018; `progress` is from 0 to 1.
     """
-    n_batches = max(1, min(ceil(n_images / batch_size), n_images // 2))
+    if progress < RISE:
+        return (1 - cos(pi * progress / RISE)) / 2
+    return (1 + cos(pi * (progress - RISE) / (1 - RISE))) / 2
+
+
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "one_cycle": one_cycle,
+    "constant": lambda progress: 1.0,
+}
+
+
+class Plan(NamedTuple):
+    """How long a training is."""
+
+    n_images: int
+    n_batches: int  # in an epoch; each is a step
+    max_iter: int  # epochs at most
+
+
+def plan_training(n_images: int, batch_size: int | str, max_iter: int | str) -> Plan:
+    """Settle what is "auto" by the number of images.
+
+    A batch is a tenth of them, from 8 to 64, and never a single image, from which batch norm could
+    not learn. Epochs are 12, or as many as have 150 steps.
+    """
+    if batch_size == "auto":
+        batch_size = min(MAX_BATCH, max(MIN_BATCH, n_images // BATCHES))
+    n_batches = max(1, min(ceil(n_images / int(batch_size)), n_images // 2))
+    if max_iter == "auto":
+        max_iter = max(MIN_EPOCHS, ceil(MIN_STEPS / n_batches))
+    return Plan(n_images, n_batches, int(max_iter))
+
+
+def shuffled_batches(n_images: int, n_batches: int, generator: torch.Generator) -> list[list[int]]:
+    """Split the indices of all images, in random order, into batches of near-equal size."""
     order = torch.randperm(n_images, generator=generator).numpy()
     return [indices.tolist() for indices in np.array_split(order, n_batches)]
 
 
 def training_epochs(
     dataset: Dataset,
-    n_images: int,
-    batch_size: int,
+    plan: Plan,
     generator: torch.Generator,
     augmented: bool,
 ) -> Iterator[Iterator[Batch]]:
     """Yield epochs without end: all images in batches, in a new random order each time."""
 
     def epoch() -> Iterator[Batch]:
-        batches = shuffled_batches(n_images, batch_size, generator)
+        batches = shuffled_batches(plan.n_images, plan.n_batches, generator)
         if not augmented:
             yield from dataset.batches(batches)
             return
@@ -130,8 +177,7 @@ def settle_batch_norm(
     cloner: nn.Module,
     output: Callable[[Batch], object],
     dataset: Dataset,
-    n_images: int,
-    batch_size: int,
+    plan: Plan,
     seed: int,
 ) -> None:
     """Recompute the statistics of every batch norm over all training images.
@@ -147,7 +193,8 @@ def settle_batch_norm(
             norm.momentum = None  # the plain mean over all batches
             norm.train()
         with torch.no_grad():
-            batches = shuffled_batches(n_images, batch_size, private_generator(seed))
+            generator = private_generator(seed)
+            batches = shuffled_batches(plan.n_images, plan.n_batches, generator)
             for batch in dataset.batches(batches):
                 output(batch)
     finally:  # an interrupt may end this, and the cloner may be kept all the same
@@ -188,6 +235,7 @@ def _train_epoch(
     batches: Iterable[Batch],
     terms: Callable[[Batch], Terms],
     optimizer: torch.optim.Optimizer,
+    scheduler: LambdaLR,
 ) -> dict[str, float]:
     """Update once per batch; return the mean of every term over the epoch's images."""
     cloner.train()
@@ -198,6 +246,7 @@ def _train_epoch(
         optimizer.zero_grad()
         losses["total"].mean().backward()
         optimizer.step()
+        scheduler.step()
         n_images += len(batch.images)
         for name, loss in losses.items():
             sums[name] = sums.get(name, torch.zeros(())).to(loss) + loss.detach().sum()

@@ -532,7 +532,7 @@ def test_vgg16_gradient_maps_of_a_batch_equal_single_ones():
         assert_allclose(alone, single, rtol=1e-3, atol=1e-5 * single.max())
 
 
-def test_bfloat16_source_ranks_faces_as_float32_does(tmp_path, monkeypatch):
+def test_bfloat16_ranks_faces_as_float32_does(tmp_path, monkeypatch):
     monkeypatch.setattr("skmkd._networks.precision.is_native", lambda _: True)  # slow if it is not
     monkeypatch.setitem(BATCH_PIXELS, ("cpu", "bfloat16"), 10 * 32 * 32)  # nothing is padded
     images = data.lfw_subset()
@@ -547,12 +547,11 @@ def test_bfloat16_source_ranks_faces_as_float32_does(tmp_path, monkeypatch):
             for precision in ("float32", "bfloat16")
         )  # fmt: skip
         scores = [detector.score_samples(test) for detector in (exact, rounded)]
-        assert spearmanr(*scores).statistic >= 0.999
+        assert spearmanr(*scores).statistic >= 0.995
         gaps.append(abs(np.subtract(*(roc_auc_score(labels, score) for score in scores))))
-        if seed == 0:  # others drift apart by up to 1.4 % within eight epochs
-            for term, curve in exact.loss_curve_.items():
-                assert_allclose(rounded.loss_curve_[term], curve, rtol=0.01)
-    assert np.mean(gaps) <= 0.002
+        for term, curve in exact.loss_curve_.items():  # trainings drift apart, by up to 2.3 %
+            assert_allclose(rounded.loss_curve_[term], curve, rtol=0.03)
+    assert np.mean(gaps) <= 0.003
 
 
 @pytest.mark.parametrize("build", [MKDDetector, MKDDetector.paper])

@@ -16,8 +16,12 @@ from torch import nn
 from skmkd import MemKDDetector
 from skmkd._features.batches import Batch
 from skmkd._training import (
+    PATIENCE_STEPS,
     Convergence,
+    Plan,
     distill,
+    one_cycle,
+    plan_training,
     settle_batch_norm,
     shuffled_batches,
     training_epochs,
@@ -32,8 +36,8 @@ def line(weight=0.0):
 
 
 def run(
-    cloner, batches, *, learning_rate=0.1, betas=(0.9, 0.999), max_iter=20, tol=None,
-    n_iter_no_change=3, after=None,
+    cloner, batches, *, learning_rate=0.1, schedule="constant", betas=(0.9, 0.999), max_iter=20,
+    tol=None, n_iter_no_change=3, after=None,
 ):  # fmt: skip
     def terms(batch):
         error = (cloner(batch.images) - 2 * batch.images).square().sum(1)
@@ -43,9 +47,10 @@ def run(
         cloner,
         repeat([Batch(images, {}) for images in batches]),
         terms,
+        Plan(sum(map(len, batches)), len(batches), max_iter),
         learning_rate=learning_rate,
+        schedule=schedule,
         betas=betas,
-        max_iter=max_iter,
         tol=tol,
         n_iter_no_change=n_iter_no_change,
         after_epoch=after,
@@ -81,6 +86,65 @@ def test_stops_once_converged_and_says_nothing():
         warnings.simplefilter("error")
         curve = run(line(), [torch.ones(2, 1)], max_iter=5000, tol=1e-3)
     assert 3 < len(curve["total"]) < 5000
+
+
+@pytest.mark.parametrize(("n_batches", "epochs"), [(1, PATIENCE_STEPS), (10, 5), (50, 3)])
+def test_short_epochs_do_not_count_as_converged_before_enough_steps(n_batches, epochs):
+    done = line(2.0)  # its loss is 0 from the first step on
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        curve = run(done, [torch.ones(2, 1)] * n_batches, max_iter=500, tol=1e-3)
+    assert len(curve["total"]) == 1 + epochs
+
+
+def test_one_cycle_rises_to_its_peak_and_falls_to_zero():
+    steps = np.linspace(0, 1, 1001)
+    rates = np.array([one_cycle(step) for step in steps])
+    assert rates[0] == rates[-1] == 0
+    assert steps[rates.argmax()] == 0.3
+    assert rates.max() == 1
+    assert (np.diff(rates[:301]) > 0).all()
+    assert (np.diff(rates[300:]) < 0).all()
+
+
+def test_one_cycle_scales_the_steps_of_adam():
+    # the gradient is always -1, and then a step of Adam is its learning rate
+    cloner = line()
+    seen = [0.0]
+
+    def terms(batch):
+        return {"total": -cloner.weight[0].expand(2)}
+
+    plan = Plan(2, 2, 5)
+    distill(
+        cloner, repeat([Batch(torch.ones(2, 1), {})] * 2), terms, plan, learning_rate=0.5,
+        schedule="one_cycle", betas=(0.9, 0.999), tol=None, n_iter_no_change=1, verbose=0,
+        after_epoch=lambda epoch: seen.append(cloner.weight.item()),
+    )  # fmt: skip
+    rates = [0.5 * one_cycle((step + 0.5) / 10) for step in range(10)]
+    assert_allclose(np.diff(seen), np.reshape(rates, (5, 2)).sum(1), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("n", "expected"),
+    [
+        (2, (1, 150)),
+        (5, (1, 150)),
+        (10, (2, 75)),
+        (40, (5, 30)),
+        (200, (10, 15)),
+        (640, (10, 15)),
+        (6000, (94, 12)),
+        (60000, (938, 12)),
+    ],
+)
+def test_automatic_plans_have_enough_steps_for_any_number_of_images(n, expected):
+    assert plan_training(n, "auto", "auto") == (n, *expected)
+    n_batches, epochs = expected
+    assert n_batches * epochs >= 150
+    assert 2 <= n / n_batches <= 64
+    assert plan_training(n, "auto", 7) == (n, n_batches, 7)
+    assert plan_training(n, 2, 7) == (n, n // 2, 7)
 
 
 def test_warns_if_it_has_not_converged():
@@ -136,7 +200,8 @@ def test_frozen_parameters_stay():
 
 @pytest.mark.parametrize(("n", "batch_size"), [(65, 64), (3, 2), (5, 1), (2, 64), (130, 64)])
 def test_shuffled_batches_hold_every_image_once_and_none_alone(n, batch_size):
-    batches = shuffled_batches(n, batch_size, torch.Generator().manual_seed(0))
+    n_batches = plan_training(n, batch_size, 1).n_batches
+    batches = shuffled_batches(n, n_batches, torch.Generator().manual_seed(0))
     sizes = [len(batch) for batch in batches]
     assert min(sizes) >= 2
     assert max(sizes) - min(sizes) <= 1
@@ -167,7 +232,7 @@ def test_epochs_hold_every_image_once_in_new_orders(augmented):
     n = 11
     values = torch.arange(n, dtype=torch.float32).view(n, 1, 1, 1).expand(n, 3, 8, 8)
     generator = torch.Generator().manual_seed(0)
-    epochs = training_epochs(Numbers(values), n, 4, generator, augmented)
+    epochs = training_epochs(Numbers(values), Plan(n, 3, 1), generator, augmented)
     orders = []
     for _ in range(3):
         batches = list(next(epochs))
@@ -182,7 +247,7 @@ def test_epochs_hold_every_image_once_in_new_orders(augmented):
 def test_augmentation_changes_images_and_their_features():
     values = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(0)
-    (first,) = next(epochs := training_epochs(Numbers(values), 6, 6, generator, True))
+    (first,) = next(epochs := training_epochs(Numbers(values), Plan(6, 1, 1), generator, True))
     (second,) = next(epochs)
     for batch in (first, second):
         torch.testing.assert_close(batch.target["a"], batch.images.mean((2, 3), keepdim=True))
@@ -192,7 +257,7 @@ def test_augmentation_changes_images_and_their_features():
 
 def settle(network, images, output=None):
     settle_batch_norm(
-        network, output or (lambda batch: network(batch.images)), Numbers(images), 40, 8, 0
+        network, output or (lambda batch: network(batch.images)), Numbers(images), Plan(40, 5, 1), 0
     )
 
 
@@ -265,7 +330,7 @@ def interrupt_at(monkeypatch, detector, name, call):
 def test_an_interrupt_after_the_first_epoch_keeps_what_was_learned(
     make, images, monkeypatch, step, epochs
 ):
-    detector = make(max_iter=6, batch_size=6)  # two steps an epoch
+    detector = make(max_iter=6, batch_size=6, schedule="constant")  # two steps an epoch
     interrupt_at(monkeypatch, detector, "_loss_terms", step)
     expected = f"interrupted after {epochs} of at most 6 epochs"
     line = inspect.currentframe().f_lineno + 2
@@ -276,7 +341,7 @@ def test_an_interrupt_after_the_first_epoch_keeps_what_was_learned(
     assert all(len(curve) == epochs for curve in detector.loss_curve_.values())
     monkeypatch.undo()
     if step % 2:  # at the first step of an epoch: as if it had ended there
-        whole = make(max_iter=epochs, batch_size=6).fit(images)
+        whole = make(max_iter=epochs, batch_size=6, schedule="constant").fit(images)
         assert_array_equal(detector.score_samples(images), whole.score_samples(images))
         assert (detector.offset_, detector.map_offset_) == (whole.offset_, whole.map_offset_)
     assert np.isfinite(detector.decision_function(images)).all()
@@ -288,11 +353,11 @@ def test_an_interrupt_while_the_callback_runs_keeps_what_was_learned(make, image
         if epoch == 2:
             raise KeyboardInterrupt
 
-    detector = make(max_iter=6)
+    detector = make(max_iter=6, schedule="constant")
     with pytest.warns(ConvergenceWarning, match="interrupted after 2 of at most 6 epochs"):
         detector.fit(images, callback=callback)
     assert detector.n_iter_ == 2
-    whole = make(max_iter=2).fit(images)
+    whole = make(max_iter=2, schedule="constant").fit(images)
     assert_array_equal(detector.score_samples(images), whole.score_samples(images))
 
 

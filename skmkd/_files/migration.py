@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-FORMAT = 2  # raised whenever what a file holds, or its meaning, changes
+FORMAT = 3  # raised whenever what a file holds, or its meaning, changes
 
 
-def from_format_1(values: dict[str, Any]) -> dict[str, Any]:
+def upgrade(values: dict[str, Any], version: int) -> dict[str, Any]:
+    """Return the values of a file of any earlier format as the current one has them."""
+    for step in (_from_format_1, _from_format_2)[version - 1 :]:
+        values = step(values)
+    return values
+
+
+def _from_format_1(values: dict[str, Any]) -> dict[str, Any]:
     """Return the values of a file of format 1 as format 2 has them.
 
     The attribute `_layer_keys` is gone, and `score_layers_` of an `MKDDetector` is derived from
@@ -22,3 +29,11 @@ def from_format_1(values: dict[str, Any]) -> dict[str, Any]:
                 for threshold, settings in attributes["_thresholds_hold_for"].items()
             }
     return {**values, "attributes": attributes}
+
+
+def _from_format_2(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of a file of format 2 as format 3 has them.
+
+    The cloner was always computed in float32.
+    """
+    return {**values, "attributes": {**values["attributes"], "_cloner_precision": "float32"}}

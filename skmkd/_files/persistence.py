@@ -13,7 +13,7 @@ from sklearn.base import BaseEstimator
 from torch import Tensor, nn
 
 from skmkd._files.archive import read_archive, write_archive
-from skmkd._files.migration import FORMAT, from_format_1
+from skmkd._files.migration import upgrade
 from skmkd._networks.cloners import Cloner
 from skmkd._networks.forward import ForwardCloner
 from skmkd._networks.precision import to_device
@@ -70,8 +70,7 @@ def load_detector(
     if (name := values["detector"]) not in detectors:
         raise ValueError(f"{file} holds a {name}; this skmkd knows {', '.join(detectors)}.")
     detector_class = detectors[name]
-    if version < FORMAT:
-        values = from_format_1(values)
+    values = upgrade(values, version)
     _check_names(file, values, detector_class)
     parameters, fitted = values["parameters"], values["attributes"]
     target = restored_device(fitted["device_"]) if device is None else resolve_device(device)

@@ -35,55 +35,55 @@ class Products(NamedTuple):
     def whole(self) -> Products:  # (n, h, w) -> (n,)
         """Sum over all positions."""
         n_positions = self.ss[0].numel()
-        return Products(*(p.flatten(1).sum(1) for p in self[:3]), self.size * n_positions)
+        ss, cc, sc = (p.flatten(1).sum(1) for p in self[:3])
+        return Products(ss, cc, sc, self.size * n_positions)
 
 
 def products(source: Tensor, cloner: Tensor) -> Products:  # (n, C, h, w) x2 -> (n, h, w) x3
-    """Compute the inner products along channels at each position."""
+    """Compute the inner products along channels at each position.
+
+    On a CPU chunks of the batch are computed one after another, so that no intermediate result
+    leaves the processor's cache.
+    """
+    on_cpu = source.device.type == "cpu"
+    n = max(1, CHUNK_VALUES // source[0].numel() if on_cpu else len(source))
     last = source.movedim(1, -1), cloner.movedim(1, -1)
-    return Products(*_InnerProducts.apply(*last), source.shape[1])
+    ss, cc, sc = _InnerProducts.apply(*last, n)
+    return Products(ss, cc, sc, source.shape[1])
 
 
 class _InnerProducts(torch.autograd.Function):
-    """Inner products along the last axis, in float32 or more, and their gradient.
-
-    On a CPU chunks of the batch are computed one after another, so that no intermediate result is
-    written to memory.
-    """
+    """Inner products along the last axis, in float32 or more, and their gradient."""
 
     @staticmethod
-    def forward(ctx: Any, source: Tensor, cloner: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, source: Tensor, cloner: Tensor, chunk: int) -> tuple[Tensor, ...]:
         ctx.save_for_backward(source, cloner)
+        ctx.chunk = chunk
         dtype = torch.promote_types(source.dtype, torch.float32)
         found = source.new_empty((3, *source.shape[:-1]), dtype=dtype)
-        for rows in _chunks(source):
-            s, c = source[rows].to(dtype), cloner[rows].to(dtype)
-            for i, product in enumerate((s * s, c * c, s * c)):
-                torch.sum(product, -1, out=found[i, rows])
+        parts = (each.split(chunk) for each in (source, cloner))
+        for s, c, out in zip(*parts, found.split(chunk, dim=1), strict=True):
+            s, c = s.to(dtype), c.to(dtype)
+            for product, row in zip((s * s, c * c, s * c), out, strict=True):
+                torch.sum(product, -1, out=row)
         return found.unbind()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        factors = ctx.saved_tensors
-        found: list[Tensor | None] = [None, None]
+        saved, found = ctx.saved_tensors, dict[int, Tensor]()
         of_ss, of_cc, of_sc = (each[..., None] for each in gradients)
         for i, of_own in enumerate((of_ss, of_cc)):
-            if ctx.needs_input_grad[i]:
-                own, other = factors[i], factors[1 - i]
-                gradient = found[i] = torch.empty_like(own)
-                for rows in _chunks(own):
-                    scaled = own[rows] * (2 * of_own[rows])
-                    gradient[rows] = scaled.addcmul_(other[rows].to(scaled), of_sc[rows])
-        return tuple(found)
-
-
-def _chunks(activations: Tensor) -> list[slice]:
-    """Split a batch into chunks of `CHUNK_VALUES` on a CPU; elsewhere it is one."""
-    n = max(1, len(activations))
-    if activations.device.type == "cpu":
-        n = max(1, CHUNK_VALUES // max(1, activations[0].numel()))
-    return [slice(start, start + n) for start in range(0, len(activations), n)]
+            if not ctx.needs_input_grad[i]:
+                continue
+            found[i] = torch.empty_like(saved[i])
+            tensors = (found[i], saved[i], saved[1 - i], of_own, of_sc)
+            for out, own, other, by_own, by_other in zip(
+                *(each.split(ctx.chunk) for each in tensors), strict=True
+            ):
+                scaled = own * (2 * by_own)
+                out.copy_(scaled.addcmul_(other.to(scaled), by_other))
+        return found.get(0), found.get(1), None
 
 
 def squared_distance(p: Products) -> Tensor:

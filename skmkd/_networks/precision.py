@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from math import ceil
 from typing import Any, TypeVar
@@ -54,11 +54,24 @@ def run_in_batches(
     return {name: torch.cat([part[name] for part in parts])[:n] for name in parts[0]}
 
 
-class BFloat16(nn.Module):
-    """A frozen network whose matrix products and convolutions are computed in bfloat16.
+@contextmanager
+def products_in(precision: str, device: torch.device) -> Iterator[None]:
+    """Compute matrix products and convolutions in a number format, "float32" or "bfloat16".
 
-    Their weights are stored in bfloat16, too; other operations follow the rules of autocast.
+    In bfloat16 other operations follow the rules of autocast. Its cache is off: it would keep the
+    bfloat16 copies of the weights until the outermost autocast ends, and with them those of the
+    first training step.
     """
+    if precision == "float32":
+        yield
+        return
+    products = nullcontext() if is_native(device) else _RoundedProducts(device.type)
+    with torch.autocast(device.type, torch.bfloat16, cache_enabled=False), products:
+        yield
+
+
+class BFloat16(nn.Module):
+    """A frozen network whose products are computed in bfloat16, and their weights stored in it."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -69,9 +82,7 @@ class BFloat16(nn.Module):
 
     def forward(self, images: torch.Tensor) -> Any:
         """Run the network."""
-        kind = images.device.type
-        products = nullcontext() if is_native(images.device) else _RoundedProducts(kind)
-        with torch.autocast(kind, torch.bfloat16), products:
+        with products_in("bfloat16", images.device):
             return self.network(images)
 
 

@@ -31,13 +31,13 @@ def attention(features: Tensor, items: Tensor, temperature: float) -> Tensor:
     """
     positions = features.to(items.dtype).movedim(1, -1)
     norms = torch.linalg.vector_norm(positions, dim=-1, keepdim=True).clamp_min(EPS)
-    cosine = positions @ F.normalize(items).t() / norms
+    cosine = torch.matmul(positions, F.normalize(items).t()) / norms
     return torch.softmax(cosine / temperature, dim=-1)
 
 
 def blend(weights: Tensor, items: Tensor) -> Tensor:  # (n, h, w, L), (L, C) -> (n, C, h, w)
     """Return the weighted sum of the items at each position."""
-    return (weights @ items).movedim(-1, 1)
+    return torch.matmul(weights, items).movedim(-1, 1)
 
 
 def entropy(weights: Tensor) -> Tensor:  # (n, h, w, L) -> (n, h, w)
