@@ -183,14 +183,14 @@ def plates(_: str, __: Path | None, seed: int) -> Case:
 
 
 def metal_plate(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a plate with six screw holes: its grey levels, and True at its bare metal."""
+    """Draw a plate with twelve screw holes: its grey levels, and True at its bare metal."""
     height, width = PLATE
     grey = np.full(PLATE, 40, np.float32)
     grey[100:-100, 100:-100] = 130
     metal = grey == 130
-    for row in range(2):
-        for column in range(3):
-            centre = height * (2 * row + 1) / 4, width * (2 * column + 1) / 6
+    for row in range(3):
+        for column in range(4):
+            centre = height * (row + 1) / 4, width * (column + 1) / 5
             top, left = centre + rng.uniform(-60, 60, 2)
             radius = rng.uniform(40, 70)
             around = np.s_[int(top) - 100 : int(top) + 100, int(left) - 100 : int(left) + 100]
@@ -218,9 +218,9 @@ def add_scratch(cover: np.ndarray, metal: np.ndarray, rng: np.random.Generator) 
 
 def photograph_of(plate: np.ndarray, metal: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Light and brush a plate, and add noise."""
-    light = 1 + 0.03 * smooth_noise(rng, 3, 3)
-    brushed = 5 * metal * smooth_noise(rng, PLATE[0], 16)
-    noise = 4 * rng.standard_normal(PLATE, dtype=np.float32)
+    light = 1 + 0.02 * smooth_noise(rng, 3, 3)
+    brushed = 3 * metal * smooth_noise(rng, PLATE[0], 16)
+    noise = 3 * rng.standard_normal(PLATE, dtype=np.float32)
     return np.clip(light * (plate + brushed) + noise, 0, 255).astype(np.uint8)
 
 
