@@ -37,10 +37,10 @@ for augmentation, curve in curves.items():
         if epoch % 3 == 0:
             curve.append(roc_auc_score(y_test, detector.score_samples(X_test)))
 
-    MKDDetector(
-        image_size=32, batch_size=10, max_iter=EPOCHS, tol=None, augmentation=augmentation,
-        random_state=0,
-    ).fit(X_train, callback=watch)  # fmt: skip
+    detector = MKDDetector(
+        image_size=32, max_iter=EPOCHS, augmentation=augmentation, random_state=0
+    )
+    detector.fit(X_train, callback=watch)
     print(f"augmentation={augmentation!r:7} image AUROC at the end {curve[-1]:.3f}")
 
 fig, ax = plt.subplots(layout="constrained")

@@ -35,9 +35,7 @@ for name, subset in [("good", images[:80]), ("new", images[92:106])]:
 # Train on three quarters of the good images and set the threshold on the others.
 
 good = list_images(root / "good")
-detector = MKDDetector(
-    image_size=32, batch_size=8, max_iter=10, tol=None, on_error="skip", random_state=0
-)
+detector = MKDDetector(image_size=32, on_error="skip", random_state=0)
 detector.fit(good[:60]).calibrate(good[60:], fpr=0.05)
 detector.save(root / "model.skmkd")
 

@@ -28,9 +28,9 @@ good = windows[::2, 9::2].reshape(-1, SIDE, SIDE)
 bad, masks = make_defects(good, random_state=0)
 X_test, y_test = np.concatenate([good, bad]), np.repeat([1, -1], len(good))
 
-common = {"image_size": SIDE, "max_iter": 12, "tol": None, "smoothing_sigma": 2, "random_state": 0}
+common = {"image_size": SIDE, "smoothing_sigma": 2, "random_state": 0}
 detectors = {
-    "MKD": MKDDetector(batch_size=16, **common),
+    "MKD": MKDDetector(**common),
     "RD (no memory)": MemKDDetector(memory_size=0, **common),
     "MemKD": MemKDDetector(**common),
 }

@@ -52,9 +52,7 @@ def middle(scans):
 
 pipeline = make_pipeline(
     FunctionTransformer(middle),
-    MKDDetector(
-        image_size=SIDE, batch_size=16, max_iter=8, tol=None, smoothing_sigma=2, random_state=0
-    ),
+    MKDDetector(image_size=SIDE, smoothing_sigma=2, random_state=0),
 )
 pipeline.fit(X_train)
 

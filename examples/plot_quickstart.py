@@ -71,7 +71,7 @@ for i, (image, mask) in enumerate(zip(X_bad, masks, strict=True)):
 # then set on held-out good images.
 
 detector = MKDDetector(
-    image_size=SIDE, batch_size=16, max_iter=10, tol=None, smoothing_sigma=2, random_state=0
+    image_size=SIDE, smoothing_sigma=2, random_state=0
 )  # fmt: skip
 detector.fit(X_train).calibrate(X_calibration, fpr=0.05)
 

@@ -30,9 +30,7 @@ others = np.concatenate(
 X = np.concatenate([good, others])
 y = np.repeat([1, -1], [len(good), len(others)])  # +1 = normal, -1 = anomaly
 
-detector = MKDDetector(
-    image_size=SIDE, batch_size=16, max_iter=15, tol=None, contamination=0.05, random_state=0
-).fit(learn)
+detector = MKDDetector(image_size=SIDE, contamination=0.05, random_state=0).fit(learn)
 
 # %%
 # The target is 5 % false alarms in both cases.

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 EPS = 1e-8  # lower bound of norms in the denominator of the cosine
-CHUNK_VALUES = 2**20  # activations of a layer that are in the processor's cache at once
+CHUNK_VALUES = 2**18  # activations of a layer that are in the processor's cache at once
 
 Features = dict[str, Tensor]  # critical layer -> activations (n, C, h, w)
 
