@@ -83,7 +83,7 @@ class MemKDDetector(BaseDistillationDetector):
     augmentation : {"mild"} or None, default=None
         "mild" rotates training images by up to 20 degrees and scales them by 0.9 to 1.05.
     max_iter : "auto" or int, default="auto"
-        Epochs at most. "auto" is 12, or as many as have 150 steps.
+        Epochs at most. "auto" is 12, or as many as have 300 steps.
     tol : float or None, default=None
         Training stops early when the loss has not improved on the best so far by this share for
         `n_iter_no_change` epochs in a row. None runs `max_iter` epochs. Meant for
@@ -92,7 +92,7 @@ class MemKDDetector(BaseDistillationDetector):
         Epochs without improvement before training stops; more if they have less than 50 steps.
     batch_size : "auto" or int, default="auto"
         Training images per step; batches are near-equal, and never a single image. "auto" is a
-        tenth of the images, from 8 to 64.
+        25th of the images, from 4 to 64.
     learning_rate : float, default=5e-3
         Step size of Adam, at its highest.
     schedule : {"one_cycle", "constant"}, default="one_cycle"

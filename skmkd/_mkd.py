@@ -83,7 +83,7 @@ class MKDDetector(BaseDistillationDetector):
     augmentation : {"mild"} or None, default=None
         "mild" rotates training images by up to 20 degrees and scales them by 0.9 to 1.05.
     max_iter : "auto" or int, default="auto"
-        Epochs at most. "auto" is 12, or as many as have 150 steps.
+        Epochs at most. "auto" is 12, or as many as have 300 steps.
     tol : float or None, default=None
         Training stops early when the loss has not improved on the best so far by this share for
         `n_iter_no_change` epochs in a row. None runs `max_iter` epochs. Meant for
@@ -92,8 +92,8 @@ class MKDDetector(BaseDistillationDetector):
         Epochs without improvement before training stops; more if they have less than 50 steps.
     batch_size : "auto" or int, default="auto"
         Training images per step; batches are near-equal, and never a single image. "auto" is a
-        tenth of the images, from 8 to 64.
-    learning_rate : float, default=1e-2
+        25th of the images, from 4 to 64.
+    learning_rate : float, default=5e-3
         Step size of Adam, at its highest.
     schedule : {"one_cycle", "constant"}, default="one_cycle"
         How the learning rate changes over `max_iter` epochs: "one_cycle" raises it from zero in the
@@ -247,7 +247,7 @@ class MKDDetector(BaseDistillationDetector):
         tol: float | None = None,
         n_iter_no_change: int = 10,
         batch_size: int | str = "auto",
-        learning_rate: float = 1e-2,
+        learning_rate: float = 5e-3,
         schedule: str = "one_cycle",
         contamination: float = 0.05,
         localization: str = "discrepancy",

@@ -44,6 +44,7 @@ NAMED = {  # what a method of a name must be, written out
         "localization": "gradient", "score_layers": 3,
     },
 }  # fmt: skip
+TRAINING = ("max_iter", "tol", "batch_size", "learning_rate", "schedule")
 AUTHORS = {  # the rest, and epochs, of the protocols that are run with these
     "mnist": (51, 0.01, None), "ablation_authors": (51, 0.01, None),
     "cifar10": (201, 0.01, "source"), "mvtec_ad": (601, 0.5, None),
@@ -568,6 +569,10 @@ def test_named_settings_are_what_they_are_called(name):
             if method.removeprefix("MKD, ").startswith(words):
                 assert {key: settings[key] for key in expected} == expected
                 free = {"device", "image_size", "augmentation", *expected}
+                if protocol["epochs"] or "epochs" in protocol["methods"][method]:
+                    free |= {"max_iter", "tol"}
+                if words != "the default" or method.endswith("one rate"):
+                    free |= set(TRAINING)
                 if words == "the authors' settings":
                     free |= {"value_weight", "normalization", "localization_params"}
                 others = {k: v for k, v in MKDDetector().get_params().items() if k in settings}

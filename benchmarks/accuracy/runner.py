@@ -39,7 +39,8 @@ ESTIMATORS |= {
 }
 ESTIMATORS["MapScores"] = MapScores
 
-WHOLE_LAYERS = {name: PAPER[name] for name in PAPER if name != "normalization"}
+LOSS = ("value_weight", "direction_weight", "direction", "image_score", "localization")
+WHOLE_LAYERS = {name: PAPER[name] for name in LOSS}
 LIKE: dict[str, dict[str, Any]] = {  # parameters of MKDDetector that a protocol names by one word
     "default": {name: MKDDetector().get_params()[name] for name in WHOLE_LAYERS},
     "paper": PAPER,
@@ -133,7 +134,9 @@ def settings_of(protocol: dict[str, Any], method: str) -> dict[str, Any]:
         given = LIKE[given.pop("like")] | given
     estimator = given.pop("estimator", "MKDDetector")
     views = given.pop("views", {})
-    epochs = protocol["epochs"] if estimator in FOLLOWED else []
+    epochs = given.pop("epochs", protocol["epochs"]) if estimator in FOLLOWED else []
+    if epochs:
+        given |= {"max_iter": epochs[-1], "tol": "none"}
     parameters = {name: None if value == "none" else value for name, value in given.items()}
     whole = without_irrelevant(ESTIMATORS[estimator](**parameters).get_params())
     settings = {"estimator": estimator, "parameters": whole, "views": views, "epochs": epochs}
@@ -177,8 +180,6 @@ def follow(one: dict[str, Any], case: Case) -> list[dict[str, Any]]:
             look(fitted, epoch)
 
     *earlier, last = epochs or [0]
-    if epochs:
-        model.set_params(max_iter=last, tol=None)
     if earlier:
         model.fit(case.learn, callback=look_early)
     else:  # a callback costs each epoch an update of batch norms

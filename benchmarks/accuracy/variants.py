@@ -52,7 +52,9 @@ class MapScores(BaseEstimator):
             precision=self.precision,
             random_state=self.random_state,
             max_iter=self.epochs,
-            tol=None,
+            batch_size=64,
+            learning_rate=1e-3,
+            schedule="constant",
         ).fit(X)
         axes = {"nothing": None, "layer": (0, 1, 2), "position": (0,)}[self.standardise]
         self._usual = [
