@@ -150,11 +150,16 @@ def test_maps_of_values_that_were_not_learned_are_refused(images):
         detector.fit(images)
 
 
+STEADY = {"learning_rate": 1e-3, "schedule": "constant"}
+
+
 @pytest.mark.parametrize("build", [tiny_detector, paper_detector])
 def test_training_equals_a_naive_loop(images, build):
     """The same cloner, trained by a plain loop: one batch, Adam."""
     cloner, paper = OwnCloner(), build is paper_detector
-    detector = build(cloner=cloner, direction_weight=0.7, max_iter=4, batch_size=12).fit(images)
+    detector = build(cloner=cloner, direction_weight=0.7, max_iter=4, batch_size=12, **STEADY).fit(
+        images
+    )
     source = TinySource().features
     x = detector._prepare(list(images))
     optimizer = torch.optim.Adam(cloner.parameters(), lr=1e-3)
@@ -575,6 +580,8 @@ def test_paper_sets_the_parameters_of_the_paper():
     assert changed == {
         "value_weight": 1.0, "direction_weight": 3.0, "direction": "vector", "image_score": "loss",
         "localization": "gradient", "normalization": None, "image_size": 32,
+        "max_iter": 200, "tol": 2e-2, "batch_size": 64, "learning_rate": 1e-3,
+        "schedule": "constant",
     }  # fmt: skip
     assert MKDDetector.paper().direction_weight == "auto"
     with pytest.raises(TypeError, match="unexpected keyword argument 'lambda_'"):
@@ -593,10 +600,10 @@ def test_training_is_the_naive_loop(images, cache):
     optimizer = torch.optim.Adam(cloner.parameters(), lr=1e-3)
     prepared = detector._prepare(list(images)).contiguous()
     generator = private_generator(detector._seed)
-    shuffled_batches(12, 5, generator)  # the first batch, before training
+    shuffled_batches(12, 3, generator)  # the first batch, before training
     for epoch in range(3):
         sums = np.zeros(2)
-        for indices in shuffled_batches(12, 5, generator):
+        for indices in shuffled_batches(12, 3, generator):
             output, value, direction = cloner(prepared[indices]), 0.0, 0.0
             for layer, target in source.network(prepared[indices]).items():
                 value += F.mse_loss(output[layer], target) * len(indices)
