@@ -38,9 +38,9 @@ def test_every_parameter_has_its_option_and_help(capsys):
     text = " ".join(capsys.readouterr().out.split())
     for name, description in parameters().items():
         assert f"--{name.replace('_', '-')} VALUE {description[:20]}" in text
-    assert parameters()["critical_layers"].endswith("(default: auto)")
+    assert parameters()["opening_size"].endswith("(mkd: default: 3; memkd: default: 1)")
     assert parameters()["memory_size"].endswith("(memkd: default: 50)")
-    assert parameters()["tol"].endswith("(default: 0.02)")
+    assert parameters()["tol"].endswith("(default: None)")
 
 
 @pytest.mark.parametrize(
