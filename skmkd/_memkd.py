@@ -85,19 +85,17 @@ class MemKDDetector(BaseDistillationDetector):
     max_iter : "auto" or int, default="auto"
         Epochs at most. "auto" is 12, or as many as have 300 steps.
     tol : float or None, default=None
-        Training stops early when the loss has not improved on the best so far by this share for
-        `n_iter_no_change` epochs in a row. None runs `max_iter` epochs. Meant for
-        ``schedule="constant"``: a cycle that is cut short ends with a high learning rate.
+        Training stops when the loss has not improved on the best so far by this share for
+        `n_iter_no_change` epochs in a row. Use it with ``schedule="constant"``.
     n_iter_no_change : int, default=10
         Epochs without improvement before training stops; more if they have less than 50 steps.
     batch_size : "auto" or int, default="auto"
-        Training images per step; batches are near-equal, and never a single image. "auto" is a
-        25th of the images, from 4 to 64.
+        Training images per step, never a single one. "auto" is a 25th of all, from 4 to 64.
     learning_rate : float, default=5e-3
         Step size of Adam, at its highest.
     schedule : {"one_cycle", "constant"}, default="one_cycle"
-        How the learning rate changes over `max_iter` epochs: "one_cycle" raises it from zero in the
-        first 30 % of the steps and then lowers it to zero, so that the last weights are settled.
+        Course of the learning rate: "one_cycle" rises from 0 in the first 30 % of all steps, and
+        then falls to 0, so that the last weights are settled.
     betas : tuple of two floats, default=(0.5, 0.999)
         How much of Adam's running means of the gradient and of its square is kept at a step,
         from 0 to below 1.
@@ -116,15 +114,13 @@ class MemKDDetector(BaseDistillationDetector):
         augmentation, features are computed in every epoch; images from files are decoded once in
         any case.
     feature_store : str, path or None, default=None
-        Folder in which to store the source's features, to share them between fits (which fill
-        their `cache` from it), calls and processes, as in a grid search. It grows with every new
-        image; delete it when done, and set ``feature_store=None`` in production.
+        Folder that stores the source's features, shared by fits, calls and processes, as in a grid
+        search. It grows with every new image: delete it when done.
     device : str, default="auto"
         "auto" or a torch device, such as "cpu", "cuda:0" or "mps".
     precision : {"auto", "float32", "bfloat16"}, default="auto"
-        Number format of both networks' convolutions and matrix products. "auto" is "bfloat16" on
-        hardware that computes in it (processors with AVX512-BF16 or AMX, CUDA devices of capability
-        8.0 or higher), else "float32". The cloner's weights and all discrepancies are float32.
+        Number format of convolutions and matrix products. "auto" is "bfloat16" on hardware that
+        computes in it (AVX512-BF16, AMX, CUDA devices of capability 8.0 or higher), else "float32".
     on_error : {"raise", "skip"}, default="raise"
         How to treat a file that cannot be read. "skip" warns; `fit` and `calibrate` leave it out,
         its score and map are NaN, its prediction is -1, its mask True.
@@ -141,17 +137,15 @@ class MemKDDetector(BaseDistillationDetector):
     source_ : nn.Module
         The frozen source: images (n, 3, H, W) to a dict of critical layer -> activations.
     cloner_ : nn.Module
-        The trained cloner: images and what the source sees in them to a dict of critical layer
-        -> activations. Its ``memories`` have ``keys`` and ``values`` of shape
-        (memory_size, channels), by level.
+        The trained cloner: images, or the source's features, to a dict of critical layer ->
+        activations. ``memories`` hold ``keys`` and ``values`` (memory_size, channels), by level.
     critical_layers_ : tuple of str
         The layers in use, the finest grid's first.
     memory_levels_ : tuple of int
         The memories in use.
-    offset_ : float
-        Threshold of `predict`, in the unit of `score_samples`.
-    map_offset_ : float
-        Threshold of `predict_mask`, in the unit of the maps; from at most 256 training images.
+    offset_, map_offset_ : float
+        Thresholds of `predict` and `predict_mask`, in the units of scores and maps; the latter from
+        at most 256 training images.
     n_iter_ : int
         Epochs run.
     loss_curve_ : dict of str to ndarray of shape (n_epochs,), float64
@@ -186,9 +180,9 @@ class MemKDDetector(BaseDistillationDetector):
     cosine of each *whole* layer, plus the weighted losses of the memories, summed over these.
 
     With ``memory_size=0``, "reverse" is plain reverse distillation; ``source="wide_resnet50_2"``,
-    ``source_weights="imagenet"``, ``image_size=256``, ``max_iter=200`` and ``tol=None`` make it
-    the published setting [2]_. The cloner's stages follow those of a source that is one of
-    torchvision's ResNets; other sources get stages of three bottleneck blocks. The cloner of
+    ``source_weights="imagenet"``, ``image_size=256``, ``max_iter=200``, ``batch_size=16`` and
+    ``schedule="constant"`` make it the published setting [2]_. The cloner's stages follow those of
+    a ResNet of torchvision; other sources get stages of three bottleneck blocks. The cloner of
     "forward" is a ResNet with blocks of normal width.
 
     Of MemKD only the supplement has been available here [1]_. These are assumptions where it is
@@ -196,9 +190,8 @@ class MemKDDetector(BaseDistillationDetector):
     are compared with keys, and exemplars with values, by a softmax over cosines, and its
     temperature; that a memory lies before each stage of the reverse decoder, that of the highest
     level thus behind the bottleneck, where the exemplars' features are not the source's but their
-    embeddings, through which no gradient runs; that the exemplars are images of the training
-    batch, whose order is random, and no batch of their own; that the
-    exemplar loss is half the squared distance of unit vectors at each position, in the mean; that
+    embeddings, through which no gradient runs; that the exemplars are images of the training batch;
+    that the exemplar loss is half the mean squared distance of unit vectors at each position; that
     the orthogonality loss is the mean squared cosine between different items, of keys and values
     alike; both weights; and that recalled features are laid beside the cloner's as further
     channels. As in `MKDDetector`, batch norm statistics are recomputed over all training images

@@ -85,19 +85,17 @@ class MKDDetector(BaseDistillationDetector):
     max_iter : "auto" or int, default="auto"
         Epochs at most. "auto" is 12, or as many as have 300 steps.
     tol : float or None, default=None
-        Training stops early when the loss has not improved on the best so far by this share for
-        `n_iter_no_change` epochs in a row. None runs `max_iter` epochs. Meant for
-        ``schedule="constant"``: a cycle that is cut short ends with a high learning rate.
+        Training stops when the loss has not improved on the best so far by this share for
+        `n_iter_no_change` epochs in a row. Use it with ``schedule="constant"``.
     n_iter_no_change : int, default=10
         Epochs without improvement before training stops; more if they have less than 50 steps.
     batch_size : "auto" or int, default="auto"
-        Training images per step; batches are near-equal, and never a single image. "auto" is a
-        25th of the images, from 4 to 64.
+        Training images per step, never a single one. "auto" is a 25th of all, from 4 to 64.
     learning_rate : float, default=5e-3
         Step size of Adam, at its highest.
     schedule : {"one_cycle", "constant"}, default="one_cycle"
-        How the learning rate changes over `max_iter` epochs: "one_cycle" raises it from zero in the
-        first 30 % of the steps and then lowers it to zero, so that the last weights are settled.
+        Course of the learning rate: "one_cycle" rises from 0 in the first 30 % of all steps, and
+        then falls to 0, so that the last weights are settled.
     contamination : float in (0, 0.5], default=0.05
         Share of the training images below the threshold of `predict`, and of those with a pixel
         above that of `predict_mask`.
@@ -123,15 +121,13 @@ class MKDDetector(BaseDistillationDetector):
         augmentation, features are computed in every epoch; images from files are decoded once in
         any case. An image of 128 x 128 pixels takes 1.1 MB with VGG-16, 0.7 MB in bfloat16.
     feature_store : str, path or None, default=None
-        Folder in which to store the source's features, to share them between fits (which fill
-        their `cache` from it), calls and processes, as in a grid search. It grows with every new
-        image; delete it when done, and set ``feature_store=None`` in production.
+        Folder that stores the source's features, shared by fits, calls and processes, as in a grid
+        search. It grows with every new image: delete it when done.
     device : str, default="auto"
         "auto" or a torch device, such as "cpu", "cuda:0" or "mps".
     precision : {"auto", "float32", "bfloat16"}, default="auto"
-        Number format of both networks' convolutions and matrix products. "auto" is "bfloat16" on
-        hardware that computes in it (processors with AVX512-BF16 or AMX, CUDA devices of capability
-        8.0 or higher), else "float32". The cloner's weights and all discrepancies are float32.
+        Number format of convolutions and matrix products. "auto" is "bfloat16" on hardware that
+        computes in it (AVX512-BF16, AMX, CUDA devices of capability 8.0 or higher), else "float32".
     on_error : {"raise", "skip"}, default="raise"
         How to treat a file that cannot be read. "skip" warns; `fit` and `calibrate` leave it out,
         its score and map are NaN, its prediction is -1, its mask True.
@@ -146,8 +142,7 @@ class MKDDetector(BaseDistillationDetector):
     Attributes
     ----------
     source_, cloner_ : nn.Module
-        The frozen source and the trained cloner: images (n, 3, H, W) to a dict of critical layer
-        -> activations.
+        Frozen source, trained cloner: images (n, 3, H, W) to a dict of layer -> activations.
     critical_layers_, score_layers_ : tuple of str
         The layers in use.
     direction_weight_ : float
@@ -181,25 +176,21 @@ class MKDDetector(BaseDistillationDetector):
 
     Notes
     -----
-    Scores are float64, higher = more normal; maps are float32, higher = more anomalous. For an
-    image, the total discrepancy is ``value_weight * V + λ * D``, where over the critical layers V
+    Scores are float64, higher = more normal; maps are float32, higher = more anomalous. Training
+    minimises the total discrepancy ``value_weight * V + λ * D``, where over the critical layers V
     sums the mean squared difference of activations (Eq. 1 of [1]_) and D one minus their cosine
-    (Eq. 3). Images are scored in batches of one size, so that a score does not depend on the
-    other images.
-
-    Training minimises the total. By default directions are compared at each position, and the
-    score is the maximum of the map; the paper compares and scores whole images, as
-    `MKDDetector.paper` does. The project's page of results compares both.
+    (Eq. 3). By default directions are compared at each position, and the score is the maximum of
+    the map; the paper compares and scores whole images, as `MKDDetector.paper` does. Images are
+    scored in batches of one size, so that a score does not depend on the other images.
 
     Not in the paper, but its authors' practice, are the absolute value of the gradient, summed over
     channels, and a batch norm after every convolution of the cloner but the last of each block.
     Gradients flow through the cloner only, as in the paper; its authors' program uses both networks
-    (``through_source``). Our own addition: batch norm statistics are recomputed over all training
-    images after training, which makes scores more stable from epoch to epoch.
+    (``through_source``). Our own additions are batch norm statistics recomputed over all training
+    images after training, and a learning rate that follows one cycle.
 
-    What a parameter changes after `fit`: `image_score`, `score_layers`, `value_weight`,
-    `direction`, the parameters of maps, `on_error` and `feature_store` act at once, all others at
-    the next `fit`. All are checked at every call.
+    After `fit`, `image_score`, `score_layers`, `value_weight`, `direction`, the parameters of maps,
+    `on_error` and `feature_store` act at once, all others at the next `fit`.
 
     References
     ----------
@@ -302,9 +293,8 @@ class MKDDetector(BaseDistillationDetector):
 
         These are ``value_weight=1.0``, ``direction_weight="auto"``, ``direction="vector"``,
         ``image_score="loss"``, ``localization="gradient"`` and ``normalization=None`` (sections
-        3.1, 3.2 and 4.2.1; for CIFAR-10 the paper normalises: add ``normalization="source"``), and
-        for training ``batch_size=64``, ``learning_rate=1e-3``, ``schedule="constant"``,
-        ``max_iter=200`` and ``tol=2e-2``.
+        3.1, 3.2 and 4.2.1; for CIFAR-10 the paper normalises: add ``normalization="source"``);
+        ``batch_size=64``, ``learning_rate=1e-3``, ``schedule="constant"``, at most 200 epochs.
 
         Parameters
         ----------

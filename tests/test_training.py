@@ -128,12 +128,12 @@ def test_one_cycle_scales_the_steps_of_adam():
 @pytest.mark.parametrize(
     ("n", "expected"),
     [
-        (2, (1, 150)),
-        (5, (1, 150)),
-        (10, (2, 75)),
-        (40, (5, 30)),
-        (200, (10, 15)),
-        (640, (10, 15)),
+        (2, (1, 300)),
+        (5, (2, 150)),
+        (10, (3, 100)),
+        (40, (10, 30)),
+        (200, (25, 12)),
+        (640, (26, 12)),
         (6000, (94, 12)),
         (60000, (938, 12)),
     ],
@@ -141,7 +141,7 @@ def test_one_cycle_scales_the_steps_of_adam():
 def test_automatic_plans_have_enough_steps_for_any_number_of_images(n, expected):
     assert plan_training(n, "auto", "auto") == (n, *expected)
     n_batches, epochs = expected
-    assert n_batches * epochs >= 150
+    assert n_batches * epochs >= 300
     assert 2 <= n / n_batches <= 64
     assert plan_training(n, "auto", 7) == (n, n_batches, 7)
     assert plan_training(n, 2, 7) == (n, n // 2, 7)
