@@ -83,14 +83,14 @@ class MKDDetector(BaseDistillationDetector):
     augmentation : {"mild"} or None, default=None
         "mild" rotates training images by up to 20 degrees and scales them by 0.9 to 1.05.
     max_iter : "auto" or int, default="auto"
-        Epochs at most. "auto" is 12, or as many as have 300 steps.
+        Epochs at most. "auto" is 10, or as many as have 300 steps.
     tol : float or None, default=None
         Training stops when the loss has not improved on the best so far by this share for
         `n_iter_no_change` epochs in a row. Use it with ``schedule="constant"``.
     n_iter_no_change : int, default=10
         Epochs without improvement before training stops; more if they have less than 50 steps.
     batch_size : "auto" or int, default="auto"
-        Training images per step, never a single one. "auto" is a 25th of all, from 4 to 64.
+        Training images per step, never a single one. "auto" is a 30th of all, from 4 to 64.
     learning_rate : float, default=5e-3
         Step size of Adam, at its highest.
     schedule : {"one_cycle", "constant"}, default="one_cycle"

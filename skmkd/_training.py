@@ -19,8 +19,8 @@ from skmkd._images.preparation import mild_augmentation
 from skmkd._runtime import private_generator
 from skmkd._warnings import warn
 
-MIN_STEPS, MIN_EPOCHS = 300, 12  # of a training whose length is automatic
-MIN_BATCH, MAX_BATCH, BATCHES = 4, 64, 25  # images in an automatic batch; batches in an epoch
+MIN_STEPS, MIN_EPOCHS = 300, 10  # of a training whose length is automatic
+MIN_BATCH, MAX_BATCH, BATCHES = 4, 64, 30  # images in an automatic batch; batches in an epoch
 PATIENCE_STEPS = 50  # without improvement, at least, before a loss counts as converged
 RISE = 0.3  # share of the steps in which a one-cycle learning rate rises
 
@@ -135,8 +135,8 @@ class Plan(NamedTuple):
 def plan_training(n_images: int, batch_size: int | str, max_iter: int | str) -> Plan:
     """Settle what is "auto" by the number of images.
 
-    A batch is a 25th of them, from 4 to 64, and never a single image, from which batch norm could
-    not learn. Epochs are 12, or as many as have 300 steps.
+    A batch is a 30th of them, from 4 to 64, and never a single image, from which batch norm could
+    not learn. Epochs are 10, or as many as have 300 steps.
     """
     if batch_size == "auto":
         batch_size = min(MAX_BATCH, max(MIN_BATCH, n_images // BATCHES))

@@ -571,7 +571,7 @@ def test_named_settings_are_what_they_are_called(name):
                 free = {"device", "image_size", "augmentation", *expected}
                 if protocol["epochs"] or "epochs" in protocol["methods"][method]:
                     free |= {"max_iter", "tol"}
-                if words != "the default" or method.endswith("one rate"):
+                if words != "the default" or method.endswith(("one rate", "loss")):
                     free |= set(TRAINING)
                 if words == "the authors' settings":
                     free |= {"value_weight", "normalization", "localization_params"}

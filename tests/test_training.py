@@ -132,10 +132,10 @@ def test_one_cycle_scales_the_steps_of_adam():
         (5, (2, 150)),
         (10, (3, 100)),
         (40, (10, 30)),
-        (200, (25, 12)),
-        (640, (26, 12)),
-        (6000, (94, 12)),
-        (60000, (938, 12)),
+        (200, (34, 10)),
+        (640, (31, 10)),
+        (6000, (94, 10)),
+        (60000, (938, 10)),
     ],
 )
 def test_automatic_plans_have_enough_steps_for_any_number_of_images(n, expected):
