@@ -338,7 +338,8 @@ def test_map_scores_sum_up_what_the_default_finds():
     learn, (good, bad) = spotted(8, 0)[0], spotted(4, 1)
     test = np.concatenate([good, bad])
     settings = {"image_size": 32, "random_state": 0, "precision": "float32"}
-    default = MKDDetector(**settings, max_iter=2, tol=None).fit(learn)
+    constant = {"batch_size": 64, "learning_rate": 1e-3, "schedule": "constant"}
+    default = MKDDetector(**settings, **constant, max_iter=2).fit(learn)
     plain = MapScores(share=0.0, standardise="nothing", epochs=2, **settings).fit(learn)
     expected = default.score_samples(test)
     assert_allclose(plain.score_samples(test), expected, rtol=1e-5)

@@ -438,7 +438,13 @@ def test_what_a_callback_sets_holds_until_it_returns(images):
 
 @pytest.mark.parametrize(
     "parameters",
-    [{"normalization": None}, {"augmentation": "mild"}, {"batch_size": 4}, {"learning_rate": 0.1}],
+    [
+        {"normalization": None},
+        {"augmentation": "mild"},
+        {"batch_size": 6},
+        {"learning_rate": 0.1},
+        {"schedule": "constant"},
+    ],
     ids=str,
 )
 def test_parameter_has_an_effect(detector, images, parameters):

@@ -519,7 +519,8 @@ def test_vgg16_finds_stains_on_bricks():
     bad, mask = good.copy(), np.zeros(good.shape, dtype=bool)
     mask[:, 24:36, 20:36] = True
     bad[mask] = 0.6 * bad[mask]
-    detector = MKDDetector(image_size=64, batch_size=8, max_iter=8, tol=None, random_state=0)
+    # a short training: gradients of a cloner that has converged show little of a stain
+    detector = MKDDetector(image_size=64, batch_size=8, max_iter=8, random_state=0, **STEADY)
     detector.fit(train)
     scores = detector.score_samples(np.concatenate([good, bad]))
     assert roc_auc_score(np.repeat([1, -1], len(good)), scores) > 0.95
