@@ -146,7 +146,9 @@ class BaseDistillationDetector(OutlierMixin, ThresholdMixin, SavingMixin, ABC):
             self.critical_layers_ = tuple(s.layer for s in source.stages if s.critical)
             self._check_options()  # again, now that the layers are known
             with self._cached(images, budget) as dataset:
-                plan = plan_training(len(images), self.batch_size, self.max_iter)
+                plan = plan_training(
+                    len(images), self._prepare.size, self.batch_size, self.max_iter
+                )
                 augmented = self.augmentation is not None
                 epochs = training_epochs(dataset, plan, generator, augmented)
                 first = next(next(epochs))

@@ -83,7 +83,7 @@ class MemKDDetector(BaseDistillationDetector):
     augmentation : {"mild"} or None, default=None
         "mild" rotates training images by up to 20 degrees and scales them by 0.9 to 1.05.
     max_iter : "auto" or int, default="auto"
-        Epochs at most. "auto" is 10, or as many as have 300 steps.
+        Epochs at most. "auto" is 10, or as many as have 300 steps (600 for 256 x 256 pixels).
     tol : float or None, default=None
         Training stops when the loss has not improved on the best so far by this share for
         `n_iter_no_change` epochs in a row. Use it with ``schedule="constant"``.

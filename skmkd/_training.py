@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from math import ceil, cos, pi
+from math import ceil, cos, pi, sqrt
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ from skmkd._runtime import private_generator
 from skmkd._warnings import warn
 
 MIN_STEPS, MIN_EPOCHS = 300, 10  # of a training whose length is automatic
+STEPS_SIDE = 128  # side of an image in pixels, above which it takes more steps
 MIN_BATCH, MAX_BATCH, BATCHES = 4, 64, 30  # images in an automatic batch; batches in an epoch
 PATIENCE_STEPS = 50  # without improvement, at least, before a loss counts as converged
 RISE = 0.3  # share of the steps in which a one-cycle learning rate rises
@@ -132,17 +133,21 @@ class Plan(NamedTuple):
     max_iter: int  # epochs at most
 
 
-def plan_training(n_images: int, batch_size: int | str, max_iter: int | str) -> Plan:
-    """Settle what is "auto" by the number of images.
+def plan_training(
+    n_images: int, size: tuple[int, int], batch_size: int | str, max_iter: int | str
+) -> Plan:
+    """Settle what is "auto" by the number of images and their size (height, width).
 
     A batch is a 30th of them, from 4 to 64, and never a single image, from which batch norm could
-    not learn. Epochs are 10, or as many as have 300 steps.
+    not learn. Epochs are 10, or as many as have 300 steps; images of more than 128 x 128 pixels,
+    whose details are more, take more steps in proportion to their side.
     """
     if batch_size == "auto":
         batch_size = min(MAX_BATCH, max(MIN_BATCH, n_images // BATCHES))
     n_batches = max(1, min(ceil(n_images / int(batch_size)), n_images // 2))
     if max_iter == "auto":
-        max_iter = max(MIN_EPOCHS, ceil(MIN_STEPS / n_batches))
+        n_steps = MIN_STEPS * max(1.0, sqrt(size[0] * size[1]) / STEPS_SIDE)
+        max_iter = max(MIN_EPOCHS, ceil(n_steps / n_batches))
     return Plan(n_images, n_batches, int(max_iter))
 
 

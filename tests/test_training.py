@@ -139,12 +139,19 @@ def test_one_cycle_scales_the_steps_of_adam():
     ],
 )
 def test_automatic_plans_have_enough_steps_for_any_number_of_images(n, expected):
-    assert plan_training(n, "auto", "auto") == (n, *expected)
+    assert plan_training(n, (128, 128), "auto", "auto") == (n, *expected)
     n_batches, epochs = expected
     assert n_batches * epochs >= 300
     assert 2 <= n / n_batches <= 64
-    assert plan_training(n, "auto", 7) == (n, n_batches, 7)
-    assert plan_training(n, 2, 7) == (n, n // 2, 7)
+    assert plan_training(n, (128, 128), "auto", 7) == (n, n_batches, 7)
+    assert plan_training(n, (128, 128), 2, 7) == (n, n // 2, 7)
+
+
+@pytest.mark.parametrize(
+    ("size", "epochs"), [((32, 32), 30), ((128, 128), 30), ((256, 256), 60), ((64, 1024), 60)]
+)
+def test_larger_images_take_more_steps(size, epochs):
+    assert plan_training(40, size, "auto", "auto") == (40, 10, epochs)
 
 
 def test_warns_if_it_has_not_converged():
@@ -200,7 +207,7 @@ def test_frozen_parameters_stay():
 
 @pytest.mark.parametrize(("n", "batch_size"), [(65, 64), (3, 2), (5, 1), (2, 64), (130, 64)])
 def test_shuffled_batches_hold_every_image_once_and_none_alone(n, batch_size):
-    n_batches = plan_training(n, batch_size, 1).n_batches
+    n_batches = plan_training(n, (8, 8), batch_size, 1).n_batches
     batches = shuffled_batches(n, n_batches, torch.Generator().manual_seed(0))
     sizes = [len(batch) for batch in batches]
     assert min(sizes) >= 2
