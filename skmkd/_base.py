@@ -147,8 +147,9 @@ class BaseDistillationDetector(OutlierMixin, ThresholdMixin, SavingMixin, ABC):
             self._check_options()  # again, now that the layers are known
             with self._cached(images, budget) as dataset:
                 plan = plan_training(
-                    len(images), self._prepare.size, self.batch_size, self.max_iter
-                )
+                    len(images), self._prepare.size, self.batch_size, self.max_iter,
+                    self.tol is not None,
+                )  # fmt: skip
                 augmented = self.augmentation is not None
                 epochs = training_epochs(dataset, plan, generator, augmented)
                 first = next(next(epochs))

@@ -86,9 +86,9 @@ class MemKDDetector(BaseDistillationDetector):
         Epochs at most. "auto" is 10, or as many as have 300 steps (600 for 256 x 256 pixels).
     tol : float or None, default=None
         Training stops when the loss has not improved on the best so far by this share for
-        `n_iter_no_change` epochs in a row. Use it with ``schedule="constant"``.
+        `n_iter_no_change` epochs in a row, or 200 in all; only with ``schedule="constant"``.
     n_iter_no_change : int, default=10
-        Epochs without improvement before training stops; more if they have less than 50 steps.
+        Epochs without improvement before training stops; more if they have fewer than 50 steps.
     batch_size : "auto" or int, default="auto"
         Training images per step, never a single one. "auto" is a 30th of all, from 4 to 64.
     learning_rate : float, default=5e-3

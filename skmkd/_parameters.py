@@ -134,11 +134,16 @@ def check_common(detector: Any) -> None:
     Raises
     ------
     ValueError
-        If `image_size` has no meaning or `opening_size` is even.
+        If `image_size` has no meaning, `opening_size` is even, or `tol` would cut a cycle short.
     """
     resized_shape(detector.image_size)
     if detector.opening_size % 2 == 0:
         raise ValueError(f"opening_size must be odd; got {detector.opening_size}.")
+    if detector.tol is not None and detector.schedule == "one_cycle":
+        raise ValueError(
+            "tol must be None with schedule='one_cycle', which would be cut short; got "
+            f"{detector.tol}. Use schedule='constant' to stop when the loss has converged."
+        )
 
 
 def check_mkd(detector: Any, method: str | None = None) -> None:

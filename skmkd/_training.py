@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 from tqdm.auto import tqdm
 
 from skmkd._features.batches import Batch, Dataset
@@ -20,6 +19,7 @@ from skmkd._runtime import private_generator
 from skmkd._warnings import warn
 
 MIN_STEPS, MIN_EPOCHS = 300, 10  # of a training whose length is automatic
+MAX_EPOCHS = 200  # of one that stops when it has converged
 STEPS_SIDE = 128  # side of an image in pixels, above which it takes more steps
 MIN_BATCH, MAX_BATCH, BATCHES = 4, 64, 30  # images in an automatic batch; batches in an epoch
 PATIENCE_STEPS = 50  # without improvement, at least, before a loss counts as converged
@@ -72,13 +72,12 @@ def distill(
     convergence = Convergence(tol, max(n_iter_no_change, ceil(PATIENCE_STEPS / plan.n_batches)))
     weights = [parameter for parameter in cloner.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(weights, lr=learning_rate, betas=(betas[0], betas[1]))
-    factor = SCHEDULES[schedule]
-    scheduler = LambdaLR(optimizer, lambda step: factor((step + 0.5) / n_steps))
+    rates = (learning_rate * SCHEDULES[schedule]((i + 0.5) / n_steps) for i in range(n_steps))
     curve: list[dict[str, float]] = []
     with tqdm(total=max_iter, desc="Distilling", unit="epoch", disable=verbose < 1) as progress:
         try:
             for epoch, batches in zip(range(1, max_iter + 1), epochs, strict=False):
-                means = _train_epoch(cloner, batches, terms, optimizer, scheduler)
+                means = _train_epoch(cloner, batches, terms, optimizer, rates)
                 if not np.isfinite(means["total"]):
                     raise ValueError(divergence(epoch, learning_rate))
                 curve.append(means)
@@ -134,20 +133,25 @@ class Plan(NamedTuple):
 
 
 def plan_training(
-    n_images: int, size: tuple[int, int], batch_size: int | str, max_iter: int | str
+    n_images: int,
+    size: tuple[int, int],
+    batch_size: int | str,
+    max_iter: int | str,
+    converges: bool = False,
 ) -> Plan:
     """Settle what is "auto" by the number of images and their size (height, width).
 
     A batch is a 30th of them, from 4 to 64, and never a single image, from which batch norm could
     not learn. Epochs are 10, or as many as have 300 steps; images of more than 128 x 128 pixels,
-    whose details are more, take more steps in proportion to their side.
+    whose details are more, take more steps in proportion to their side. A training that stops when
+    it has converged has at most 200 epochs.
     """
     if batch_size == "auto":
         batch_size = min(MAX_BATCH, max(MIN_BATCH, n_images // BATCHES))
     n_batches = max(1, min(ceil(n_images / int(batch_size)), n_images // 2))
     if max_iter == "auto":
         n_steps = MIN_STEPS * max(1.0, sqrt(size[0] * size[1]) / STEPS_SIDE)
-        max_iter = max(MIN_EPOCHS, ceil(n_steps / n_batches))
+        max_iter = MAX_EPOCHS if converges else max(MIN_EPOCHS, ceil(n_steps / n_batches))
     return Plan(n_images, n_batches, int(max_iter))
 
 
@@ -240,7 +244,7 @@ def _train_epoch(
     batches: Iterable[Batch],
     terms: Callable[[Batch], Terms],
     optimizer: torch.optim.Optimizer,
-    scheduler: LambdaLR,
+    rates: Iterator[float],
 ) -> dict[str, float]:
     """Update once per batch; return the mean of every term over the epoch's images."""
     cloner.train()
@@ -250,8 +254,8 @@ def _train_epoch(
         losses = terms(batch)
         optimizer.zero_grad()
         losses["total"].mean().backward()
+        optimizer.param_groups[0]["lr"] = next(rates)
         optimizer.step()
-        scheduler.step()
         n_images += len(batch.images)
         for name, loss in losses.items():
             sums[name] = sums.get(name, torch.zeros(())).to(loss) + loss.detach().sum()

@@ -457,11 +457,14 @@ def test_without_normalization_pixels_are_from_0_to_1(images):
     assert_allclose(detector._prepare(list(images)).permute(0, 2, 3, 1), images / 255, atol=1e-6)
 
 
+CONSTANT = {"schedule": "constant"}
+
+
 @pytest.mark.parametrize("build", [tiny_detector, paper_detector])
 def test_loss_curve_and_convergence(images, build):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        detector = build(max_iter=500, tol=0.05, n_iter_no_change=3).fit(images)
+        detector = build(max_iter=500, tol=0.05, n_iter_no_change=3, **CONSTANT).fit(images)
     assert 3 < detector.n_iter_ < 500
     curve = detector.loss_curve_
     assert set(curve) == {"total", "value", "direction"}
@@ -471,7 +474,23 @@ def test_loss_curve_and_convergence(images, build):
     assert_allclose(curve["total"], weighted, rtol=1e-5)
     assert curve["total"][-1] < curve["total"][0]
     with pytest.warns(ConvergenceWarning, match="50 epochs without improving"):  # of one step
-        build(tol=1e-6, batch_size=12).fit(images)
+        build(tol=1e-6, batch_size=12, **CONSTANT).fit(images)
+
+
+def test_one_cycle_is_not_cut_short(images):
+    message = "tol must be None with schedule='one_cycle'.*; got 0.01. Use schedule='constant'"
+    with pytest.raises(ValueError, match=message):
+        tiny_detector(tol=0.01).fit(images)
+
+
+def test_automatic_length_leaves_time_to_converge(images):
+    detector = tiny_detector(tol=0.05, max_iter="auto", batch_size=2, **CONSTANT).fit(images)
+    assert 10 < detector.n_iter_ < 200
+    always = tiny_detector(
+        tol=0.0, max_iter="auto", batch_size=12, n_iter_no_change=300, **CONSTANT
+    )
+    with pytest.warns(ConvergenceWarning, match="after max_iter=200"):
+        always.fit(images)
 
 
 def test_progress_bar_only_if_verbose(images, capsys):

@@ -34,6 +34,10 @@ def _from_format_1(values: dict[str, Any]) -> dict[str, Any]:
 def _from_format_2(values: dict[str, Any]) -> dict[str, Any]:
     """Return the values of a file of format 2 as format 3 has them.
 
-    The cloner was always computed in float32.
+    The cloner was always computed in float32, and trained at a constant learning rate.
     """
-    return {**values, "attributes": {**values["attributes"], "_cloner_precision": "float32"}}
+    return {
+        **values,
+        "parameters": {**values["parameters"], "schedule": "constant"},
+        "attributes": {**values["attributes"], "_cloner_precision": "float32"},
+    }

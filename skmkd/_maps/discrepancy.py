@@ -24,7 +24,7 @@ class Products(NamedTuple):
     """Inner products of the activations s of the source and c of the cloner.
 
     Both discrepancies follow from them: ``|s - c|^2 = ss + cc - 2 sc``, in which rounding shows
-    only where s and c differ by less than a thousandth, and ``cos(s, c) = sc / sqrt(ss * cc)``.
+    where s and c differ by less than a hundredth, and ``cos(s, c) = sc / sqrt(ss * cc)``.
     """
 
     ss: Tensor  # (n, h, w) along channels, or (n,) of the whole layer

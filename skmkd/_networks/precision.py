@@ -19,7 +19,10 @@ from skmkd._runtime import computes_bfloat16
 
 Network = TypeVar("Network", bound=nn.Module)
 
-PRODUCTS = (torch.conv1d, torch.conv2d, torch.conv3d, F.linear, torch.matmul)
+PRODUCTS = (
+    torch.conv1d, torch.conv2d, torch.conv3d, F.linear, torch.matmul,
+    torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d,
+)  # fmt: skip
 is_native = cache(computes_bfloat16)
 
 

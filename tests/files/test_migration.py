@@ -10,11 +10,14 @@ SETTINGS = {
 }
 
 
-FLOAT32 = {"_cloner_precision": "float32"}  # of all cloners up to format 2
-
-
 def values_of(detector, **attributes):
     return {"detector": detector, "parameters": {}, "attributes": attributes, "networks": {}}
+
+
+def of_today(detector, **attributes):
+    """Return values as a file of a format up to 2 has them after its upgrade."""
+    values = values_of(detector, **attributes, _cloner_precision="float32")
+    return {**values, "parameters": {"schedule": "constant"}}
 
 
 def test_score_layers_move_into_the_settings_of_both_thresholds():
@@ -24,31 +27,30 @@ def test_score_layers_move_into_the_settings_of_both_thresholds():
         _thresholds_hold_for=SETTINGS,
     )  # fmt: skip
     before = copy.deepcopy(old)
-    assert upgrade(old, 1) == values_of(
+    assert upgrade(old, 1) == of_today(
         "MKDDetector",
         offset_=-0.5,
         _thresholds_hold_for={
             "offset_": {"image_score": "loss", "value_weight": 1.0, "score_layers": layers},
             "map_offset_": {"localization": "gradient", "score_layers": layers},
         },
-        **FLOAT32,
     )
     assert old == before
 
 
 def test_detector_saved_before_its_thresholds_were_set():
     old = values_of("MKDDetector", score_layers_=("a",), _layer_keys={"a": "0f"}, n_iter_=1)
-    assert upgrade(old, 1) == values_of("MKDDetector", n_iter_=1, **FLOAT32)
+    assert upgrade(old, 1) == of_today("MKDDetector", n_iter_=1)
 
 
 def test_memkd_has_no_score_layers():
     old = values_of("MemKDDetector", _layer_keys=None, _thresholds_hold_for=SETTINGS)
-    new = values_of("MemKDDetector", _thresholds_hold_for=SETTINGS, **FLOAT32)
+    new = of_today("MemKDDetector", _thresholds_hold_for=SETTINGS)
     assert upgrade(old, 1) == new
 
 
-def test_cloners_up_to_format_2_are_in_float32():
+def test_cloners_up_to_format_2_are_in_float32_and_were_trained_at_a_constant_rate():
     old = values_of("MKDDetector", precision_="bfloat16")
-    new = values_of("MKDDetector", precision_="bfloat16", **FLOAT32)
+    new = of_today("MKDDetector", precision_="bfloat16")
     assert upgrade(old, 2) == new
     assert upgrade(new, FORMAT) == new

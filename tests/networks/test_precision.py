@@ -33,7 +33,11 @@ def test_bfloat16_rounds_only_products_and_stores_their_weights():
 
 @pytest.mark.parametrize(
     ("layer", "shape"),
-    [(nn.Conv2d(64, 32, 3), (4, 64, 9, 9)), (nn.Linear(576, 32), (200, 576))],
+    [
+        (nn.Conv2d(64, 32, 3), (4, 64, 9, 9)),
+        (nn.ConvTranspose2d(64, 32, 3), (4, 64, 9, 9)),
+        (nn.Linear(576, 32), (200, 576)),
+    ],
 )
 def test_emulated_products_match_native_bfloat16(layer, shape, monkeypatch):
     generator = torch.Generator().manual_seed(0)
