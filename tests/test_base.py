@@ -575,8 +575,8 @@ def warned_at(call, *args, **kwargs):
 def test_warnings_of_fit_and_scores_point_to_the_caller(images, tmp_path):
     here = {(UserWarning, __file__)}
     converging = {(ConvergenceWarning, __file__)}
-    assert warned_at(tiny_detector(tol=1e-6).fit, images) == converging
-    assert warned_at(tiny_detector(tol=1e-6).fit_predict, images) == converging
+    assert warned_at(tiny_detector(tol=1e-6, **CONSTANT).fit, images) == converging
+    assert warned_at(tiny_detector(tol=1e-6, **CONSTANT).fit_predict, images) == converging
     assert warned_at(tiny_detector().fit, images, callback=interrupt) == converging
     paths = spoiled(tmp_path, images)
     detector = tiny_detector(on_error="skip")
@@ -635,7 +635,7 @@ def test_bad_parameter_set_after_fit_is_an_error_everywhere(
 @pytest.mark.parametrize(
     "change",
     [
-        {"image_size": 8}, {"critical_layers": 1}, {"max_iter": 7}, {"tol": 0.1}, {"batch_size": 3},
+        {"image_size": 8}, {"critical_layers": 1}, {"max_iter": 7}, {"tol": 0.1, "schedule": "constant"}, {"batch_size": 3},
         {"learning_rate": 1.0}, {"contamination": 0.5}, {"normalization": None},
         {"augmentation": "mild"}, {"cloner": "equal"}, {"source": "vgg16"}, {"random_state": 9},
         {"precision": "bfloat16"}, {"direction_weight": 2.0},

@@ -206,7 +206,7 @@ def quoted(results: Path) -> str:
             found = {m: f"{means[m][figure]:.1f}" for m in means if figure in means[m]}
             known = [m for m in baselines if m in found]
             best = max(known, key=lambda m: means[m][figure], default="")
-            ours = found["the default"], found["the paper's setting"]
+            ours = found.get("the default", "not yet run"), found["the paper's setting"]
             cells = [images, figure, *ours, f"{found.get(best, '')} {best}"]
             lines.append(row_of([cell.strip() for cell in cells]))
             images = ""
