@@ -635,7 +635,8 @@ def test_bad_parameter_set_after_fit_is_an_error_everywhere(
 @pytest.mark.parametrize(
     "change",
     [
-        {"image_size": 8}, {"critical_layers": 1}, {"max_iter": 7}, {"tol": 0.1, "schedule": "constant"}, {"batch_size": 3},
+        {"image_size": 8}, {"critical_layers": 1}, {"max_iter": 7}, {"batch_size": 3},
+        {"tol": 0.1, "schedule": "constant"},
         {"learning_rate": 1.0}, {"contamination": 0.5}, {"normalization": None},
         {"augmentation": "mild"}, {"cloner": "equal"}, {"source": "vgg16"}, {"random_state": 9},
         {"precision": "bfloat16"}, {"direction_weight": 2.0},
