@@ -70,9 +70,7 @@ for i, (image, mask) in enumerate(zip(X_bad, masks, strict=True)):
 # ``fit`` takes good images only. The detector fits these better than new ones, so its threshold is
 # then set on held-out good images.
 
-detector = MKDDetector(
-    image_size=SIDE, smoothing_sigma=2, random_state=0
-)  # fmt: skip
+detector = MKDDetector(image_size=SIDE, smoothing_sigma=2, random_state=0)
 detector.fit(X_train).calibrate(X_calibration, fpr=0.05)
 
 # %%

@@ -51,11 +51,11 @@ IsolationForest and OneClassSVM on the mean of each channel. The files in
 
 Areas are in percent; behind ± is the standard deviation over seeds, where there are several. AUPRO
 goes to a false-positive rate of 0.3. "To the end" is as long as a detector's parameters say: with
-the default 300 steps or ten epochs, whichever is more; with the paper's setting until `tol` stops
-the training, or 200 epochs. Ablations of anything but the training, and the comparisons with MemKD,
-train all detectors alike: at a constant learning rate, those of MKD in batches of 64. Defects are
-synthetic where the title says so. What the methods cost is measured by [benchmarks](benchmarks.md),
-in ratios.
+the default 300 steps (600 at 256 pixels) or ten epochs, whichever is more; with the paper's setting
+until `tol` stops the training, or 200 epochs. Ablations of anything but the training, and the
+comparisons with MemKD, train all detectors alike: at a constant learning rate, those of MKD in
+batches of 64. Defects are synthetic where the title says so. What the methods cost is measured by
+[benchmarks](benchmarks.md), in ratios.
 """
 
 
