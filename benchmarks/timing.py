@@ -154,7 +154,9 @@ def machine() -> dict[str, Any]:
     """Say on what, and with which versions, something is measured."""
     from skmkd._runtime import resolve_precision  # an earlier build may lack it
 
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
     return {
+        **gpu,
         "processor": processor(),
         "instructions": instructions(),
         "threads": torch.get_num_threads(),
@@ -166,15 +168,19 @@ def machine() -> dict[str, Any]:
     }
 
 
-def report(script: str, rows: list[dict[str, Any]], output: Path | None) -> None:
+def report(
+    script: str, rows: list[dict[str, Any]], output: Path | None, quiet: bool = False
+) -> None:
     """Print rows as a table and write them, with what they were measured on, as JSON."""
+    path = output or Path(Path(script).with_suffix(".json").name)
+    path.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=2) + "\n")
+    if quiet:
+        return
     columns = list(dict.fromkeys(name for row in rows for name in row))
     cells = [[_text(row.get(name, "")) for name in columns] for row in rows]
     widths = [max(len(c) for c in column) for column in zip(columns, *cells, strict=True)]
     for line in [columns, *cells]:
         print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
-    path = output or Path(Path(script).with_suffix(".json").name)
-    path.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=2) + "\n")
 
 
 def _text(value: Any) -> str:

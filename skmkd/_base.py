@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, ClassVar, Self
@@ -22,15 +22,17 @@ from skmkd._images.checks import Images, ImagesLike, check_images
 from skmkd._images.image_files import readable
 from skmkd._images.preparation import Preprocessing
 from skmkd._maps.discrepancy import Features
-from skmkd._maps.finishing import Maps, Output, localization_maps, resize_map
+from skmkd._maps.finishing import Maps, Output, localization_maps, resized_maps
 from skmkd._networks.layers import LayerRule
 from skmkd._networks.sources import IDENTITY, Source, build_source
 from skmkd._parameters import resized_shape
 from skmkd._runtime import (
     CACHE_SHARE,
+    CPU,
     available_memory,
     draw_seed,
     forked_rng,
+    one_behind,
     plain_arithmetic,
     private_generator,
     resolve_device,
@@ -138,7 +140,7 @@ class BaseDistillationDetector(OutlierMixin, ThresholdMixin, SavingMixin, ABC):
         generator = private_generator(self._seed)
         automatic = self.cache in ("auto", None)
         budget = int(CACHE_SHARE * available_memory() if automatic else self.cache)
-        draws = isinstance(getattr(self, "cloner", None), nn.Module)  # its layers may, as dropout
+        draws = self._has_own_cloner  # whose layers may, as dropout does
         generators = forked_rng(self._seed, self.device_) if draws else nullcontext()
         with plain_arithmetic(True, self.device_), generators:
             source = self._build_source()
@@ -163,6 +165,11 @@ class BaseDistillationDetector(OutlierMixin, ThresholdMixin, SavingMixin, ABC):
                 self.loss_curve_ = self._train(epochs, dataset, plan, callback)
                 self.n_iter_ = len(self.loss_curve_["total"])
                 self._set_training_thresholds(dataset, images)
+
+    @property
+    def _has_own_cloner(self) -> bool:
+        """Whether the cloner is a module of the user's."""
+        return isinstance(getattr(self, "cloner", None), nn.Module)
 
     def _build_source(self) -> Source:
         """Build the source and, for its normalization, the preparation of images."""
@@ -211,7 +218,8 @@ class BaseDistillationDetector(OutlierMixin, ThresholdMixin, SavingMixin, ABC):
 
         curve = distill(
             self.cloner_, epochs, self._loss_terms, plan, learning_rate=self.learning_rate,
-            schedule=self.schedule, betas=getattr(self, "betas", (0.9, 0.999)), tol=self.tol,
+            schedule=self.schedule, betas=getattr(self, "betas", (0.9, 0.999)),
+            recorded=self.device_.type == "cuda" and not self._has_own_cloner, tol=self.tol,
             n_iter_no_change=self.n_iter_no_change, verbose=self.verbose,
             after_epoch=None if callback is None else after_epoch,
         )  # fmt: skip
@@ -303,24 +311,36 @@ class BaseDistillationDetector(OutlierMixin, ThresholdMixin, SavingMixin, ABC):
         batches = consecutive(
             range(len(images)) if indices is None else indices, dataset.batch_size
         )
-        for chosen, batch in zip(batches, dataset.batches(batches, padded=True), strict=True):
+        judged = self._judgements(dataset, batches, scores, maps, method)
+        for chosen, anomaly, finished in judged if self.device_ == CPU else one_behind(judged):
             n = len(chosen)
+            normal = [np.nan] * n if anomaly is None else (-anomaly).tolist()
+            own: Iterable[Any] = [None] * n
+            if finished is not None:
+                own = resized_maps(finished, images.sizes(chosen))
+            for index, score, single in zip(chosen, normal, own, strict=True):
+                if index in images.unreadable:
+                    score, single = np.nan, None if single is None else np.full_like(single, np.nan)
+                yield Output(index, score, single)
+
+    def _judgements(
+        self,
+        dataset: Dataset,
+        batches: Sequence[Sequence[int]],
+        scores: bool,
+        maps: bool,
+        method: str | None,
+    ) -> Iterator[tuple[Sequence[int], Tensor | None, Tensor | None]]:
+        """Yield each batch of indices with its anomaly scores and finished maps, on the device."""
+        for chosen, batch in zip(batches, dataset.batches(batches, padded=True), strict=True):
             with plain_arithmetic(False, self.device_):
-                anomaly, raw = self._judge(batch, scores, maps, method)
-            normal = [np.nan] * n if anomaly is None else (-anomaly[:n].cpu()).tolist()
-            finished: Any = [None] * n
-            if raw is not None:
-                attribution = raw[:n].cpu().numpy()
-                finished = localization_maps(attribution, self.smoothing_sigma, self.opening_size)
-            own_size = None in images.shape
-            sizes: Any = images.sizes(chosen) if own_size else [images.shape[:2]] * n
-            for index, score, single, size in zip(chosen, normal, finished, sizes, strict=True):
-                readable = index not in images.unreadable
-                if single is not None and readable:
-                    single = resize_map(single, size)
-                elif single is not None:
-                    single = np.full_like(single, np.nan, shape=size)
-                yield Output(index, float(score) if readable else np.nan, single)
+                anomaly, raw = (
+                    None if each is None else each[: len(chosen)]
+                    for each in self._judge(batch, scores, maps, method)
+                )
+                if raw is not None:
+                    raw = localization_maps(raw, self.smoothing_sigma, self.opening_size)
+            yield chosen, anomaly, raw
 
     def _dataset(self, images: Images, *, stored: bool = True) -> ImageDataset:
         """Return images with the source's features, through the feature store if there is one."""

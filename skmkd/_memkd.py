@@ -26,7 +26,7 @@ from skmkd._networks.reverse import ReverseCloner
 from skmkd._networks.sources import Source
 from skmkd._parameters import MEMKD, check_memkd
 from skmkd._runtime import plain_arithmetic, private_generator
-from skmkd._training import Terms
+from skmkd._steps import Terms
 
 
 class MemKDDetector(BaseDistillationDetector):

@@ -30,7 +30,7 @@ from skmkd._networks.precision import products_in, to_device
 from skmkd._networks.sources import Source
 from skmkd._parameters import MKD, PAPER, check_mkd, mkd_settings, score_layers
 from skmkd._runtime import private_generator
-from skmkd._training import Terms
+from skmkd._steps import Terms
 
 
 class MKDDetector(BaseDistillationDetector):

@@ -5,16 +5,17 @@ from __future__ import annotations
 import copy
 import os
 import re
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import RLock
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from sklearn.utils import check_random_state
-from torch import nn
+from torch import Tensor, nn
 
 CPU = torch.device("cpu")
 PRECISIONS = ("float32", "bfloat16")
@@ -23,6 +24,7 @@ BFLOAT16_CUDA = (8, 0)  # the first capability that computes in it
 CGROUPS = Path("/sys/fs/cgroup")
 CACHE_SHARE = 0.25  # of the available memory, that a cache takes by default
 UNKNOWN_MEMORY = 2**32  # bytes taken for a machine's where the system does not say
+Item = TypeVar("Item")
 GENERATORS = RLock()  # guards torch's global ones, which one thread at a time may seed and restore
 _FORK = {"threads started": False, "forked since": False}
 
@@ -115,6 +117,28 @@ def _physical_memory() -> int:
         return UNKNOWN_MEMORY
 
 
+def gpu_memory(device: torch.device) -> tuple[int, int]:
+    """Return the free and the total bytes of a GPU's own memory; none for other devices."""
+    return torch.cuda.mem_get_info(device) if device.type == "cuda" else (0, 0)
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor on a device; a GPU fetches it while the CPU goes on."""
+    if device.type != "cuda" or tensor.device == device:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def one_behind(items: Iterable[Item]) -> Iterator[Item]:
+    """Yield each item once the next has been made, so that a device is busy while one is read."""
+    previous: deque[Item] = deque()
+    for item in items:
+        previous.append(item)
+        if len(previous) > 1:
+            yield previous.popleft()
+    yield from previous
+
+
 def draw_seed(random_state: int | np.random.RandomState | None) -> int:
     """Draw one seed; ``None`` takes fresh entropy and leaves numpy's global generator alone."""
     if random_state is None:
@@ -145,6 +169,8 @@ def plain_arithmetic(gradients: bool, device: torch.device) -> Iterator[None]:
 
     Raises
     ------
+    MemoryError
+        If a GPU runs out of memory.
     RuntimeError
         In a process that was forked from one that has computed here, with several threads: these
         are not in the child, and torch would wait for them forever.
@@ -164,7 +190,13 @@ def plain_arithmetic(gradients: bool, device: torch.device) -> Iterator[None]:
         torch.autocast(device.type, enabled=False),
         torch.device("cpu"),
     ):
-        yield
+        try:
+            yield
+        except torch.cuda.OutOfMemoryError as error:
+            raise MemoryError(
+                f"{device} has too little free memory. Lower image_size or batch_size, set "
+                f"cache to 0 to keep features on disk, or use device='cpu'. {error}"
+            ) from error
 
 
 def portable_state(state: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from skmkd._features.batches import Batch, Dataset
 from skmkd._images.preparation import mild_augmentation
 from skmkd._runtime import private_generator
+from skmkd._steps import RecordedStep, Step, Terms
 from skmkd._warnings import warn
 
 MIN_STEPS, MIN_EPOCHS = 300, 10  # of a training whose length is automatic
@@ -24,8 +25,6 @@ STEPS_SIDE = 128  # side of an image in pixels, above which it takes more steps
 MIN_BATCH, MAX_BATCH, BATCHES = 4, 64, 30  # images in an automatic batch; batches in an epoch
 PATIENCE_STEPS = 50  # without improvement, at least, before a loss counts as converged
 RISE = 0.3  # share of the steps in which a one-cycle learning rate rises
-
-Terms = dict[str, Tensor]  # "total", which is minimised, and its parts; each of shape (n,)
 
 
 def distill(
@@ -37,6 +36,7 @@ def distill(
     learning_rate: float,
     schedule: str,
     betas: tuple[float, float],
+    recorded: bool,
     tol: float | None,
     n_iter_no_change: int,
     verbose: int,
@@ -56,6 +56,8 @@ def distill(
         Batches in an epoch, and epochs at most.
     learning_rate, schedule, betas, tol, n_iter_no_change, verbose
         As in the estimators; `learning_rate` and `betas` are Adam's.
+    recorded : bool
+        Whether steps are recorded and replayed on a GPU.
     after_epoch : callable or None
         Called with the number of each finished epoch, the cloner in eval mode.
 
@@ -70,14 +72,13 @@ def distill(
     """
     max_iter, n_steps = plan.max_iter, plan.max_iter * plan.n_batches
     convergence = Convergence(tol, max(n_iter_no_change, ceil(PATIENCE_STEPS / plan.n_batches)))
-    weights = [parameter for parameter in cloner.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.Adam(weights, lr=learning_rate, betas=(betas[0], betas[1]))
+    step = (RecordedStep if recorded else Step)(cloner, terms, betas)
     rates = (learning_rate * SCHEDULES[schedule]((i + 0.5) / n_steps) for i in range(n_steps))
     curve: list[dict[str, float]] = []
     with tqdm(total=max_iter, desc="Distilling", unit="epoch", disable=verbose < 1) as progress:
         try:
             for epoch, batches in zip(range(1, max_iter + 1), epochs, strict=False):
-                means = _train_epoch(cloner, batches, terms, optimizer, rates)
+                means = _train_epoch(cloner, batches, step, rates)
                 if not np.isfinite(means["total"]):
                     raise ValueError(divergence(epoch, learning_rate))
                 curve.append(means)
@@ -104,7 +105,7 @@ def distill(
                 ConvergenceWarning,
             )
     cloner.eval()
-    optimizer.zero_grad()  # frees the gradients
+    step.free()
     return {name: np.array([means[name] for means in curve]) for name in curve[0]}
 
 
@@ -242,8 +243,7 @@ class Convergence:
 def _train_epoch(
     cloner: nn.Module,
     batches: Iterable[Batch],
-    terms: Callable[[Batch], Terms],
-    optimizer: torch.optim.Optimizer,
+    step: Step,
     rates: Iterator[float],
 ) -> dict[str, float]:
     """Update once per batch; return the mean of every term over the epoch's images."""
@@ -251,13 +251,9 @@ def _train_epoch(
     sums: dict[str, Tensor] = {}
     n_images = 0
     for batch in batches:
-        losses = terms(batch)
-        optimizer.zero_grad()
-        losses["total"].mean().backward()
-        optimizer.param_groups[0]["lr"] = next(rates)
-        optimizer.step()
+        losses = step(batch, next(rates))
         n_images += len(batch.images)
         for name, loss in losses.items():
-            sums[name] = sums.get(name, torch.zeros(())).to(loss) + loss.detach().sum()
+            sums[name] = sums.get(name, torch.zeros(())).to(loss) + loss.sum()
     cloner.eval()
     return {name: float(total) / n_images for name, total in sums.items()}

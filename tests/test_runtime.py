@@ -19,12 +19,15 @@ from skmkd._runtime import (
     available_memory,
     draw_seed,
     forked_rng,
+    gpu_memory,
+    one_behind,
     plain_arithmetic,
     portable_state,
     private_generator,
     resolve_device,
     resolve_precision,
     restored_device,
+    sent,
 )
 
 
@@ -116,6 +119,34 @@ def test_plain_arithmetic_whatever_the_caller_is_in(outer, gradients):
         assert torch.is_grad_enabled() is (outer is torch.enable_grad)
         assert torch.is_inference_mode_enabled() is (outer is torch.inference_mode)
         assert torch.is_autocast_enabled("cpu")
+
+
+def test_a_gpu_that_is_full_is_a_memory_error_with_advice():
+    with (
+        pytest.raises(MemoryError, match=r"cpu has too little free memory.*batch_size.*2 GiB"),
+        plain_arithmetic(False, torch.device("cpu")),
+    ):
+        raise torch.cuda.OutOfMemoryError("tried to allocate 2 GiB")
+
+
+def test_only_a_gpu_has_memory_of_its_own_and_is_sent_to():
+    here = torch.arange(3.0)
+    assert gpu_memory(torch.device("cpu")) == (0, 0)
+    assert sent(here, torch.device("cpu")) is here
+    assert sent(here, torch.device("meta")).device.type == "meta"
+
+
+def test_one_behind_yields_an_item_when_the_next_is_made():
+    made = []
+
+    def items():
+        for i in range(3):
+            made.append(i)
+            yield i
+
+    seen = [(item, list(made)) for item in one_behind(items())]
+    assert seen == [(0, [0, 1]), (1, [0, 1, 2]), (2, [0, 1, 2])]
+    assert list(one_behind([])) == []
 
 
 def test_portable_state_leaves_alone_what_is_on_the_cpu():

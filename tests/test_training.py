@@ -51,6 +51,7 @@ def run(
         learning_rate=learning_rate,
         schedule=schedule,
         betas=betas,
+        recorded=False,
         tol=tol,
         n_iter_no_change=n_iter_no_change,
         after_epoch=after,
@@ -118,8 +119,8 @@ def test_one_cycle_scales_the_steps_of_adam():
     plan = Plan(2, 2, 5)
     distill(
         cloner, repeat([Batch(torch.ones(2, 1), {})] * 2), terms, plan, learning_rate=0.5,
-        schedule="one_cycle", betas=(0.9, 0.999), tol=None, n_iter_no_change=1, verbose=0,
-        after_epoch=lambda epoch: seen.append(cloner.weight.item()),
+        schedule="one_cycle", betas=(0.9, 0.999), recorded=False, tol=None, n_iter_no_change=1,
+        verbose=0, after_epoch=lambda epoch: seen.append(cloner.weight.item()),
     )  # fmt: skip
     rates = [0.5 * one_cycle((step + 0.5) / 10) for step in range(10)]
     assert_allclose(np.diff(seen), np.reshape(rates, (5, 2)).sum(1), rtol=1e-4)

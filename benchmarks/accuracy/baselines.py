@@ -25,7 +25,7 @@ from torch import Tensor
 
 from skmkd import MKDDetector
 from skmkd._features.batches import consecutive
-from skmkd._maps.finishing import blur, resize_map
+from skmkd._maps.finishing import blur, resized_maps
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -90,10 +90,11 @@ class _Patches(Baseline):
         scores, self._maps = [], []
         for patches in self._patches(X):
             raw = self._distances(patches)  # (n, h, w)
-            whole = F.interpolate(raw[:, None], size, mode="bilinear")[:, 0].numpy()
-            for single in blur(whole, self.smoothing_sigma):
-                scores.append(-single.max())
-                self._maps.append(resize_map(single, self._images.sizes([len(self._maps)])[0]))
+            whole = F.interpolate(raw[:, None], size, mode="bilinear")[:, 0]
+            blurred = blur(whole, self.smoothing_sigma)
+            scores += (-blurred.amax((1, 2))).tolist()
+            chosen = range(len(self._maps), len(self._maps) + len(blurred))
+            self._maps += resized_maps(blurred, self._images.sizes(chosen))
         return np.array(scores)
 
     def localize(self, X: Any) -> list[np.ndarray]:

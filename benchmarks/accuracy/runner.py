@@ -24,7 +24,7 @@ from skmkd import MemKDDetector, MKDDetector
 from skmkd._mkd import PAPER
 from skmkd.metrics import aupro_score, pixel_average_precision_score, pixel_roc_auc_score
 
-IRRELEVANT = ("random_state", "feature_store", "memory")
+IRRELEVANT = ("random_state", "feature_store", "memory", "device")
 KEYS = ("case", "method", "seed", "settings")  # of what a run is
 FOLDER = Path(__file__).parent
 PROTOCOLS, RESULTS = FOLDER / "protocols", FOLDER / "results"
@@ -102,7 +102,7 @@ def runs_in(file: Path) -> list[dict[str, Any]]:
 
 
 def without_irrelevant(parameters: dict[str, Any]) -> dict[str, Any]:
-    """Leave out parameters that no figure depends on, and the random state, which is the seed."""
+    """Leave out what changes figures by rounding at most, and the random state: it is the seed."""
     return {name: value for name, value in parameters.items() if name not in IRRELEVANT}
 
 

@@ -87,6 +87,6 @@ class MapScores(BaseEstimator):
             F.interpolate(((maps - mean) / deviation)[:, None], size, mode="bilinear")[:, 0]
             for maps, (mean, deviation) in zip(self._layer_maps(X), self._usual, strict=True)
         ]
-        blurred = blur(sum(whole).numpy(), self._detector.smoothing_sigma)
+        blurred = blur(sum(whole), self._detector.smoothing_sigma).numpy()
         highest = -np.sort(-blurred.reshape(len(blurred), -1), axis=1)
         return -highest[:, : max(1, int(self.share * highest.shape[1]))].mean(1)

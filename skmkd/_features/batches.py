@@ -7,17 +7,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby, islice
+from math import ceil, log2
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from skmkd._images.checks import RUN_PIXELS, Images
+from skmkd._images.checks import Images
 from skmkd._images.preparation import Preprocessing
 from skmkd._maps.discrepancy import Features
 from skmkd._networks.precision import run_in_batches
-from skmkd._runtime import plain_arithmetic
+from skmkd._runtime import CPU, gpu_memory, plain_arithmetic
 
 # Pixels of a batch. On a CPU in float32 that is two images of 128 x 128, enough for its speed; in
 # bfloat16 more, since oneDNN reorders the weights at each call and the rest is faster.
@@ -25,7 +26,9 @@ BATCH_PIXELS = {
     ("cpu", "float32"): 2**15,
     ("cpu", "bfloat16"): 2**17,
 }
-ACCELERATOR_PIXELS = 2**20
+OTHER_PIXELS = 2**20
+GPU_PIXELS, GPU_BYTES = 2**22, 2**13  # at most, and memory of the device for each
+RUN_PIXELS = {"cpu": 2**18, "cuda": 2**22}  # of the images that are read and prepared at once
 
 
 class Batch(NamedTuple):
@@ -67,10 +70,22 @@ class Dataset(Protocol):
 def inference_batch_size(size: tuple[int, int], device: torch.device, precision: str) -> int:
     """Return how many images of a size the networks process at once outside of training.
 
-    All batches have this size, so that a score depends on the other images by rounding at most.
+    It depends on the device, but not on its load: a score is the same at any time.
     """
-    pixels = BATCH_PIXELS.get((device.type, precision), ACCELERATOR_PIXELS)
+    if device.type == "cuda":
+        pixels = min(GPU_PIXELS, gpu_memory(device)[1] // GPU_BYTES)
+    else:
+        pixels = BATCH_PIXELS.get((device.type, precision), OTHER_PIXELS)
     return max(1, pixels // (size[0] * size[1]))
+
+
+def padded_size(n: int, size: int, device: torch.device) -> int:
+    """Return the size that a batch of n images is padded to, where `size` is that of a full one.
+
+    On a CPU all batches are full. On a GPU, whose batches are large, one is padded to the next
+    power of two, so that a single image does not take the time of hundreds.
+    """
+    return size if device.type == "cpu" else min(size, 2 ** ceil(log2(n)))
 
 
 def consecutive(indices: Sequence[int], size: int) -> list[Sequence[int]]:
@@ -113,12 +128,7 @@ class ImageDataset:
                 while sum(len(parts) for _, parts in islice(ahead, 1, None)) < n_threads:
                     if (indices := next(batches, None)) is None:
                         break
-                    height, width, _ = self.images.shape
-                    runs: Sequence[Sequence[int]]
-                    if height is None or width is None:
-                        runs = self.images.runs(indices)
-                    else:
-                        runs = consecutive(indices, max(1, RUN_PIXELS // (height * width)))
+                    runs = self.images.runs(indices, RUN_PIXELS[self._prepared_on.type])
                     ahead.append((indices, [pool.submit(self._read, run) for run in runs]))
                 if not ahead:
                     return
@@ -130,21 +140,30 @@ class ImageDataset:
         finally:
             pool.shutdown(cancel_futures=True)
 
+    @property
+    def _prepared_on(self) -> torch.device:
+        """Where images are prepared: on the device, if it computes in float64."""
+        return self.device if self.device.type == "cuda" else CPU
+
     def _read(self, indices: Sequence[int]) -> Tensor:
         with plain_arithmetic(False, self.device):
             images = [self.images.read(index) for index in indices]
-            return torch.cat([self.prepare(list(same)) for _, same in groupby(images, np.shape)])
+            same = (list(group) for _, group in groupby(images, np.shape))
+            return torch.cat([self.prepare(each, self._prepared_on) for each in same])
 
     def features(self, images: Tensor) -> Features:
         """Compute the source's activations for any number of prepared images."""
         with plain_arithmetic(False, self.device):
-            return run_in_batches(self.source, images, self.batch_size)
+            size = padded_size(len(images), self.batch_size, self.device)
+            return run_in_batches(self.source, images, size)
 
     def batches(self, batches: Iterable[Sequence[int]], *, padded: bool = False) -> Iterator[Batch]:
         """Yield each batch with its features; `padded` repeats the last image of a short one."""
         for images in self.tensors(batches):
             with plain_arithmetic(False, self.device):
-                if padded and (n := len(images)) < self.batch_size:
-                    images = images[torch.arange(self.batch_size).clamp(max=n - 1)]
-                target = run_in_batches(self.source, images, self.batch_size)
+                n = len(images)
+                size = padded_size(n, self.batch_size, self.device)
+                if padded and n < size:
+                    images = images[torch.arange(size).clamp(max=n - 1)]
+                target = run_in_batches(self.source, images, size)
             yield Batch(images, target)

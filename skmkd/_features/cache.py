@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from skmkd._features.batches import Batch, Dataset, ImageDataset, consecutive
+from skmkd._features.batches import Batch, Dataset, ImageDataset, consecutive, padded_size
 from skmkd._maps.discrepancy import Features
+from skmkd._runtime import CACHE_SHARE, CPU, gpu_memory, sent
 from skmkd._warnings import warn
 
 DISK_SHARE = 0.5  # of the free space, that a cache on disk takes at most
@@ -54,16 +55,17 @@ class CachedDataset:
     def batches(self, batches: Iterable[Sequence[int]], *, padded: bool = False) -> Iterator[Batch]:
         """Yield each batch with its features; `padded` repeats the last image of a short one."""
         for indices in batches:
-            missing = self.batch_size - len(indices) if padded else 0
+            size = padded_size(len(indices), self.batch_size, self.origin.device)
+            missing = max(0, size - len(indices)) if padded else 0
             taken = self._take([*indices, *[indices[-1]] * missing])
             images = taken.pop(IMAGES)
             yield Batch(images, taken or self.features(images))
 
     def _take(self, indices: Sequence[int]) -> Rows:
         """Return rows by their indices, as (n, C, h, w) with channels last in memory."""
-        chosen = torch.as_tensor(np.asarray(indices))
+        chosen = torch.as_tensor(np.asarray(indices)).to(self.rows[IMAGES].device)
         return {
-            name: rows.index_select(0, chosen).permute(0, 3, 1, 2).to(self.origin.device)
+            name: sent(rows.index_select(0, chosen), self.origin.device).permute(0, 3, 1, 2)
             for name, rows in self.rows.items()
         }
 
@@ -87,8 +89,9 @@ def cached(
     n_images : int
         Number of images.
     budget : int
-        Bytes up to which the cache is in memory. A larger one is a temporary file, which is
-        deleted when the context ends or the process dies.
+        Bytes up to which the cache is in memory: on a GPU, if it takes a quarter of what is free
+        there at most. A larger one is a temporary file, which is deleted when the context ends or
+        the process dies.
     with_features : bool
         Whether features are cached, or the prepared images only.
     required : bool
@@ -122,20 +125,20 @@ class UnstorableError(Exception):
 
 
 class _Rows:
-    """Rows of one kind, appended one batch after another: in memory, or in an unnamed file.
+    """Rows of one kind, appended one after another: in memory of a device, or in an unnamed file.
 
     The file is written before it is mapped, so that a full disk is an error while writing.
     """
 
-    def __init__(self, n: int, example: Tensor, files: ExitStack | None) -> None:
+    def __init__(self, n: int, example: Tensor, place: torch.device | ExitStack) -> None:
         self._shape, self._dtype = (n, *example.shape[1:]), example.dtype
         self._file: IO[bytes] | None = None
         self._n = 0
-        if files is None:
-            self._rows = torch.empty(self._shape, dtype=self._dtype)
+        if isinstance(place, torch.device):
+            self._rows = torch.empty(self._shape, dtype=self._dtype, device=place)
         else:
             with _writing():
-                self._file = files.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
+                self._file = place.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
 
     def append(self, rows: Tensor) -> None:
         if self._file is None:
@@ -143,7 +146,7 @@ class _Rows:
             self._n += len(rows)
             return
         with _writing():
-            self._file.write(rows.contiguous().view(torch.uint8).numpy().data)
+            self._file.write(rows.cpu().contiguous().view(torch.uint8).numpy().data)
 
     def tensor(self) -> Tensor:
         if self._file is None:
@@ -179,16 +182,16 @@ def _fill(
     with tqdm(total=n_images, desc="Reading", unit="image", disable=verbose < 1) as progress:
         for batch in batches:
             rows = {IMAGES: batch.images, **batch.target}  # (n, C, h, w) -> (n, h, w, C)
-            rows = {name: tensor.permute(0, 2, 3, 1).cpu() for name, tensor in rows.items()}
+            rows = {name: tensor.permute(0, 2, 3, 1) for name, tensor in rows.items()}
             if not stored:
                 size = n_images * sum(tensor[0].nbytes for tensor in rows.values())
-                in_memory = size <= budget
-                if not in_memory:
+                place: torch.device | ExitStack = dataset.device
+                if size > min(budget, CACHE_SHARE * gpu_memory(dataset.device)[0]):
+                    place = CPU
+                if size > budget:
                     _check_disk(size, budget)
-                stored = {
-                    name: _Rows(n_images, tensor, None if in_memory else files)
-                    for name, tensor in rows.items()
-                }
+                    place = files
+                stored = {name: _Rows(n_images, tensor, place) for name, tensor in rows.items()}
             for name, tensor in rows.items():
                 stored[name].append(tensor)
             progress.update(len(batch.images))

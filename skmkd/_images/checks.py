@@ -24,7 +24,6 @@ LARGEST = float(np.finfo(np.float32).max)
 FAR_OUTSIDE = 10.0  # widths of the learned range that new floats may lie outside of it
 ALPHA_OUTSIDE = 0.01  # the same for RGBA, since alpha beyond 0-1 has no meaning
 PLAIN_MODES = ("1", "L", "I;16", "I", "F", "RGB", "RGBA")  # of Pillow: pixels are values
-RUN_PIXELS = 2**18  # of the images that are read and prepared at once
 
 ImagesLike = ArrayLike | Sequence[ArrayLike] | Sequence[str | os.PathLike[str]]
 ImageShape = tuple[int | None, int | None, int]
@@ -95,14 +94,14 @@ class Images:
             return [(height, width) for _ in indices]
         return [np.shape(self.items[i])[:2] for i in indices]
 
-    def runs(self, indices: Sequence[int]) -> list[list[int]]:
-        """Split indices into runs of neighbours of one size, of at most `RUN_PIXELS` in all."""
+    def runs(self, indices: Sequence[int], n_pixels: int) -> list[list[int]]:
+        """Split indices into runs of neighbours of one size, of at most so many pixels in all."""
         runs = []
         for (height, width), group in groupby(
             zip(self.sizes(indices), indices, strict=True), key=itemgetter(0)
         ):
             same = [index for _, index in group]
-            step = max(1, RUN_PIXELS // (height * width))
+            step = max(1, n_pixels // (height * width))
             runs += [same[start : start + step] for start in range(0, len(same), step)]
         return runs
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
 from skmkd._images.checks import PixelRange
+from skmkd._runtime import CPU, sent
 
 MAX_ROTATION = 20.0  # degrees; this and the scales are MKD's for small sets (section 4.2.3)
 SCALES = (0.9, 1.05)
@@ -44,29 +45,38 @@ class Preprocessing:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def __call__(self, images: Sequence[np.ndarray]) -> Tensor:
+    def __call__(self, images: Sequence[np.ndarray], device: torch.device = CPU) -> Tensor:
         """Turn n images of one shape (H, W, C) into a float32 tensor (n, 3, height, width)."""
         low, high, _ = self.pixel_range
         white = (high - low) or 1.0
         pixels = np.stack(images) if len(images) > 1 else images[0][None]
         n, height, width, _ = pixels.shape
-        rows = max(1, STRIP_PIXELS // (n * width))
-        strips = [self._strip(pixels[:, i : i + rows], white) for i in range(0, height, rows)]
+        rows = max(1, STRIP_PIXELS // (n * width)) if device == CPU else height
+        strips = [
+            self._strip(as_floats(pixels[:, i : i + rows], device), white)
+            for i in range(0, height, rows)
+        ]
         resized = transforms.resize(torch.cat(strips, dim=2), list(self.size), antialias=True)
         scaled = (resized / white).float()
         return transforms.normalize(scaled.expand(-1, 3, -1, -1), self.mean, self.std)
 
-    def _strip(self, pixels: np.ndarray, white: float) -> Tensor:
-        """Turn rows (n, h, W, C) into floats from 0 to white, of the final width."""
-        single = np.result_type(pixels.dtype, np.float32) == np.float32
-        kind: Any = np.float32 if single else np.float64  # torch has no longdouble
-        floats = pixels.astype(kind)
+    def _strip(self, floats: Tensor, white: float) -> Tensor:
+        """Turn rows (n, h, W, C) into values from 0 to white, of the final width."""
         if (low := self.pixel_range.low) != 0:
             floats -= low
-        tensor = torch.from_numpy(floats).permute(0, 3, 1, 2)  # (n, C, h, W), channels last
+        tensor = floats.permute(0, 3, 1, 2)  # (n, C, h, W), channels last
         if tensor.shape[1] == 4:
             tensor = over_white(tensor, white)
         return transforms.resize(tensor, [tensor.shape[2], self.size[1]], antialias=True)
+
+
+def as_floats(pixels: np.ndarray, device: torch.device) -> Tensor:
+    """Return a copy of pixels, on a device, as floats that hold them; bytes travel as bytes."""
+    if device != CPU and pixels.dtype == np.uint8:
+        return sent(torch.from_numpy(pixels.copy()), device).float()
+    single = np.result_type(pixels.dtype, np.float32) == np.float32
+    kind: Any = np.float32 if single else np.float64  # torch has no longdouble
+    return sent(torch.from_numpy(pixels.astype(kind)), device)
 
 
 def over_white(images: Tensor, white: float) -> Tensor:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, reduce
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy import ndimage
 from skimage.morphology import disk
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
+
+RESIZED_PIXELS = 2**22  # of the maps that are resized at once
 
 Maps = np.ndarray | list[np.ndarray]  # (n, H, W), or one (H, W) for each of n images
 
@@ -35,30 +41,63 @@ class Output:
     map: Any
 
 
-def blur(maps: np.ndarray, sigma: float) -> np.ndarray:  # (n, H, W)
-    """Smooth each map with a Gaussian of standard deviation sigma, in pixels (MKD, Eq. 6)."""
-    return ndimage.gaussian_filter(maps, sigma, axes=(1, 2))
+def blur(maps: Tensor, sigma: float) -> Tensor:  # (n, H, W)
+    """Smooth each map with a Gaussian of standard deviation sigma, in pixels (MKD, Eq. 6).
+
+    It is linear along columns and along rows, and so is computed as two matrix products.
+    """
+    if sigma == 0:
+        return maps
+    columns, rows = (_gaussian(side, sigma).to(maps) for side in maps.shape[1:])
+    return columns @ maps @ rows.T
+
+
+@lru_cache(maxsize=8)
+def _gaussian(side: int, sigma: float) -> Tensor:
+    """Return the matrix (side, side) of a Gaussian filter with mirrored edges."""
+    return torch.from_numpy(ndimage.gaussian_filter1d(np.eye(side), sigma, axis=0)).float()
 
 
 def blurred_maximum(maps: Tensor, sigma: float) -> Tensor:  # (n, H, W) -> (n,)
     """Return the maximum of each blurred map, as an anomaly score of the image."""
-    return torch.from_numpy(blur(maps.cpu().numpy(), sigma)).amax((1, 2))
+    return blur(maps, sigma).amax((1, 2))
 
 
-def grey_opening(maps: np.ndarray, size: int) -> np.ndarray:  # (n, H, W)
+def grey_opening(maps: Tensor, size: int) -> Tensor:  # (n, H, W)
     """Remove bright spots that a disk, ``2 * (size // 2) + 1`` pixels wide, does not fit into.
 
     MKD (Eq. 6) opens its maps likewise.
     """
-    return ndimage.grey_opening(maps, footprint=disk(size // 2)[None])
+    radius = size // 2
+    eroded = _over_disk(torch.minimum, maps, radius, float("inf"))
+    return _over_disk(torch.maximum, eroded, radius, float("-inf"))
 
 
-def localization_maps(attribution: np.ndarray, sigma: float, opening_size: int) -> np.ndarray:
+def _over_disk(
+    extreme: Callable[[Tensor, Tensor], Tensor], maps: Tensor, radius: int, outside: float
+) -> Tensor:
+    """Return the minimum or maximum over a disk around each pixel."""
+    padded = F.pad(maps, [radius] * 4, value=outside)
+    height, width = maps.shape[1:]
+    offsets = np.argwhere(disk(radius)).tolist()
+    return reduce(extreme, (padded[:, r : r + height, c : c + width] for r, c in offsets))
+
+
+def localization_maps(attribution: Tensor, sigma: float, opening_size: int) -> Tensor:
     """Blur and open raw attributions of shape (n, H, W)."""
     return grey_opening(blur(attribution, sigma), opening_size)
 
 
-def resize_map(single: np.ndarray, size: tuple[int, int]) -> np.ndarray:  # (h, w) -> (H, W)
-    """Resize one map bilinearly, with antialiasing."""
-    resized = transforms.resize(torch.from_numpy(single)[None], list(size), antialias=True)
-    return resized[0].numpy()
+def resize_maps(maps: Tensor, size: tuple[int, int]) -> Tensor:  # (n, h, w) -> (n, H, W)
+    """Resize maps bilinearly, with antialiasing."""
+    return transforms.resize(maps, list(size), antialias=True)
+
+
+def resized_maps(maps: Tensor, sizes: Sequence[tuple[int, int]]) -> Iterator[np.ndarray]:
+    """Yield each map (h, w) in a size of its own, neighbours of one size made together."""
+    start = 0
+    for (height, width), group in groupby(sizes):
+        stop = start + len(list(group))
+        for part in maps[start:stop].split(max(1, RESIZED_PIXELS // (height * width))):
+            yield from resize_maps(part, (height, width)).cpu().numpy()
+        start = stop

@@ -13,7 +13,12 @@ from numpy.testing import assert_array_equal
 from PIL import Image
 
 from skmkd import _runtime
-from skmkd._features.batches import ImageDataset, consecutive, inference_batch_size
+from skmkd._features.batches import (
+    ImageDataset,
+    consecutive,
+    inference_batch_size,
+    padded_size,
+)
 from skmkd._images.checks import Images, PixelRange, check_images
 from skmkd._images.preparation import Preprocessing
 from skmkd._networks.layers import REDUCTIONS
@@ -102,7 +107,20 @@ def test_batches_get_smaller_as_images_grow():
     sizes = [inference_batch_size((s, s), CPU, "float32") for s in (32, 64, 128, 1024)]
     assert sizes == [32, 8, 2, 1]
     assert inference_batch_size((128, 128), CPU, "bfloat16") == 8
-    assert inference_batch_size((128, 128), torch.device("cuda"), "bfloat16") == 64
+    assert inference_batch_size((128, 128), torch.device("mps"), "float32") == 64
+
+
+@pytest.mark.parametrize(("gigabytes", "n"), [(80, 256), (8, 64), (1, 8)])
+def test_batches_on_a_gpu_follow_its_memory(monkeypatch, gigabytes, n):
+    monkeypatch.setattr("skmkd._features.batches.gpu_memory", lambda _: (0, gigabytes * 2**30))
+    assert inference_batch_size((128, 128), torch.device("cuda"), "bfloat16") == n
+
+
+def test_batches_are_full_on_a_cpu_and_of_few_sizes_elsewhere():
+    assert [padded_size(n, 48, CPU) for n in (1, 47, 48)] == [48] * 3
+    for device in map(torch.device, ("cuda", "mps")):
+        sizes = [padded_size(n, 48, device) for n in (1, 2, 3, 5, 16, 17, 33, 48)]
+        assert sizes == [1, 2, 4, 8, 16, 32, 48, 48]
 
 
 # Images

@@ -12,7 +12,6 @@ from PIL import Image
 from scipy import sparse
 from sklearn.base import BaseEstimator
 
-from skmkd._images import checks
 from skmkd._images.checks import Images, check_images
 from skmkd._images.image_files import UnreadableImageError
 
@@ -356,13 +355,12 @@ def test_unreadable_files_are_replaced_and_warned_of_once(tmp_path):
         check_images(estimator, paths, reset=True)
 
 
-def test_runs_are_neighbours_of_one_size_of_limited_area(monkeypatch):
+def test_runs_are_neighbours_of_one_size_of_limited_area():
     large, small = np.zeros((600, 600), np.uint8), np.zeros((30, 40), np.uint8)
     images = Images([large] * 3 + [small] * 400 + [large], (None, None, 1))
     order = [*range(404)][::-1]
-    runs = images.runs(order)
+    runs = images.runs(order, 2**18)
     assert [index for run in runs for index in run] == order
     assert [len(run) for run in runs] == [1, 218, 182, 1, 1, 1]
-    monkeypatch.setattr(checks, "RUN_PIXELS", 2 * 30 * 40)
-    assert images.runs([5, 6, 7, 0, 5]) == [[5, 6], [7], [0], [5]]
-    assert images.runs([]) == []
+    assert images.runs([5, 6, 7, 0, 5], 2 * 30 * 40) == [[5, 6], [7], [0], [5]]
+    assert images.runs([], 1) == []

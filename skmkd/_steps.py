@@ -1,0 +1,102 @@
+"""One step of a training: the loss of a batch, its gradient, and an update of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from skmkd._features.batches import Batch
+
+WARM_UP = 3  # steps before one is recorded, in which libraries choose and set up their kernels
+
+Terms = dict[str, Tensor]  # "total", which is minimised, and its parts; each of shape (n,)
+
+
+class Step:
+    """A step of Adam.
+
+    Parameters
+    ----------
+    cloner : nn.Module
+        The network to train.
+    terms : callable
+        Computes the loss terms of every image in a batch.
+    betas : tuple of 2 floats
+        Adam's.
+    """
+
+    def __init__(
+        self, cloner: nn.Module, terms: Callable[[Batch], Terms], betas: tuple[float, float]
+    ) -> None:
+        weights = [parameter for parameter in cloner.parameters() if parameter.requires_grad]
+        self._terms = terms
+        self._optimizer = self._adam(weights, (betas[0], betas[1]))
+
+    def _adam(self, weights: list[nn.Parameter], betas: tuple[float, float]) -> torch.optim.Adam:
+        return torch.optim.Adam(weights, betas=betas)
+
+    def __call__(self, batch: Batch, rate: float) -> Terms:
+        """Update the weights at a learning rate; return the loss terms from before."""
+        self._optimizer.param_groups[0]["lr"] = rate
+        return self._update(batch)
+
+    def _update(self, batch: Batch) -> Terms:
+        losses = self._terms(batch)
+        self._optimizer.zero_grad()
+        losses["total"].mean().backward()
+        self._optimizer.step()
+        return {name: loss.detach() for name, loss in losses.items()}
+
+    def free(self) -> None:
+        """Free the gradients."""
+        self._optimizer.zero_grad()
+
+
+class RecordedStep(Step):
+    """A step on a GPU that is recorded once for each size of a batch, and then replayed.
+
+    It consists of hundreds of small operations. Launched one by one, they would leave the GPU idle
+    most of the time. The loss terms that are returned change at the next step.
+    """
+
+    def __init__(
+        self, cloner: nn.Module, terms: Callable[[Batch], Terms], betas: tuple[float, float]
+    ) -> None:
+        super().__init__(cloner, terms, betas)
+        self._n_steps = 0
+        self._stream = torch.cuda.Stream()
+        self._recorded: dict[int, tuple[torch.cuda.CUDAGraph, Batch, Terms]] = {}
+
+    def _adam(self, weights: list[nn.Parameter], betas: tuple[float, float]) -> torch.optim.Adam:
+        self._rate = torch.zeros((), device=weights[0].device)
+        return torch.optim.Adam(weights, self._rate, betas, fused=True, capturable=True)
+
+    def __call__(self, batch: Batch, rate: float) -> Terms:
+        """Update the weights at a learning rate; return the loss terms from before."""
+        self._rate.fill_(rate)
+        self._n_steps += 1
+        if self._n_steps <= WARM_UP:
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
+                losses = self._update(batch)
+            torch.cuda.current_stream().wait_stream(self._stream)
+            return losses
+        n = len(batch.images)
+        if n not in self._recorded:
+            graph, inputs = torch.cuda.CUDAGraph(), tree_map(torch.clone, batch)
+            with torch.cuda.graph(
+                graph, stream=self._stream, capture_error_mode="thread_local"
+            ):  # what other threads compute goes on
+                self._recorded[n] = graph, inputs, self._update(inputs)
+        graph, inputs, losses = self._recorded[n]
+        tree_map(Tensor.copy_, inputs, batch)
+        graph.replay()
+        return losses
+
+    def free(self) -> None:
+        """Free the gradients and what was recorded."""
+        self._recorded.clear()
+        super().free()
