@@ -124,7 +124,7 @@ def gpu_memory(device: torch.device) -> tuple[int, int]:
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
     """Return a tensor on a device; a GPU fetches it while the CPU goes on."""
-    if device.type != "cuda" or tensor.device == device:
+    if device.type != "cuda" or tensor.is_cuda:
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 

@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
 ]
 
-QUICK = {"image_size": 64, "batch_size": 8, "max_iter": 3, "random_state": 0}
+QUICK = {"image_size": 32, "batch_size": 8, "max_iter": 3, "random_state": 0}
 DETECTORS = {
     "default": MKDDetector(**QUICK),
     "paper": MKDDetector.paper(tol=None, localization="discrepancy", **QUICK),
@@ -166,10 +166,10 @@ def test_a_gpu_that_is_full_leaves_the_earlier_fit(crops):
     torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 2**25) / total)
     try:
         with pytest.raises(MemoryError, match="Lower image_size or batch_size"):
-            detector.set_params(image_size=512).fit(crops[:40])
+            detector.set_params(image_size=256).fit(crops[:40])
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    assert_array_equal(detector.set_params(image_size=64).score_samples(crops), expected)
+    assert_array_equal(detector.set_params(image_size=32).score_samples(crops), expected)
 
 
 def test_threads_share_a_detector(saved, crops):

@@ -164,6 +164,6 @@ class ImageDataset:
                 n = len(images)
                 size = padded_size(n, self.batch_size, self.device)
                 if padded and n < size:
-                    images = images[torch.arange(size).clamp(max=n - 1)]
+                    images = images[torch.arange(size, device=images.device).clamp(max=n - 1)]
                 target = run_in_batches(self.source, images, size)
             yield Batch(images, target)

@@ -63,7 +63,7 @@ class CachedDataset:
 
     def _take(self, indices: Sequence[int]) -> Rows:
         """Return rows by their indices, as (n, C, h, w) with channels last in memory."""
-        chosen = torch.as_tensor(np.asarray(indices)).to(self.rows[IMAGES].device)
+        chosen = sent(torch.as_tensor(np.asarray(indices)), self.rows[IMAGES].device)
         return {
             name: sent(rows.index_select(0, chosen), self.origin.device).permute(0, 3, 1, 2)
             for name, rows in self.rows.items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,8 @@ class Preprocessing:
         ]
         resized = transforms.resize(torch.cat(strips, dim=2), list(self.size), antialias=True)
         scaled = (resized / white).float()
-        return transforms.normalize(scaled.expand(-1, 3, -1, -1), self.mean, self.std)
+        mean, std = _of_channels(self.mean, device), _of_channels(self.std, device)
+        return (scaled - mean).div_(std)
 
     def _strip(self, floats: Tensor, white: float) -> Tensor:
         """Turn rows (n, h, W, C) into values from 0 to white, of the final width."""
@@ -77,6 +79,12 @@ def as_floats(pixels: np.ndarray, device: torch.device) -> Tensor:
     single = np.result_type(pixels.dtype, np.float32) == np.float32
     kind: Any = np.float32 if single else np.float64  # torch has no longdouble
     return sent(torch.from_numpy(pixels.astype(kind)), device)
+
+
+@lru_cache(maxsize=8)
+def _of_channels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Return one value per channel, as a tensor (3, 1, 1)."""
+    return torch.tensor(values, dtype=torch.float32, device=device).view(3, 1, 1)
 
 
 def over_white(images: Tensor, white: float) -> Tensor:

@@ -119,7 +119,7 @@ def discrepancies(
     positions = [products(source[layer], cloner[layer]) for layer in layers]
     values = [value_discrepancy(each) for each in positions]
     directions = [direction_discrepancy(each, direction) for each in positions]
-    return torch.as_tensor(sum(values)), torch.as_tensor(sum(directions))
+    return torch.stack(values).sum(0), torch.stack(directions).sum(0)
 
 
 def discrepancy_map(
@@ -135,7 +135,9 @@ def discrepancy_map(
     for layer in layers:
         positions = products(source[layer], cloner[layer])
         weighted = ((value_weight, squared_distance), (direction_weight, cosine_distance))
-        total = torch.as_tensor(sum(w * compute(positions) for w, compute in weighted if w))
+        total = sum(
+            (w * compute(positions) for w, compute in weighted if w), torch.zeros_like(positions.sc)
+        )
         resized = F.interpolate(total[:, None], size, mode="bilinear", align_corners=False)
         maps.append(resized[:, 0])
     return torch.stack(maps).sum(0)

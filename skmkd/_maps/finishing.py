@@ -48,14 +48,15 @@ def blur(maps: Tensor, sigma: float) -> Tensor:  # (n, H, W)
     """
     if sigma == 0:
         return maps
-    columns, rows = (_gaussian(side, sigma).to(maps) for side in maps.shape[1:])
+    columns, rows = (_gaussian(side, sigma, maps.device) for side in maps.shape[1:])
     return columns @ maps @ rows.T
 
 
 @lru_cache(maxsize=8)
-def _gaussian(side: int, sigma: float) -> Tensor:
+def _gaussian(side: int, sigma: float, device: torch.device) -> Tensor:
     """Return the matrix (side, side) of a Gaussian filter with mirrored edges."""
-    return torch.from_numpy(ndimage.gaussian_filter1d(np.eye(side), sigma, axis=0)).float()
+    matrix = ndimage.gaussian_filter1d(np.eye(side), sigma, axis=0)
+    return torch.from_numpy(matrix).float().to(device)
 
 
 def blurred_maximum(maps: Tensor, sigma: float) -> Tensor:  # (n, H, W) -> (n,)

@@ -50,7 +50,7 @@ def run_in_batches(
     """
     n = len(images)
     if n % size:
-        images = images[torch.arange(size * ceil(n / size)).clamp(max=n - 1)]
+        images = images[torch.arange(size * ceil(n / size), device=images.device).clamp(max=n - 1)]
     parts = [network(part) for part in images.split(size)]
     if len(parts) == 1:
         return {name: rows[:n] for name, rows in parts[0].items()}

@@ -15,9 +15,10 @@ import torch
 import torchvision
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torchvision.models import get_model, get_model_weights, list_models
 
+from skmkd._networks.fusion import fuse
 from skmkd._networks.layers import LayerIndex, LayerRule, Stage
 from skmkd._networks.precision import BFloat16, to_device
 from skmkd._networks.tracing import extract_features
@@ -141,7 +142,7 @@ def fingerprint(state: State) -> str:
 
 
 def _freeze(
-    network: nn.Module, state: State | None, device: torch.device, precision: str
+    network: fx.GraphModule, state: State | None, device: torch.device, precision: str
 ) -> nn.Module:
     """Load the weights that a network needs, if any are given, and move it to a device."""
     network.requires_grad_(False)
@@ -162,8 +163,11 @@ def _freeze(
                 )
         copies = {name: tensor.detach().clone() for name, tensor in tensors.items()}
         network.load_state_dict(copies, assign=True)
-    frozen = to_device(network, device)
-    return BFloat16(frozen) if precision == "bfloat16" else frozen
+    if precision == "float32":
+        return to_device(network, device)
+    if device.type == "cuda" and torch.version.cuda is not None:
+        fuse(network)
+    return BFloat16(to_device(network, device))
 
 
 # Nothing below falls back to random weights
