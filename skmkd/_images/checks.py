@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from itertools import groupby
 from math import isqrt, prod
 from operator import itemgetter
@@ -124,7 +125,7 @@ class Images:
             return self._blank
         height, width, channels = self.shape
         image = image.reshape(height or image.shape[0], width or image.shape[1], channels)
-        kind = image.dtype.name if image.dtype.name in INTEGER_RANGES else "float"
+        kind = kind_of(image.dtype)
         fitted = self.pixel_range
         if fitted is not None and kind != fitted.kind:
             raise ValueError(
@@ -134,6 +135,12 @@ class Images:
         if kind == "float":
             _check_values(image, index, fitted)
         return image
+
+
+@cache
+def kind_of(dtype: np.dtype) -> str:
+    """Return the kind of number of pixels, as in `PixelRange`."""
+    return dtype.name if dtype.name in INTEGER_RANGES else "float"
 
 
 def check_images(estimator: BaseEstimator, X: Any, *, reset: bool) -> Images:
@@ -281,7 +288,7 @@ def _as_numbers(item: Any, index: int) -> np.ndarray:
 def _header(item: Any, index: int) -> tuple[tuple[int, ...], str]:
     """Return shape and kind of number of an image; of a file, no pixel is read."""
     array = item if isinstance(item, ImageFile) else _as_numbers(item, index)
-    return array.shape, array.dtype.name if array.dtype.name in INTEGER_RANGES else "float"
+    return array.shape, kind_of(array.dtype)
 
 
 def _named(item: Any, index: int) -> str:
