@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+TOOL_FOLDERS = (  # of network drives, archives and operating systems, in lower case
+    "@eadir", "@recycle", "@tmp", "#recycle", "#snapshot", "__macosx", "$recycle.bin",
+    "system volume information", "lost+found", "__pycache__",
+)  # fmt: skip
 
 
 def list_images(
@@ -23,9 +27,11 @@ def list_images(
     Parameters
     ----------
     folder : str or path-like
-        The folder. Files and folders in it whose names begin with a dot are ignored.
+        The folder. Hidden files and folders, whose names begin with a dot, are ignored, and so are
+        folders of tools, such as ``@eaDir`` and ``__MACOSX``.
     recursive : bool, default=True
-        Whether to include subfolders.
+        Whether to include subfolders. Links to folders are followed, except to a folder that
+        the link itself is in.
     extensions : sequence of str, default=(".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", \
 ".webp")
         Suffixes of image files, dot included, in upper or lower case.
@@ -38,8 +44,8 @@ def list_images(
 
     Raises
     ------
-    FileNotFoundError, NotADirectoryError
-        If there is no such folder.
+    FileNotFoundError, NotADirectoryError, PermissionError
+        If there is no such folder, or one in it cannot be read.
     ValueError
         If the folder holds no such file, or `extensions` is not as described.
 
@@ -63,15 +69,32 @@ def list_images(
         )
     suffixes = [suffix.lower() for suffix in extensions]
     folder = existing_folder(folder, "folder")
-    names = [path.relative_to(folder) for path in folder.glob("**/*" if recursive else "*")]
-    shown = [name for name in names if not any(part.startswith(".") for part in name.parts)]
-    paths = [folder / name for name in shown if name.suffix.lower() in suffixes]
+    paths = (path for path in _walk(folder, recursive) if path.suffix.lower() in suffixes)
     found = sorted((path for path in paths if path.is_file()), key=natural_order)
     if not found:
         raise ValueError(
             f"folder must hold images ({', '.join(suffixes)}); there is none in {folder}."
         )
     return path_array(found)
+
+
+def _walk(folder: Path, recursive: bool, above: frozenset[str] = frozenset()) -> Iterator[Path]:
+    """Yield what is not a folder, through links as ``find -L`` does; `above` are real folders."""
+    here = os.path.realpath(folder)
+    if here in above:  # a link to a folder that it is in
+        return
+    for path in folder.iterdir():
+        if is_ignored(path.name):
+            continue
+        if not path.is_dir():
+            yield path
+        elif recursive:
+            yield from _walk(path, recursive, above | {here})
+
+
+def is_ignored(name: str) -> bool:
+    """Return whether a file or folder of this name is hidden, or a tool's folder."""
+    return name.startswith(".") or name.lower() in TOOL_FOLDERS
 
 
 def natural_order(path: Path) -> tuple[list[str | int], str]:
@@ -98,8 +121,8 @@ def existing_folder(path: str | os.PathLike[str], name: str) -> Path:
 
 
 def sub_folders(folder: Path) -> list[Path]:
-    """Return the subfolders that are not hidden, in natural order."""
-    found = [path for path in folder.iterdir() if path.is_dir() and path.name[0] != "."]
+    """Return the subfolders that are neither hidden nor a tool's, in natural order."""
+    found = [path for path in folder.iterdir() if path.is_dir() and not is_ignored(path.name)]
     return sorted(found, key=natural_order)
 
 

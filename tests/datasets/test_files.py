@@ -9,7 +9,7 @@ import pytest
 from sklearn.model_selection import KFold, train_test_split
 
 from skmkd.datasets import list_images
-from skmkd.datasets._files import IMAGE_SUFFIXES
+from skmkd.datasets._files import IMAGE_SUFFIXES, sub_folders
 from skmkd.model_selection import NormalOnlySplit
 
 
@@ -46,6 +46,47 @@ def test_folders_may_be_relative_or_hidden_themselves(folder, monkeypatch):
     monkeypatch.chdir(folder)
     assert list_images(".cache").tolist() == [Path(".cache/x.png")]
     assert len(list_images(".")) == 8
+
+
+def test_linked_folders_are_followed(folder, tmp_path_factory):
+    lots = tmp_path_factory.mktemp("nas")
+    for name in ("one/2.png", "one/deep/1.png", "two/3.png"):
+        (lots / name).parent.mkdir(parents=True, exist_ok=True)
+        (lots / name).touch()
+    (folder / "lot1").symlink_to(lots / "one")
+    (folder / "a/lot2").symlink_to(lots / "two")
+    names = [path.relative_to(folder).as_posix() for path in list_images(folder)]
+    assert len(names) == 11
+    assert {"lot1/2.png", "lot1/deep/1.png", "a/lot2/3.png"} < set(names)
+    assert len(list_images(folder, recursive=False)) == 6
+    (lots / "only").symlink_to(lots / "two")
+    assert [path.name for path in list_images(lots / "only")] == ["3.png"]
+
+
+def test_links_that_loop_end(folder):
+    expected = list_images(folder).tolist()
+    (folder / "a/up").symlink_to(folder)
+    (folder / "a/here").symlink_to(".")
+    (folder / "itself.png").symlink_to("itself.png")
+    (folder / "nowhere").symlink_to(folder / "gone")
+    assert list_images(folder).tolist() == expected
+    (folder / "twice").symlink_to(folder / "a")  # no loop: its images have two names
+    assert len(list_images(folder)) == len(expected) + 2
+
+
+TOOLS = ["@eaDir", "@EADIR", "__MACOSX", ".ipynb_checkpoints", "#recycle", "$RECYCLE.BIN"]
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_folders_of_tools_are_ignored(folder, tool):
+    expected = list_images(folder).tolist()
+    for place in (folder, folder / "a"):
+        (place / tool / "img2.png").mkdir(parents=True)
+        (place / tool / "img2.png/THUMB_S.jpg").touch()
+        (place / tool / "._img2.png").touch()
+    assert list_images(folder).tolist() == expected
+    assert [path.name for path in sub_folders(folder)] == ["a", "folder.png"]
+    assert len(list_images(folder / tool)) == 1  # on request
 
 
 def test_splitters_take_them(folder):
