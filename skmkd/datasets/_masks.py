@@ -26,7 +26,8 @@ class LazyMasks(Sequence[np.ndarray]):
     images : ndarray of shape (n,), object
         Path of each image.
     files : ndarray of shape (n,), object
-        Path of its mask, in which anomalous pixels are nonzero; None for a normal image.
+        Path of its mask, in which anomalous pixels are nonzero, or a tuple of the paths of several:
+        what is anomalous in any of them is. None for a normal image.
     """
 
     def __init__(self, images: np.ndarray, files: np.ndarray) -> None:
@@ -38,9 +39,13 @@ class LazyMasks(Sequence[np.ndarray]):
 
     def __getitem__(self, index: Any) -> Any:
         images, files = self._images[index], self._files[index]
-        if isinstance(index, Integral):
-            return nothing_anomalous(images) if files is None else read_mask(files)
-        return LazyMasks(images, files)
+        if not isinstance(index, Integral):
+            return LazyMasks(images, files)
+        if files is None:
+            return nothing_anomalous(images)
+        if isinstance(files, tuple):
+            return np.logical_or.reduce([read_mask(file) for file in files])
+        return read_mask(files)
 
 
 def nothing_anomalous(image: Path) -> np.ndarray:
