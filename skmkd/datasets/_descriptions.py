@@ -41,7 +41,11 @@ Layout
     root/<category>/Data/Masks/Anomaly/<image>.png
 
 1cls.csv defines the split into training images, all normal, and test images; image_anno.csv lists
-the defects of each image, separated by commas.
+the defects of each image, separated by commas. The script of its authors makes another layout:
+
+    root/<category>/train/good/<image>.JPG
+    root/<category>/test/<good or bad>/<image>.JPG
+    root/<category>/ground_truth/bad/<image>.png
 
 Terms
 -----
@@ -109,13 +113,143 @@ P. Mishra, R. Verk, D. Fornasier, C. Piciarelli and G. L. Foresti, "VT-ADL: A Vi
 Network for Image Anomaly Detection and Localization", ISIE 2021, arXiv:2104.10036.
 """
 
+MVTEC_LOCO = """\
+MVTec LOCO AD: the MVTec logical constraints anomaly detection dataset
+======================================================================
+
+3644 images of 5 scenes from industrial inspection: 1772 normal training images, 304 normal
+validation images, and 1568 normal and anomalous test images. Structural anomalies are dents,
+scratches and the like; logical ones break a rule, such as an object that is missing.
+
+Layout
+------
+    root/<category>/train/good/<image>.png
+    root/<category>/validation/good/<image>.png
+    root/<category>/test/<good, logical_anomalies or structural_anomalies>/<image>.png
+    root/<category>/ground_truth/<defect type>/<image>/<number>.png
+
+Terms
+-----
+Creative Commons Attribution-NonCommercial-ShareAlike 4.0 (CC BY-NC-SA 4.0): no commercial use.
+
+Source
+------
+Download it from https://www.mvtec.com/company/research/datasets/mvtec-loco
+
+P. Bergmann, K. Batzner, M. Fauser, D. Sattlegger and C. Steger, "Beyond Dents and Scratches:
+Logical Constraints in Unsupervised Anomaly Detection and Localization", International Journal of
+Computer Vision 130, 2022, doi:10.1007/s11263-022-01578-9.
+"""
+
+MVTEC_AD_2 = """\
+MVTec AD 2: advanced scenarios for unsupervised anomaly detection
+=================================================================
+
+More than 8000 images of 8 scenes from industrial inspection, among them transparent and overlapping
+objects, in several kinds of light: normal training and validation images, and normal and defective
+test images. Masks are public for one of the three test sets.
+
+Layout
+------
+    root/<category>/train/good/<image>.png
+    root/<category>/validation/good/<image>.png
+    root/<category>/test_public/<good or bad>/<image>.png
+    root/<category>/test_public/ground_truth/bad/<image>_mask.png
+
+Terms
+-----
+Creative Commons Attribution-NonCommercial-ShareAlike 4.0 (CC BY-NC-SA 4.0): no commercial use.
+
+Source
+------
+Download it from https://www.mvtec.com/company/research/datasets/mvtec-ad-2
+
+L. Heckler-Kram, J.-H. Neudeck, U. Scheler, R. König and C. Steger, "The MVTec AD 2 Dataset:
+Advanced Scenarios for Unsupervised Anomaly Detection", 2025, arXiv:2503.21622.
+"""
+
+MVTEC_3D_AD = """\
+MVTec 3D-AD: the MVTec 3D anomaly detection dataset
+===================================================
+
+4147 scans of 10 objects, each a colour image and the positions of its pixels: 2656 normal training
+scans, 294 normal validation scans, and 1197 normal and defective test scans with masks. Only the
+colour images are loaded.
+
+Layout
+------
+    root/<category>/<train or validation>/good/rgb/<image>.png
+    root/<category>/test/<good or defect type>/rgb/<image>.png
+    root/<category>/test/<defect type>/gt/<image>.png
+
+Terms
+-----
+Creative Commons Attribution-NonCommercial-ShareAlike 4.0 (CC BY-NC-SA 4.0): no commercial use.
+
+Source
+------
+Download it from https://www.mvtec.com/company/research/datasets/mvtec-3d-ad
+
+P. Bergmann, X. Jin, D. Sattlegger and C. Steger, "The MVTec 3D-AD Dataset for Unsupervised 3D
+Anomaly Detection and Localization", VISAPP 2022, arXiv:2112.09045.
+"""
+
+KOLEKTOR_SDD = """\
+KolektorSDD: the Kolektor surface-defect dataset
+================================================
+
+399 images of 50 electrical commutators, 52 of them with a crack, with masks.
+
+Layout
+------
+    root/<item>/<image>.jpg
+    root/<item>/<image>_label.bmp
+
+Terms
+-----
+Creative Commons Attribution-NonCommercial-ShareAlike 4.0 (CC BY-NC-SA 4.0): no commercial use.
+
+Source
+------
+Download it from https://www.vicos.si/resources/kolektorsdd/
+
+D. Tabernik, S. Šela, J. Skvarč and D. Skočaj, "Segmentation-Based Deep-Learning Approach for
+Surface-Defect Detection", Journal of Intelligent Manufacturing 31, 2020, arXiv:1903.08536.
+"""
+
+KOLEKTOR_SDD2 = """\
+KolektorSDD2: the Kolektor surface-defect dataset 2
+===================================================
+
+3335 images of surfaces, 356 of them with a scratch, a spot or another defect, with masks: 2331
+training images, 246 of them with defects, and 1004 test images, 110 of them with defects.
+
+Layout
+------
+    root/<train or test>/<image>.png
+    root/<train or test>/<image>_GT.png
+
+Terms
+-----
+Creative Commons Attribution-NonCommercial-ShareAlike 4.0 (CC BY-NC-SA 4.0): no commercial use.
+
+Source
+------
+Download it from https://www.vicos.si/resources/kolektorsdd2/
+
+J. Božič, D. Tabernik and D. Skočaj, "Mixed supervision for surface-defect detection: From weakly to
+fully supervised learning", Computers in Industry 129, 2021, arXiv:2104.06064.
+"""
+
 IMAGE_FOLDER = """\
 Your own images, in folders
 ===========================
 
 Layout
 ------
-    root/<good>/<image>
+    root/<good>/<image>                          good, ok or normal
     root/<defect type>/<image>
     root/<masks>/<defect type>/<image>.png       or <image>_mask.png, likewise .bmp, .tif, .tiff
+
+Images may lie in subfolders of these, and their masks in the same subfolders.
 """

@@ -126,6 +126,11 @@ def sub_folders(folder: Path) -> list[Path]:
     return sorted(found, key=natural_order)
 
 
-def path_array(paths: Iterable[Path | None]) -> np.ndarray:
-    """Return paths as an array (n,) of objects."""
-    return np.array(list(paths), dtype=object)
+def holds_images(folder: Path) -> bool:
+    """Return whether there is an image in a folder or below it."""
+    return any(path.suffix.lower() in IMAGE_SUFFIXES for path in _walk(folder, recursive=True))
+
+
+def path_array(paths: Iterable[Path | tuple[Path, ...] | None]) -> np.ndarray:
+    """Return paths, or tuples of paths, as an array (n,) of objects."""
+    return np.fromiter(paths, dtype=object)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,8 +15,15 @@ from skmkd.datasets._files import existing_folder, list_images, path_array, sub_
 from skmkd.datasets._masks import LazyMasks
 
 GOOD = "good"  # the defect type of normal images
+NORMAL_NAMES = (GOOD, "ok", "normal")  # of their folders, in lower case
 MASKS = "ground_truth"  # the folder of masks
 SUBSETS = {"train": ("train",), "test": ("test",), "all": ("train", "test")}
+SUBSETS_OF_THREE = {
+    "train": ("train",),
+    "validation": ("validation",),
+    "test": ("test",),
+    "all": ("train", "validation", "test"),
+}
 
 
 class Item(NamedTuple):
@@ -24,7 +31,63 @@ class Item(NamedTuple):
 
     image: Path
     defect_type: str
-    masks: tuple[Path, ...] = ()  # possible paths of its mask
+    masks: tuple[Path, ...] = ()  # possible paths of its mask, or of a folder of its masks
+
+
+class Layout(NamedTuple):
+    """The folders of a category, and what its loader says of the dataset.
+
+    Parameters
+    ----------
+    description : str
+        Contents, layout, terms and source.
+    subsets : mapping of str to tuple of str
+        The parts of each subset; a part is a folder with a subfolder for each defect type.
+    images : str
+        Folder of the images of a part and defect type, "{part}" and "{kind}".
+    masks : str
+        Folder of their masks.
+    mask_names : sequence of str
+        Possible names of a mask in it, or of a folder of masks; "{stem}" stands for the image's.
+    truth : str
+        Folder without which the dataset has no masks.
+    """
+
+    description: str
+    subsets: Mapping[str, tuple[str, ...]] = SUBSETS
+    images: str = "{part}/{kind}"
+    masks: str = MASKS + "/{kind}"
+    mask_names: Sequence[str] = ("{stem}_mask.png", "{stem}.png", "{stem}")
+    truth: str = MASKS
+
+
+def load_category(
+    root: str | os.PathLike[str], category: str, subset: str, layout: Layout
+) -> Bunch:
+    """Load a category of a dataset whose folders tell subsets and defect types.
+
+    Raises
+    ------
+    FileNotFoundError
+        If root, a part of the category or a mask does not exist.
+    ValueError
+        If the category does not exist, a folder holds no image, or `subset` is invalid.
+    """
+    folder = category_folder(root, category)
+    items = [
+        item
+        for part in parts_of(subset, layout.subsets)
+        for kind in kinds_of(existing_folder(folder / part, f"the {part} set"))
+        for item in items_of(
+            folder / layout.images.format(part=part, kind=kind),
+            kind,
+            folder / layout.masks.format(part=part, kind=kind),
+            layout.mask_names,
+        )
+    ]
+    if not items:
+        raise ValueError(f"the {subset} set must hold folders of images; {folder} has none.")
+    return as_bunch(items, layout.description, with_masks=(folder / layout.truth).is_dir())
 
 
 def as_bunch(items: Iterable[Item], description: str, *, with_masks: bool = True) -> Bunch:
@@ -43,64 +106,62 @@ def as_bunch(items: Iterable[Item], description: str, *, with_masks: bool = True
     return Bunch(
         paths=paths,
         y=np.where(defect_types == GOOD, 1, -1),
-        masks=LazyMasks(paths, path_array(map(_mask, items))) if with_masks else None,
+        masks=LazyMasks(paths, path_array(map(_masks, items))) if with_masks else None,
         defect_types=defect_types,
         DESCR=description,
     )
 
 
-def _mask(item: Item) -> Path | None:
+def _masks(item: Item) -> Path | tuple[Path, ...] | None:
     if item.defect_type == GOOD:
         return None
-    found = next((path for path in item.masks if path.is_file()), None)
+    found = next((path for path in item.masks if path.exists()), None)
     if found is None:
         raise FileNotFoundError(
             f"The anomalous image {item.image} must have a mask; there is none at "
             f"{' or '.join(map(str, item.masks))}."
         )
-    return found
+    return tuple(list_images(found)) if found.is_dir() else found
 
 
-def items_of_subset(
-    folder: Path, subset: str, mask_names: Sequence[str], *, normal: str = GOOD
-) -> list[Item]:
-    """List the images of <part>/<defect type>/, whose masks are in ground_truth/<defect type>/."""
-    return [
-        item
-        for part in parts_of(subset)
-        for kind in sub_folders(existing_folder(folder / part, f"the {part} set"))
-        for item in items_of(kind, folder / MASKS / kind.name, mask_names, normal=normal)
-    ]
-
-
-def items_of(
-    folder: Path, masks: Path, mask_names: Sequence[str], *, normal: str = GOOD
-) -> list[Item]:
-    """List the images of one defect type.
+def items_of(folder: Path, kind: str, masks: Path, mask_names: Sequence[str]) -> list[Item]:
+    """List the images of one defect type, those in subfolders included.
 
     Parameters
     ----------
     folder : Path
-        Folder of the images, named after their defect type.
+        Folder of the images.
+    kind : str
+        Name of their defect type, or of a folder of normal images.
     masks : Path
-        Folder that holds their masks.
+        Folder that holds their masks, in the same subfolders.
     mask_names : sequence of str
-        Possible file names of a mask; "{stem}" stands for the stem of the image's name.
-    normal : str
-        Name of the folder of normal images.
+        Possible names of a mask; "{stem}" stands for the image's, without suffix.
     """
-    defect_type = GOOD if folder.name == normal else folder.name
+    defect_type = GOOD if is_normal(kind) else kind
+    stems = ((image, image.relative_to(folder).with_suffix("")) for image in list_images(folder))
     return [
-        Item(image, defect_type, tuple(masks / name.format(stem=image.stem) for name in mask_names))
-        for image in list_images(folder, recursive=False)
+        Item(image, defect_type, tuple(masks / name.format(stem=stem) for name in mask_names))
+        for image, stem in stems
     ]
 
 
-def parts_of(subset: str) -> tuple[str, ...]:
-    """Return the parts, "train" and "test", of a subset."""
-    if not isinstance(subset, str) or subset not in SUBSETS:
-        raise ValueError(f"subset must be 'train', 'test' or 'all'; got {subset!r}.")
-    return SUBSETS[subset]
+def is_normal(name: str) -> bool:
+    """Return whether a folder of this name holds normal images: good, ok or normal, in any case."""
+    return name.lower() in NORMAL_NAMES
+
+
+def kinds_of(folder: Path) -> list[str]:
+    """Return the names of the subfolders that hold images of a kind, not masks."""
+    return [path.name for path in sub_folders(folder) if path.name != MASKS]
+
+
+def parts_of(subset: str, subsets: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """Return the parts of a subset, such as "train" and "test"."""
+    if not isinstance(subset, str) or subset not in subsets:
+        *names, last = map(repr, subsets)
+        raise ValueError(f"subset must be {', '.join(names)} or {last}; got {subset!r}.")
+    return subsets[subset]
 
 
 def check_category(category: str, known: Sequence[str], root: Path) -> None:

@@ -3,37 +3,56 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 
 from sklearn.utils import Bunch
 
-from skmkd.datasets._descriptions import BTAD, IMAGE_FOLDER, MPDD, MVTEC_AD, VISA
-from skmkd.datasets._files import existing_folder, sub_folders
+from skmkd.datasets import _descriptions
+from skmkd.datasets._files import existing_folder
 from skmkd.datasets._layouts import (
     GOOD,
-    MASKS,
+    SUBSETS,
+    SUBSETS_OF_THREE,
     Item,
+    Layout,
     as_bunch,
-    category_folder,
     check_category,
-    items_of,
-    items_of_subset,
+    load_category,
     parts_of,
     read_table,
 )
 
-MVTEC_MASKS = ("{stem}_mask.png",)
-BTAD_MASKS = ("{stem}.png", "{stem}.bmp")
 VISA_COLUMNS = ("object", "split", "image", "mask")
-LOSSLESS = (".png", ".bmp", ".tif", ".tiff")  # JPEG would add stray pixels
-FOLDER_MASKS = tuple(f"{{stem}}{end}{suffix}" for end in ("", "_mask") for suffix in LOSSLESS)
+MVTEC_AD = Layout(_descriptions.MVTEC_AD)
+MPDD = Layout(_descriptions.MPDD)
+BTAD = Layout(_descriptions.BTAD, mask_names=("{stem}.png", "{stem}.bmp"))
+VISA = Layout(_descriptions.VISA)
+MVTEC_LOCO = Layout(_descriptions.MVTEC_LOCO, SUBSETS_OF_THREE)
+MVTEC_AD_2 = Layout(
+    _descriptions.MVTEC_AD_2,
+    {
+        "train": ("train",),
+        "validation": ("validation",),
+        "test_public": ("test_public",),
+        "all": ("train", "validation", "test_public"),
+    },
+    masks="{part}/ground_truth/{kind}",
+    truth="test_public/ground_truth",
+)
+MVTEC_3D_AD = Layout(
+    _descriptions.MVTEC_3D_AD,
+    SUBSETS_OF_THREE,
+    images="{part}/{kind}/rgb",
+    masks="{part}/{kind}/gt",
+    truth="",
+)
 
 
 def load_mvtec_ad(root: str | os.PathLike[str], category: str, *, subset: str = "train") -> Bunch:
     """Load a category of MVTec AD, or of a dataset with the same layout.
 
     Normal images are in ``train/good`` and ``test/good``, anomalies in ``test/<defect type>``, and
-    their masks are ``ground_truth/<defect type>/<image>_mask.png``.
+    their masks are ``ground_truth/<defect type>/<image>_mask.png`` or ``<image>.png``. The folders
+    of normal images may be called ``ok`` or ``normal``, too, in upper or lower case.
 
     Parameters
     ----------
@@ -56,7 +75,8 @@ def load_mvtec_ad(root: str | os.PathLike[str], category: str, *, subset: str = 
             +1 for normal images, -1 for anomalies.
         masks : sequence of n ndarrays of shape (H, W), bool
             True = anomalous. Masks are read on access: by an integer index, in a loop or by a
-            metric. A slice or an array of indices selects masks without reading them.
+            metric. A slice or an array of indices selects masks without reading them. None if there
+            is no folder ``ground_truth``: then images can be evaluated, but not pixels.
         defect_types : ndarray of shape (n,), str
             Name of the image's folder: "good" for normal images.
         DESCR : str
@@ -72,7 +92,8 @@ def load_mvtec_ad(root: str | os.PathLike[str], category: str, *, subset: str = 
     See Also
     --------
     load_image_folder : Loads your own images.
-    load_mpdd, load_visa, load_btad : Load other datasets.
+    load_mvtec_loco, load_mvtec_ad_2, load_mvtec_3d_ad : Load its successors.
+    load_mpdd, load_visa, load_btad, load_kolektor_sdd, load_kolektor_sdd2 : Load other datasets.
 
     Examples
     --------
@@ -96,8 +117,117 @@ def load_mvtec_ad(root: str | os.PathLike[str], category: str, *, subset: str = 
     >>> bottle.defect_types.tolist(), bottle.y.tolist(), shares
     (['broken', 'good'], [-1, 1], [1.0, 0.0])
     """
-    items = items_of_subset(category_folder(root, category), subset, MVTEC_MASKS)
-    return as_bunch(items, MVTEC_AD)
+    return load_category(root, category, subset, MVTEC_AD)
+
+
+def load_mvtec_loco(root: str | os.PathLike[str], category: str, *, subset: str = "train") -> Bunch:
+    """Load a category of MVTec LOCO AD (logical and structural anomalies).
+
+    Its layout is that of MVTec AD, with normal images in ``validation/good``, too, and a folder of
+    masks for each anomalous image, ``ground_truth/<defect type>/<image>``. A pixel is anomalous if
+    it is so in any of them; their values, which the dataset's own metric needs, are not used.
+
+    Parameters
+    ----------
+    root : str or path-like
+        Folder with a subfolder for each category. Nothing is downloaded.
+    category : str
+        Name of such a subfolder, for example "breakfast_box".
+    subset : {"train", "validation", "test", "all"}, default="train"
+        The training images (all normal), the validation images (all normal), the test images
+        (normal and anomalous), or all of them, in this order.
+
+    Returns
+    -------
+    dataset : Bunch
+        `paths`, `y`, `masks`, `defect_types` and `DESCR`, as in `load_mvtec_ad`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If root, a part of the category or a mask does not exist.
+    ValueError
+        If the category does not exist, a folder holds no image, or `subset` is invalid.
+
+    See Also
+    --------
+    load_mvtec_ad : Describes the attributes of the dataset.
+    """
+    return load_category(root, category, subset, MVTEC_LOCO)
+
+
+def load_mvtec_ad_2(root: str | os.PathLike[str], category: str, *, subset: str = "train") -> Bunch:
+    """Load a category of MVTec AD 2 (harder scenes and varying light).
+
+    Normal images are in ``train/good``, ``validation/good`` and ``test_public/good``, anomalies in
+    ``test_public/bad``, and their masks in ``test_public/ground_truth/bad``. The test images whose
+    ground truth is not public are not loaded; list them with `list_images`.
+
+    Parameters
+    ----------
+    root : str or path-like
+        Folder with a subfolder for each category. Nothing is downloaded.
+    category : str
+        Name of such a subfolder, for example "can".
+    subset : {"train", "validation", "test_public", "all"}, default="train"
+        The training images (all normal), the validation images (all normal), the public test
+        images (normal and anomalous), or all of them, in this order.
+
+    Returns
+    -------
+    dataset : Bunch
+        `paths`, `y`, `masks`, `defect_types` and `DESCR`, as in `load_mvtec_ad`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If root, a part of the category or a mask does not exist.
+    ValueError
+        If the category does not exist, a folder holds no image, or `subset` is invalid.
+
+    See Also
+    --------
+    load_mvtec_ad : Describes the attributes of the dataset.
+    """
+    return load_category(root, category, subset, MVTEC_AD_2)
+
+
+def load_mvtec_3d_ad(
+    root: str | os.PathLike[str], category: str, *, subset: str = "train"
+) -> Bunch:
+    """Load the colour images of a category of MVTec 3D-AD.
+
+    They are in ``<part>/<good or defect type>/rgb``, where a part is ``train``, ``validation`` or
+    ``test``, and their masks are in ``test/<defect type>/gt``. Positions, in ``xyz``, are not
+    loaded.
+
+    Parameters
+    ----------
+    root : str or path-like
+        Folder with a subfolder for each category. Nothing is downloaded.
+    category : str
+        Name of such a subfolder, for example "bagel".
+    subset : {"train", "validation", "test", "all"}, default="train"
+        The training images (all normal), the validation images (all normal), the test images
+        (normal and anomalous), or all of them, in this order.
+
+    Returns
+    -------
+    dataset : Bunch
+        `paths`, `y`, `masks`, `defect_types` and `DESCR`, as in `load_mvtec_ad`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If root, a part of the category or a mask does not exist.
+    ValueError
+        If the category does not exist, a folder holds no image, or `subset` is invalid.
+
+    See Also
+    --------
+    load_mvtec_ad : Describes the attributes of the dataset.
+    """
+    return load_category(root, category, subset, MVTEC_3D_AD)
 
 
 def load_mpdd(root: str | os.PathLike[str], category: str, *, subset: str = "train") -> Bunch:
@@ -129,8 +259,7 @@ def load_mpdd(root: str | os.PathLike[str], category: str, *, subset: str = "tra
     --------
     load_mvtec_ad : Describes the attributes of the dataset.
     """
-    items = items_of_subset(category_folder(root, category), subset, MVTEC_MASKS)
-    return as_bunch(items, MPDD)
+    return load_category(root, category, subset, MPDD)
 
 
 def load_btad(root: str | os.PathLike[str], category: str, *, subset: str = "train") -> Bunch:
@@ -165,17 +294,20 @@ def load_btad(root: str | os.PathLike[str], category: str, *, subset: str = "tra
     --------
     load_mvtec_ad : Describes the attributes of the dataset.
     """
-    items = items_of_subset(category_folder(root, category), subset, BTAD_MASKS, normal="ok")
-    return as_bunch(items, BTAD)
+    return load_category(root, category, subset, BTAD)
 
 
 def load_visa(root: str | os.PathLike[str], category: str, *, subset: str = "train") -> Bunch:
     """Load a category of VisA, with the one-class split of its ``1cls.csv``.
 
+    The form that its authors' script makes of it, with ``train``, ``test`` and ``ground_truth`` in
+    the folder of the category, is loaded as well.
+
     Parameters
     ----------
     root : str or path-like
-        Folder with ``split_csv`` and a subfolder for each category. Nothing is downloaded.
+        Folder with ``split_csv`` and a subfolder for each category, or with converted categories.
+        Nothing is downloaded.
     category : str
         Name of such a subfolder, for example "candle".
     subset : {"train", "test", "all"}, default="train"
@@ -187,7 +319,7 @@ def load_visa(root: str | os.PathLike[str], category: str, *, subset: str = "tra
     dataset : Bunch
         `paths`, `y`, `masks`, `defect_types` and `DESCR`, as in `load_mvtec_ad`, in the order of
         the table. Defect types are those of ``image_anno.csv``, separated by commas if an image
-        has several.
+        has several; of a converted category, names of folders.
 
     Raises
     ------
@@ -200,8 +332,10 @@ def load_visa(root: str | os.PathLike[str], category: str, *, subset: str = "tra
     --------
     load_mvtec_ad : Describes the attributes of the dataset.
     """
-    parts = parts_of(subset)
+    parts = parts_of(subset, SUBSETS)
     folder = existing_folder(root, "root")
+    if not (folder / "split_csv").is_dir():
+        return load_category(root, category, subset, VISA)
     rows = read_table(folder / "split_csv" / "1cls.csv", VISA_COLUMNS)
     check_category(category, sorted({row["object"] for row in rows}), folder)
     annotations = folder / category / "image_anno.csv"
@@ -215,85 +349,4 @@ def load_visa(root: str | os.PathLike[str], category: str, *, subset: str = "tra
     items = [
         Item(folder / row["image"], kinds[row["image"]], (folder / row["mask"],)) for row in chosen
     ]
-    return as_bunch(items, VISA)
-
-
-def load_image_folder(
-    root: str | os.PathLike[str],
-    *,
-    good: str = GOOD,
-    bad: Sequence[str] | None = None,
-    masks: str | None = None,
-) -> Bunch:
-    """Load your own images: a folder of normal images, and one for each type of defect.
-
-    The mask of ``<defect type>/<image>`` is ``<masks>/<defect type>/<image>.png`` or
-    ``<image>_mask.png``; .bmp, .tif and .tiff will do, too, but not .jpg, which adds stray pixels.
-    Anomalous pixels of a mask are nonzero.
-
-    Parameters
-    ----------
-    root : str or path-like
-        Folder that holds these folders.
-    good : str, default="good"
-        Name of the folder of normal images.
-    bad : sequence of str, default=None
-        Names of the folders of anomalies. None takes all subfolders but `good` and `masks`.
-    masks : str, default=None
-        Name of the folder of masks. None takes "ground_truth" if it exists, else no masks.
-
-    Returns
-    -------
-    dataset : Bunch
-        `paths`, `y`, `masks`, `defect_types` and `DESCR`, as in `load_mvtec_ad`, normal images
-        first. `masks` is None if there is no folder of masks.
-
-    Raises
-    ------
-    FileNotFoundError
-        If a folder or a mask does not exist.
-    ValueError
-        If a folder holds no image, or `bad` is a str or holds the name of normal images.
-
-    See Also
-    --------
-    load_mvtec_ad : Describes the attributes of the dataset.
-    list_images : Returns paths only.
-
-    Examples
-    --------
-    >>> from pathlib import Path
-    >>> from tempfile import TemporaryDirectory
-    >>> from PIL import Image
-    >>> from skmkd.datasets import load_image_folder
-    >>> with TemporaryDirectory() as root:
-    ...     for file in ("good/1.png", "good/2.png", "scratch/1.png"):
-    ...         Path(root, file).parent.mkdir(exist_ok=True)
-    ...         Image.new("L", (32, 16)).save(Path(root, file))
-    ...     dataset = load_image_folder(root)
-    >>> dataset.defect_types.tolist(), dataset.y.tolist()
-    (['good', 'good', 'scratch'], [1, 1, -1])
-    """
-    folder = existing_folder(root, "root")
-    mask_folder = folder / (masks or MASKS)
-    existing_folder(folder / good, "good")
-    if masks is not None:
-        existing_folder(mask_folder, "masks")
-    if isinstance(bad, str):
-        raise ValueError(f"bad must be a sequence of folder names; got {bad!r}. Pass [{bad!r}].")
-    if bad is None:
-        others = [path.name for path in sub_folders(folder)]
-        bad = [name for name in others if name not in (good, mask_folder.name)]
-    normal = (folder / good).name
-    if taken := {normal, GOOD} & {(folder / name).name for name in bad}:
-        raise ValueError(
-            f"bad must not hold {taken.pop()!r}, a name of normal images; got {list(bad)!r}."
-        )
-    for name in bad:
-        existing_folder(folder / name, "bad")
-    items = [
-        item
-        for name in (good, *bad)
-        for item in items_of(folder / name, mask_folder / name, FOLDER_MASKS, normal=normal)
-    ]
-    return as_bunch(items, IMAGE_FOLDER, with_masks=mask_folder.is_dir())
+    return as_bunch(items, VISA.description)

@@ -14,6 +14,11 @@ from skmkd.datasets import _descriptions
         ("VISA", "CC BY 4.0", "https://github.com/amazon-science/spot-diff"),
         ("MPDD", "states no licence", "https://github.com/stepanje/MPDD"),
         ("BTAD", "CC BY-SA", "http://avires.dimi.uniud.it/"),
+        ("MVTEC_LOCO", "CC BY-NC-SA 4.0", "https://www.mvtec.com/"),
+        ("MVTEC_AD_2", "CC BY-NC-SA 4.0", "https://www.mvtec.com/"),
+        ("MVTEC_3D_AD", "CC BY-NC-SA 4.0", "https://www.mvtec.com/"),
+        ("KOLEKTOR_SDD", "CC BY-NC-SA 4.0", "https://www.vicos.si/"),
+        ("KOLEKTOR_SDD2", "CC BY-NC-SA 4.0", "https://www.vicos.si/"),
     ],
 )
 def test_descriptions_name_layout_terms_and_source(name, licence, source):

@@ -10,9 +10,11 @@ from PIL import Image
 
 from skmkd.datasets import (
     load_btad,
-    load_image_folder,
     load_mpdd,
+    load_mvtec_3d_ad,
     load_mvtec_ad,
+    load_mvtec_ad_2,
+    load_mvtec_loco,
     load_visa,
 )
 from skmkd.metrics import aupro_score
@@ -85,17 +87,66 @@ def visa_tree(root):
     return load_visa, "candle"
 
 
-TREES = [mvtec_tree, mpdd_tree, btad_tree, visa_tree]
+def converted_visa_tree(root):
+    save(root, *(f"candle/train/good/{i:04}.JPG" for i in range(4)))
+    save(root, "candle/test/good/0004.JPG", "candle/test/good/0005.JPG")
+    save(root, *(f"candle/test/bad/{i:03}.JPG" for i in range(4)))
+    save_mask(root, *(f"candle/ground_truth/bad/{i:03}.png" for i in range(4)), value=1)
+    return load_visa, "candle"
+
+
+def loco_tree(root):
+    save(root, *(f"juice_bottle/train/good/{i:03}.png" for i in range(4)))
+    save(root, *(f"juice_bottle/{part}/good/{i:03}.png" for part in ("validation", "test")
+                 for i in range(2)))  # fmt: skip
+    for kind in ("logical_anomalies", "structural_anomalies"):
+        save(root, *(f"juice_bottle/test/{kind}/{i:03}.png" for i in range(2)))
+        masks = [f"juice_bottle/ground_truth/{kind}/{i:03}" for i in range(2)]
+        save_mask(root, *(f"{folder}/000.png" for folder in masks), value=252)
+        save(root, f"{masks[1]}/001.png", mode="L")  # black
+    return load_mvtec_loco, "juice_bottle"
+
+
+def ad_2_tree(root):
+    save(root, *(f"can/train/good/{i:03}_regular.png" for i in range(4)))
+    save(root, *(f"can/{part}/good/{i:03}_regular.png" for part in ("validation", "test_public")
+                 for i in range(2)))  # fmt: skip
+    save(root, *(f"can/test_public/bad/{i:03}_regular.png" for i in range(4)))
+    masks = "can/test_public/ground_truth/bad"
+    save_mask(root, *(f"{masks}/{i:03}_regular_mask.png" for i in range(4)))
+    save(root, "can/test_private/000_regular.png")
+    return load_mvtec_ad_2, "can"
+
+
+def three_d_tree(root):
+    save(root, *(f"bagel/train/good/rgb/{i:03}.png" for i in range(4)))
+    save(root, *(f"bagel/{part}/good/rgb/{i:03}.png" for part in ("validation", "test")
+                 for i in range(2)))  # fmt: skip
+    save(root, *(f"bagel/test/crack/rgb/{i:03}.png" for i in range(4)))
+    save_mask(root, *(f"bagel/test/crack/gt/{i:03}.png" for i in range(4)))
+    save(root, *(f"bagel/{part}/xyz/{i:03}.tiff" for part in ("train/good", "test/crack")
+                 for i in range(4)))  # fmt: skip
+    return load_mvtec_3d_ad, "bagel"
+
+
+TREES = [
+    mvtec_tree, mpdd_tree, btad_tree, visa_tree, converted_visa_tree, loco_tree, ad_2_tree,
+    three_d_tree,
+]  # fmt: skip
+TEST = {load_mvtec_ad_2: "test_public"}  # names of the test set; "test" otherwise
+OF_THREE = [loco_tree, ad_2_tree, three_d_tree]
 
 
 @pytest.mark.parametrize("tree", TREES)
 def test_subsets_hold_what_they_promise(tmp_path, tree):
     load, category = tree(tmp_path)
-    train, test, both = (load(tmp_path, category, subset=s) for s in ("train", "test", "all"))
+    subsets = ("train", TEST.get(load, "test"), "all")
+    train, test, both = (load(tmp_path, category, subset=subset) for subset in subsets)
     assert train.paths.tolist() == load(str(tmp_path), category).paths.tolist()
     assert train.y.tolist() == [1] * 4
     assert sorted(test.y.tolist()) == [-1] * 4 + [1] * 2
-    assert both.paths.tolist() == [*train.paths, *test.paths]
+    between = load(tmp_path, category, subset="validation").paths if tree in OF_THREE else []
+    assert both.paths.tolist() == [*train.paths, *between, *test.paths]
     for dataset in (train, test, both):
         assert set(dataset) == {"paths", "y", "masks", "defect_types", "DESCR"}
         assert dataset.paths.dtype == object
@@ -109,10 +160,46 @@ def test_subsets_hold_what_they_promise(tmp_path, tree):
             assert not mask[:, 10:].any()
 
 
+@pytest.mark.parametrize("tree", OF_THREE)
+def test_validation_images_are_normal(tmp_path, tree):
+    load, category = tree(tmp_path)
+    dataset = load(tmp_path, category, subset="validation")
+    assert dataset.y.tolist() == [1, 1]
+    assert {path.relative_to(tmp_path / category).parts[0] for path in dataset.paths} == {
+        "validation"
+    }
+
+
+@pytest.mark.parametrize("name", ["Good", "OK", "normal"])
+def test_normal_images_are_found_by_several_names(tmp_path, name):
+    load, category = mvtec_tree(tmp_path)
+    for part in ("train", "test"):
+        (tmp_path / category / part / "good").rename(tmp_path / category / part / name)
+    dataset = load(tmp_path, category, subset="all")
+    assert sorted(dataset.y.tolist()) == [-1] * 4 + [1] * 6
+
+
+def test_without_ground_truth_labels_are_all_there_is(tmp_path):
+    load, category = mvtec_tree(tmp_path)
+    shutil.rmtree(tmp_path / category / "ground_truth")
+    dataset = load(tmp_path, category, subset="test")
+    assert dataset.masks is None
+    assert sorted(dataset.y.tolist()) == [-1] * 4 + [1] * 2
+
+
+def test_thumbnails_are_no_defects(tmp_path):
+    load, category = mvtec_tree(tmp_path)
+    expected = load(tmp_path, category, subset="all").paths.tolist()
+    save(tmp_path, f"{category}/test/@eaDir/t.jpg", f"{category}/test/good/@eaDir/000.png/t.jpg")
+    assert load(tmp_path, category, subset="all").paths.tolist() == expected
+
+
 @pytest.mark.parametrize(
     ("tree", "kinds"),
     [(mvtec_tree, {"broken_large", "contamination"}), (btad_tree, {"ko"}),
-     (visa_tree, {"wax missing,dent"})],
+     (visa_tree, {"wax missing,dent"}), (converted_visa_tree, {"bad"}),
+     (loco_tree, {"logical_anomalies", "structural_anomalies"}), (ad_2_tree, {"bad"}),
+     (three_d_tree, {"crack"})],
 )  # fmt: skip
 def test_defect_types(tmp_path, tree, kinds):
     load, category = tree(tmp_path)
@@ -137,7 +224,7 @@ def test_a_wrong_category_or_subset_is_refused(tmp_path, tree):
     load, category = tree(tmp_path)
     with pytest.raises(ValueError, match=f"category must be .*{category}.*; got 'shoe'"):
         load(tmp_path, "shoe")
-    with pytest.raises(ValueError, match="subset must be 'train', 'test' or 'all'; got 'val'"):
+    with pytest.raises(ValueError, match="subset must be 'train', .* or 'all'; got 'val'"):
         load(tmp_path, category, subset="val")
     with pytest.raises(FileNotFoundError, match="root must be a folder; there is none at .*gone"):
         load(tmp_path / "gone", category)
@@ -146,15 +233,13 @@ def test_a_wrong_category_or_subset_is_refused(tmp_path, tree):
 @pytest.mark.parametrize("tree", TREES)
 def test_a_mask_that_is_not_there_is_named(tmp_path, tree):
     load, category = tree(tmp_path)
-    for mask in tmp_path.glob(f"{category}/**/001_mask.png"):
-        mask.unlink()
-    for mask in tmp_path.glob(f"{category}/Data/Masks/Anomaly/001.png"):
-        mask.unlink()
-    for mask in tmp_path.glob(f"{category}/ground_truth/ko/0001.png"):
-        mask.unlink()
+    truth = ("ground_truth", "gt", "Masks")
+    for mask in (tmp_path / category).glob("**/*001*"):
+        if set(truth) & set(mask.parts):
+            shutil.rmtree(mask) if mask.is_dir() else mask.unlink()
     load(tmp_path, category)  # normal images need none
-    with pytest.raises(FileNotFoundError, match=r"001\.\w+ must have a mask; .* at .*001"):
-        load(tmp_path, category, subset="test")
+    with pytest.raises(FileNotFoundError, match=r"001\w*\.\w+ must have a mask; .* at .*001"):
+        load(tmp_path, category, subset="all")
 
 
 @pytest.mark.parametrize(
@@ -183,60 +268,6 @@ def test_an_anomaly_that_visa_does_not_annotate_is_named(tmp_path):
     table.write_text("\n".join(kept))
     with pytest.raises(ValueError, match=r"image_anno.csv must have a row for .*Anomaly/002.JPG"):
         load(tmp_path, category, subset="test")
-
-
-def folder_tree(root):
-    save(root, "good/2.png", "good/10.jpg", "good/1.png")
-    save(root, "dent/1.jpg", "scratch/1.png", "notes/.hidden.png")
-    shutil.rmtree(root / "notes")
-
-
-def test_image_folders_need_no_masks(tmp_path):
-    folder_tree(tmp_path)
-    dataset = load_image_folder(tmp_path)
-    assert [path.stem for path in dataset.paths] == ["1", "2", "10", "1", "1"]
-    assert dataset.defect_types.tolist() == ["good"] * 3 + ["dent", "scratch"]
-    assert dataset.y.tolist() == [1, 1, 1, -1, -1]
-    assert dataset.masks is None
-
-
-@pytest.mark.parametrize("name", ["1.png", "1_mask.png", "1.tif", "1_mask.bmp"])
-@pytest.mark.parametrize("folder", ["ground_truth", "outlines"])
-def test_image_folders_may_have_masks(tmp_path, name, folder):
-    folder_tree(tmp_path)
-    save_mask(tmp_path, f"{folder}/dent/{name}", f"{folder}/scratch/{name}")
-    masks = None if folder == "ground_truth" else folder
-    dataset = load_image_folder(tmp_path, masks=masks)
-    assert dataset.defect_types.tolist() == ["good"] * 3 + ["dent", "scratch"]
-    assert [float(mask.mean()) for mask in dataset.masks] == [0, 0, 0, 0.5, 0.5]
-
-
-def test_folders_may_have_other_names(tmp_path):
-    folder_tree(tmp_path)
-    dataset = load_image_folder(tmp_path, good="dent", bad=["scratch"])
-    assert dataset.defect_types.tolist() == ["good", "scratch"]
-    assert load_image_folder(tmp_path, bad=[]).y.tolist() == [1, 1, 1]
-    save(tmp_path, "train/ok/1.png")
-    nested = load_image_folder(tmp_path, good="train/ok", bad=["dent"])
-    assert nested.defect_types.tolist() == ["good", "dent"]
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"good": "ok"}, FileNotFoundError, "good must be a folder; there is none at .*ok"),
-        ({"bad": ["gone"]}, FileNotFoundError, "bad must be a folder; there is none at .*gone"),
-        ({"bad": "dent"}, ValueError, r"bad must be a sequence of folder names; got 'dent'"),
-        ({"good": "dent"}, ValueError, "bad must not hold 'good', a name of normal images; got"),
-        ({"bad": ["good"]}, ValueError, r"bad must not hold .*; got \['good'\]"),
-        ({"masks": "gone"}, FileNotFoundError, "masks must be a folder; there is none at .*gone"),
-        ({"masks": "good"}, FileNotFoundError, "dent.1.jpg must have a mask; .*good.dent.1.png or"),
-    ],
-)
-def test_bad_image_folders_are_refused(tmp_path, options, error, message):
-    folder_tree(tmp_path)
-    with pytest.raises(error, match=message):
-        load_image_folder(tmp_path, **options)
 
 
 def test_splitters_and_metrics_take_a_dataset(tmp_path):
