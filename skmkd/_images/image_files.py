@@ -1,29 +1,24 @@
-"""Image files: read when they are needed, and converted to a few plain kinds of array."""
+"""Image files: read when they are needed, as plain arrays."""
 
 from __future__ import annotations
 
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
-from PIL.BmpImagePlugin import BmpImageFile
-from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
-from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
-from PIL.WebPImagePlugin import WebPImageFile
 
+from skmkd._images import dicom, netpbm, pictures, tiff
+from skmkd._images.contents import Contents
+from skmkd._images.pictures import plain_mode as plain_mode
 from skmkd._warnings import warn
 
-MAX_PIXELS = 2**26  # of one image: a small file may declare any size
-READERS = (PngImageFile, JpegImageFile, TiffImageFile, BmpImageFile, WebPImageFile)
-FORMATS = tuple(reader.format for reader in READERS)
+MAX_PIXELS = 2**28  # of one image: a small file may declare any size
 SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO)  # not the file's fault
-TURNED = (5, 6, 7, 8)  # EXIF orientations by which height and width change places
+START = dicom.PREAMBLE + 4  # bytes that tell the format
 
 
 class UnreadableImageError(ValueError):
@@ -33,38 +28,34 @@ class UnreadableImageError(ValueError):
 class ImageFile:
     """An image file that converts to an array; shape and dtype are read from its header.
 
-    Grey images of 8 bits become (H, W) uint8, of 16 bits uint16; 1 bit becomes 0 and 255. With
-    transparency of any kind an image becomes (H, W, 4) uint8, and all other colours (palettes,
-    CMYK) (H, W, 3). Other integers and floats stay as they are. The orientation that
-    EXIF states is applied. Of several frames, the first is read.
+    Grey images become (H, W), colours (H, W, 3), and with transparency (H, W, 4). Integers and
+    floats keep their dtype and values; 1 bit becomes 0 and 255. Palettes, CMYK and YCbCr become
+    RGB. The orientation that EXIF or TIFF states is applied. DICOM is rescaled to the units of
+    its modality, as float32, and MONOCHROME1 turned round.
 
     Parameters
     ----------
     path : str or path-like
-        The file.
+        The file: PNG, JPEG, BMP, WebP, TIFF, PGM, PPM or DICOM, whatever its suffix.
+    max_pixels : int, default=2**28
+        A file that claims more pixels is refused before memory is allocated for them.
 
     Raises
     ------
     UnreadableImageError
-        On access to shape, dtype or pixels, if the file is missing, not an image, truncated, or
-        larger than `MAX_PIXELS`.
+        On access to shape, dtype or pixels, if the file is missing, not an image, truncated,
+        larger than `max_pixels`, of several images, or of a kind that has no plain array.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> None:
         self.path = os.fspath(path)
+        self.max_pixels = max_pixels
 
     @cached_property
     def _kind(self) -> tuple[tuple[int, ...], np.dtype]:
         """Shape and dtype, as far as the file's header tells."""
-        with opened(self.path) as image:
-            width, height = image.size
-            if isinstance(image, TiffImageFile):  # newer Pillow has turned its size already
-                width, height = image.tag_v2[IMAGEWIDTH], image.tag_v2[IMAGELENGTH]
-            if Image.Image.getexif(image).get(ExifTags.Base.Orientation) in TURNED:
-                width, height = height, width
-            mode, dtype = plain_mode(image)
-            bands = len(Image.new(mode, (1, 1)).getbands())
-            return (height, width) if bands == 1 else (height, width, bands), dtype
+        with opened(self.path, self.max_pixels) as contents:
+            return contents.shape, contents.dtype
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -82,42 +73,50 @@ class ImageFile:
         return self._kind[1]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        with opened(self.path) as image:
-            mode, plain = plain_mode(image)
-            upright = ImageOps.exif_transpose(image)
-            pixels = np.asarray(upright if upright.mode == mode else upright.convert(mode))
-        array = pixels.astype(plain, copy=False)
+        with opened(self.path, self.max_pixels) as contents:
+            array = contents.read()
         self._kind = array.shape, array.dtype  # EXIF may be at the end of a file
         return array if dtype is None else array.astype(dtype)
 
 
 @contextmanager
-def opened(path: str) -> Iterator[Image.Image]:
-    """Open an image of at most `MAX_PIXELS`; all failures raise UnreadableImageError."""
+def opened(path: str, max_pixels: int = MAX_PIXELS) -> Iterator[Contents]:
+    """Open an image of at most `max_pixels`; all failures raise UnreadableImageError."""
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
+        with of_its_format(path) as contents:
+            height, width = contents.shape[:2]
+            if height * width > max_pixels:
                 raise ValueError(
-                    f"it must have at most {MAX_PIXELS} pixels, and says that it has "
-                    f"{image.width} x {image.height}"
+                    f"it says that it has {width} x {height} pixels, and max_pixels is "
+                    f"{max_pixels}: raise that if you trust the file, or cut the image up"
                 )
-            yield image
+            yield contents
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error and more
         if isinstance(error, MemoryError) or getattr(error, "errno", None) in SHORTAGES:
             raise
-        raise UnreadableImageError(f"{path} cannot be read as an image: {error}") from error
+        raise UnreadableImageError(f"{path} cannot be read as an image: {reason(error)}") from error
 
 
-def plain_mode(image: Image.Image) -> tuple[str, np.dtype]:
-    """Return the Pillow mode to convert an image to, and the dtype of its pixels."""
-    mode = image.mode
-    if mode.startswith("I;16") or (mode == "I" and image.format == "PNG"):
-        return mode, np.dtype(np.uint16)
-    if mode in ("I", "F"):
-        return mode, np.dtype(np.int32 if mode == "I" else np.float32)
-    if image.has_transparency_data:
-        return "RGBA", np.dtype(np.uint8)
-    return ("L" if mode in ("1", "L") else "RGB"), np.dtype(np.uint8)
+def reason(error: Exception) -> str:
+    """Say what is wrong with a file; errors of other kinds speak of the decoder's insides."""
+    if isinstance(error, (OSError, ValueError)) and str(error):
+        return str(error)
+    return f"it is broken ({str(error) or type(error).__name__})"
+
+
+def of_its_format(path: str) -> AbstractContextManager[Contents]:
+    """Choose the reader of a file by its first bytes."""
+    with open(path, "rb") as file:
+        start = file.read(START)
+    if start.startswith(tiff.STARTS):
+        return tiff.open_tiff(path)
+    if dicom.is_dicom(path, start):
+        return dicom.open_dicom(path)
+    if netpbm.is_netpbm(start):
+        return netpbm.open_netpbm(path)
+    if pictures.is_picture(start):
+        return pictures.open_picture(path, start)
+    raise ValueError("it is no PNG, JPEG, BMP, WebP, TIFF, PGM, PPM or DICOM file")
 
 
 def is_path_list(X: Any) -> bool:

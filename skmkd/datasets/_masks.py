@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import ImageOps
 
-from skmkd._images.image_files import ImageFile, opened
+from skmkd._images.image_files import ImageFile
 
 
 class LazyMasks(Sequence[np.ndarray]):
@@ -54,9 +52,9 @@ def nothing_anomalous(image: Path) -> np.ndarray:
 
 
 def read_mask(file: Path) -> np.ndarray:
-    """Return a mask (H, W), bool: True where the file's pixels are nonzero, or not black."""
-    with opened(os.fspath(file)) as image:
-        mask = ImageOps.exif_transpose(image)
-        if len(mask.getbands()) == 1:
-            return np.asarray(mask) > 0
-        return np.any(np.asarray(mask.convert("RGB")) > 0, axis=2)  # without alpha
+    """Return a mask (H, W), bool: True where the file's pixels are not 0, black or transparent."""
+    pixels = np.asarray(ImageFile(file))
+    if pixels.ndim == 2:
+        return pixels != 0
+    marked = (pixels[..., :3] != 0).any(axis=2)
+    return marked & (pixels[..., 3] != 0) if pixels.shape[2] == 4 else marked

@@ -6,6 +6,7 @@ import pickle
 
 import numpy as np
 import pytest
+import tifffile
 from numpy.testing import assert_array_equal
 from PIL import Image
 from sklearn.model_selection import train_test_split
@@ -50,11 +51,30 @@ def test_what_is_not_0_is_anomalous(tmp_path, array, suffix):
     assert_array_equal(mask, TRUTH)
 
 
-def test_palette_masks_are_read_by_their_labels(tmp_path):
+def test_palette_masks_are_read_by_their_colours(tmp_path):
     image = Image.fromarray(TRUTH.astype(np.uint8)).convert("P")
-    image.putpalette([9, 9, 9, 0, 0, 0])  # the background is not black
+    image.putpalette([0, 0, 0, 9, 0, 0])
     image.save(tmp_path / "mask.png")
     assert_array_equal(read_mask(tmp_path / "mask.png"), TRUTH)
+    image.putpalette([9, 0, 0, 0, 0, 0])
+    image.save(tmp_path / "mask.png")
+    assert_array_equal(read_mask(tmp_path / "mask.png"), ~TRUTH)
+
+
+def test_transparent_pixels_are_not_anomalous(tmp_path):
+    paper = np.full((*TRUTH.shape, 3), 255, np.uint8)
+    saved(tmp_path / "mask.png", np.dstack([paper, 200 * TRUTH.astype(np.uint8)]))
+    assert_array_equal(read_mask(tmp_path / "mask.png"), TRUTH)
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int8, np.uint16, np.int32, np.float32])
+def test_tiff_masks_are_not_inverted(tmp_path, dtype, compression):
+    photometric = "miniswhite" if dtype != np.float32 else None
+    tifffile.imwrite(
+        tmp_path / "mask.tif", TRUTH.astype(dtype), photometric=photometric, compression=compression
+    )
+    assert_array_equal(read_mask(tmp_path / "mask.tif"), TRUTH)
 
 
 def test_masks_are_a_sequence(masks):
@@ -77,7 +97,7 @@ def test_masks_are_a_sequence(masks):
 )  # fmt: skip
 def test_parts_of_them_stay_unread(masks, index, anomalous, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(Image, "open", None)
+        patched.setattr("builtins.open", None)
         part = masks[index]
     assert isinstance(part, LazyMasks)
     assert [mask.any() for mask in part] == anomalous

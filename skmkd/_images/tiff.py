@@ -1,0 +1,180 @@
+"""TIFF files, by tifffile, and by Pillow where that needs imagecodecs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import numpy as np
+from PIL import ImageOps
+from PIL.TiffImagePlugin import TiffImageFile
+from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC, TIFF, TiffFile, TiffFrame, TiffPage
+
+from skmkd._images.contents import (
+    SEVERAL,
+    Contents,
+    upright,
+    upright_shape,
+    with_grey_as_colour,
+)
+from skmkd._images.pictures import plain_mode
+
+STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two are BigTIFF
+ORIENTATION = 274
+COPY, TRANSPARENCY = 1, 4  # bits of NewSubfileType: pages that are no images of their own
+GREY = (PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.MINISBLACK)
+ALPHA = (EXTRASAMPLE.ASSOCALPHA, EXTRASAMPLE.UNASSALPHA)
+PILLOW = (  # compressions that Pillow decodes
+    COMPRESSION.NONE, COMPRESSION.CCITTRLE, COMPRESSION.CCITT_T4, COMPRESSION.CCITT_T6,
+    COMPRESSION.LZW, COMPRESSION.JPEG, COMPRESSION.ADOBE_DEFLATE, COMPRESSION.DEFLATE,
+    COMPRESSION.PACKBITS,
+)  # fmt: skip
+
+
+@contextmanager
+def open_tiff(path: str) -> Iterator[Contents]:
+    """Open a file that holds one image, beside reduced copies of it."""
+    with TiffFile(path) as tiff:
+        page = only_page(tiff)
+        channels, dtype = kind(page)
+        orientation = page.tags.valueof(ORIENTATION, 1)
+        size = (page.imagelength, page.imagewidth)
+        shape = size if channels == 1 else (*size, channels)
+        plain = page.compression == COMPRESSION.NONE
+        if is_right_in_pillow(page) and not (plain and is_decodable(page)):
+            read = partial(decoded_by_pillow, path, page)  # faster than tifffile alone
+        elif is_decodable(page):
+            read = partial(decoded, page)
+        else:
+            raise ValueError(
+                f"pixels of {page.bitspersample} bits with the compression {name(page.compression)}"
+                " need imagecodecs, which `pip install skmkd[tiff]` installs"
+            )
+        yield Contents(upright_shape(shape, orientation), dtype, read)
+
+
+def only_page(tiff: TiffFile) -> TiffPage:
+    """Return the page of the only image; raise ValueError if there are several."""
+    series = tiff.series[0]
+    copies = {page.offset for level in series.levels for page in level.pages if page is not None}
+    others = [page for page in tiff.pages if page.offset not in copies and is_image(page)]
+    page = series.keyframe
+    count = math.prod(series.shape) // math.prod(page.shape) + len(others)
+    if page.imagedepth > 1:
+        count *= page.imagedepth
+    if count > 1:
+        raise ValueError(SEVERAL.format(count=count, reader="tifffile.imread"))
+    if not is_image(page) and page.subifds:
+        raise ValueError("its first page is a preview, as in raw files of cameras: develop it")
+    return page
+
+
+def is_image(page: TiffPage | TiffFrame) -> bool:
+    """Tell an image from a reduced copy or a mask of another page."""
+    return not getattr(page, "subfiletype", 0) & (COPY | TRANSPARENCY)
+
+
+def kind(page: TiffPage) -> tuple[int, np.dtype]:
+    """Return channels and dtype of the array that a page becomes."""
+    photometric, samples, extras = page.photometric, page.samplesperpixel, page.extrasamples
+    alpha = len(extras) == 1 and extras[0] in ALPHA
+    byte = page.dtype == np.uint8 and page.bitspersample == 8
+    if page.dtype is not None and (
+        page.dtype.kind in "uif" or (page.dtype == bool and samples == 1)
+    ):
+        dtype = np.dtype(np.uint8) if page.dtype == bool else page.dtype.newbyteorder("=")
+        if samples == 1 and photometric in (*GREY, PHOTOMETRIC.RGB):
+            return 1, dtype
+        if samples == 3 and photometric in (*GREY, PHOTOMETRIC.RGB):
+            return 3, dtype
+        if photometric == PHOTOMETRIC.RGB and samples == 4 and (alpha or not extras):
+            return 4, dtype
+        if photometric in GREY and samples == 2 and alpha:
+            return 4, dtype
+    if photometric == PHOTOMETRIC.PALETTE and samples == 1 and page.dtype in (np.uint8, np.uint16):
+        return 3, np.dtype(np.uint8)
+    if photometric == PHOTOMETRIC.SEPARATED and samples == 4 and byte:
+        return 3, np.dtype(np.uint8)
+    if photometric == PHOTOMETRIC.YCBCR and samples == 3 and byte:
+        return 3, np.dtype(np.uint8)
+    raise ValueError(
+        f"its pixels are {name(photometric)} of {samples} channel(s)"
+        f"{f', {len(extras)} of no stated meaning' if extras and not alpha else ''}, "
+        f"{page.dtype or f'{page.bitspersample} bits'}; only grey, palette, RGB, RGBA and 8-bit "
+        "CMYK and YCbCr images of real numbers are read"
+    )
+
+
+def is_decodable(page: TiffPage) -> bool:
+    """Tell whether tifffile, with the packages that are installed, decodes a page."""
+    return (
+        page.photometric not in (PHOTOMETRIC.SEPARATED, PHOTOMETRIC.YCBCR)  # Pillow makes them RGB
+        and page.compression in TIFF.DECOMPRESSORS
+        and page.predictor in TIFF.UNPREDICTORS
+        and (page.bitspersample in (1, 8, 16, 32, 64) or COMPRESSION.LZW in TIFF.DECOMPRESSORS)
+    )
+
+
+def is_right_in_pillow(page: TiffPage) -> bool:
+    """Tell whether Pillow decodes a page as tifffile would."""
+    if page.compression not in PILLOW or page.planarconfig != 1 or page.fillorder != 1:
+        return False
+    if page.parent.is_bigtiff:
+        return False
+    if page.photometric == PHOTOMETRIC.YCBCR:
+        return page.compression == COMPRESSION.JPEG
+    if page.samplesperpixel == 1:
+        return page.dtype in (bool, np.uint8) or (
+            page.dtype in (np.uint16, np.int32, np.float32)
+            and page.parent.byteorder == "<"
+            and page.photometric == PHOTOMETRIC.MINISBLACK
+        )
+    return (
+        page.photometric not in GREY
+        and page.bitspersample == 8
+        and EXTRASAMPLE.ASSOCALPHA not in page.extrasamples
+    )
+
+
+def decoded(page: TiffPage) -> np.ndarray:
+    """Decode a page: channels last, no palette, upright."""
+    check_complete(page)
+    pixels = page.asarray(maxworkers=1)
+    if page.planarconfig == 2 and page.samplesperpixel > 1:
+        pixels = np.moveaxis(pixels, 0, -1)
+    if page.photometric == PHOTOMETRIC.PALETTE:
+        pixels = (np.asarray(page.colormap) >> 8).astype(np.uint8).T[pixels]
+    if pixels.ndim == 3 and pixels.shape[2] == 2:
+        pixels = with_grey_as_colour(pixels)
+    if pixels.dtype == bool:
+        pixels = np.multiply(pixels, 255, dtype=np.uint8)
+    pixels = upright(pixels, page.tags.valueof(ORIENTATION, 1))
+    return np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder("="))
+
+
+def check_complete(page: TiffPage) -> None:
+    """Raise ValueError if a strip or tile is missing, which tifffile would fill or leave random."""
+    end = page.parent.filehandle.size
+    parts = list(zip(page.dataoffsets, page.databytecounts, strict=False))
+    if not page.is_contiguous and (
+        len(parts) < math.prod(page.chunked)
+        or not all(count and offset + count <= end for offset, count in parts)
+    ):
+        raise ValueError("it is truncated: strips or tiles of its pixels are missing")
+
+
+def decoded_by_pillow(path: str, page: TiffPage) -> np.ndarray:
+    """Decode the first page with Pillow, with the numbers that tifffile would give."""
+    with TiffImageFile(path) as image:
+        mode, dtype = plain_mode(image)
+        ImageOps.exif_transpose(image, in_place=True)
+        pixels = np.asarray(image if image.mode == mode else image.convert(mode))
+    pixels = pixels.astype(dtype, copy=False)
+    return ~pixels if page.photometric == PHOTOMETRIC.MINISWHITE else pixels
+
+
+def name(code: int) -> str:
+    """Return the name of a value of a TIFF tag."""
+    return getattr(code, "name", str(code))
