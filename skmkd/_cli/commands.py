@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import csv
+import inspect
 import json
-import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from io import BytesIO, StringIO, TextIOWrapper
-from math import ceil
 from operator import attrgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,18 +19,18 @@ from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 from PIL.Image import Image
-from sklearn.model_selection import train_test_split
 from tqdm import tqdm
 
 from skmkd import datasets
 from skmkd._cli.evaluation import StoredArrays, image_metrics, pixel_metrics
+from skmkd._cli.outputs import Failures, check_complete, of_each
+from skmkd._cli.paths import good_images, is_within, new_images, output_paths, split_paths
 from skmkd._cli.report import THUMBNAIL, Entry, overlay, write_report
 from skmkd._files.archive import check_target, write_whole
 from skmkd._images.image_files import readable
 from skmkd._loading import load
 from skmkd._memkd import MemKDDetector
 from skmkd._mkd import MKDDetector
-from skmkd._runtime import draw_seed
 from skmkd._thresholds import check_fpr
 from skmkd.inspection._localization_display import pictures
 
@@ -47,10 +47,16 @@ NOT_CALIBRATED = (
 SURROGATES = "surrogateescape"  # writes file names that are not valid text byte for byte
 COLUMNS = ("path", "score", "decision", "threshold")
 LAYOUTS: dict[str, Callable[..., Any]] = {
-    "mvtec_ad": datasets.load_mvtec_ad,
-    "visa": datasets.load_visa,
-    "mpdd": datasets.load_mpdd,
-    "btad": datasets.load_btad,
+    "folder": datasets.load_image_folder,
+    "mvtec_ad": partial(datasets.load_mvtec_ad, subset="test"),
+    "mvtec_ad_2": partial(datasets.load_mvtec_ad_2, subset="test_public"),
+    "mvtec_loco": partial(datasets.load_mvtec_loco, subset="test"),
+    "mvtec_3d_ad": partial(datasets.load_mvtec_3d_ad, subset="test"),
+    "visa": partial(datasets.load_visa, subset="test"),
+    "mpdd": partial(datasets.load_mpdd, subset="test"),
+    "btad": partial(datasets.load_btad, subset="test"),
+    "kolektor_sdd": datasets.load_kolektor_sdd,
+    "kolektor_sdd2": partial(datasets.load_kolektor_sdd2, subset="test"),
 }
 
 
@@ -63,7 +69,7 @@ def fit(args: argparse.Namespace) -> None:
     written.
     """
     check_target(args.output)
-    training, held_out = image_paths(args.folder), image_paths(args.calibrate or [])
+    training, held_out = good_images(args.folder), good_images(args.calibrate or [])
     parameters, fpr = args.parameters, 0.05 if args.fpr is None else args.fpr
     detector = METHODS[args.method](**{"verbose": int(sys.stderr.isatty())} | parameters)
     detector._validate_params()
@@ -75,6 +81,8 @@ def fit(args: argparse.Namespace) -> None:
         check_fpr(fpr, len(held_out), "--hold-out" if args.hold_out else "--calibrate")
     elif args.fpr is not None:
         raise ValueError("--fpr must come with --hold-out or --calibrate.")
+    calibrated = f", calibrating on {len(held_out)}" if held_out else ""
+    print(f"Training on {len(training)} images{calibrated}.", flush=True)
     detector.fit(training).set_params(verbose=parameters.get("verbose", 0))
     if held_out:
         detector.calibrate(held_out, fpr=fpr)
@@ -83,54 +91,40 @@ def fit(args: argparse.Namespace) -> None:
     detector.save(args.output)
 
 
-def split_paths(
-    paths: list[Path], share: float, random_state: int | None
-) -> tuple[list[Path], list[Path]]:
-    """Split paths at random into training images and held-out images."""
-    if not 0 < share < 1:
-        raise ValueError(f"--hold-out must be a share between 0 and 1; got {share:g}.")
-    if (left := len(paths) - ceil(share * len(paths))) < 2:
-        raise ValueError(
-            f"--hold-out must leave at least 2 images to train on; got {share:g}, which leaves "
-            f"{left} of {len(paths)}."
-        )
-    seed = draw_seed(random_state)
-    training, held_out = train_test_split(paths, test_size=share, random_state=seed)
-    return sorted(training), sorted(held_out)
-
-
 def score(args: argparse.Namespace) -> None:
     """Write the path, score, decision and threshold of each image.
 
     Higher scores are more normal. The decision is score minus threshold; images with a negative
-    decision are anomalies. With --on-error skip, the score of an unreadable file is nan (null in
-    JSON); otherwise such a file is an error.
+    decision are anomalies. An image that cannot be scored has no row, and is an error after all
+    others have theirs; with --on-error skip its score is nan (null in JSON).
     """
     for target in filter(None, (args.output, args.report)):
         check_target(target)
-    detector, paths = load_model(args), image_paths(args.images)
+    detector, paths = load_model(args), new_images(args.images)
     threshold = detector._threshold("offset_")
     if args.report:
         detector._threshold("map_offset_")
-    images = detector._check_images(paths)
     entries: list[Entry] = []
+    failures: Failures = []
     rows_on_terminal = args.output is None and sys.stdout.isatty()
-    with output_stream(args.output) as stream:
+    with output_stream(args.output, keep=True) as stream:
         table = csv.writer(stream, lineterminator="\n")
         if args.format == "csv":
             table.writerow(COLUMNS)
-        outputs = iter_outputs(detector, images, maps=False, show_progress=not rows_on_terminal)
-        for path, output in zip(paths, outputs, strict=True):
+        outputs = iter_outputs(detector, paths, failures, maps=False, bar=not rows_on_terminal)
+        for path, output in outputs:
             row = [str(path), output.score, output.score - threshold, threshold]
             if args.format == "csv":
                 table.writerow(row)
             else:
                 stream.write(to_json(dict(zip(COLUMNS, row, strict=True))) + "\n")
+            stream.flush()
             entries.append(Entry(str(path), output.score, None))
     if args.report:
-        lowest = lowest_scores(entries)
-        results = iter_results(detector, [Path(entry.path) for entry in lowest])
-        save_report(args, detector, entries, [report_entry(result) for result in results])
+        lowest = [Path(entry.path) for entry in lowest_scores(entries)]
+        pictured = [report_entry(result) for result in iter_results(detector, lowest, [])]
+        save_report(args, detector, entries, pictured)
+    check_complete(failures, len(paths))
 
 
 def localize(args: argparse.Namespace) -> None:
@@ -142,16 +136,18 @@ def localize(args: argparse.Namespace) -> None:
     """
     if args.report and not is_within(args.report, args.output):
         check_target(args.report)
-    detector, targets = load_model(args), output_paths(args)
+    detector, targets = load_model(args), output_paths(args.images, args.output)
+    failures: Failures = []
     entries: list[Entry] = []
     pictured: list[Entry] = []
-    for result in iter_results(detector, list(targets)):
+    for result in iter_results(detector, list(targets), failures):
         save_result(result, targets[result.path])
         entries.append(Entry(str(result.path), result.score, None))
         if args.report:
             pictured = lowest_scores([*pictured, report_entry(result)])
     if args.report:
         save_report(args, detector, entries, pictured)
+    check_complete(failures, len(targets))
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -164,31 +160,40 @@ def evaluate(args: argparse.Namespace) -> None:
     """
     detector = load_model(args)
     threshold = detector._threshold("offset_")
-    if args.layout == "folder":
-        data = datasets.load_image_folder(args.dataset)
-    elif args.category is None:
-        raise ValueError(f"--category must be given for --layout {args.layout}.")
-    else:
-        data = LAYOUTS[args.layout](args.dataset, args.category, subset="test")
+    data = load_dataset(args.layout, args.dataset, args.category)
     if len(set(data.y.tolist())) < 2:
         raise ValueError("dataset must hold normal images and anomalies; got one kind only.")
     with TemporaryDirectory() as folder:
         maps = StoredArrays(Path(folder), "map")
-        images = detector._check_images(data.paths)
-        scores = np.empty(len(images))
-        for output in iter_outputs(detector, images, maps=data.masks is not None):
-            scores[output.index] = output.score
-            if output.map is not None:
+        scores: list[float] = []
+        failures: Failures = []
+        with_maps = data.masks is not None
+        for path, output in iter_outputs(detector, data.paths, failures, maps=with_maps):
+            check_complete(failures, len(data.paths))
+            if np.isnan(output.score):
+                raise ValueError(f"dataset must be readable; got {path}.")
+            scores.append(output.score)
+            if with_maps:
                 maps.append(output.map)
-        if np.isnan(scores).any():
-            raise ValueError(f"dataset must be readable; got {data.paths[np.isnan(scores)][0]}.")
-        metrics = image_metrics(data.y, scores, threshold)
-        if data.masks is not None:
+        check_complete(failures, len(data.paths))
+        metrics = image_metrics(data.y, np.array(scores), threshold)
+        if with_maps:
             masks = StoredArrays(Path(folder), "mask")  # each metric iterates several times
             for mask in data.masks:
                 masks.append(mask)
             metrics |= pixel_metrics(masks, maps)
     print(to_json(metrics, indent=2))
+
+
+def load_dataset(layout: str, folder: Path, category: str | None) -> Any:
+    """Load the images and labels of a dataset that a detector is evaluated on."""
+    load = LAYOUTS[layout]
+    has_categories = "category" in inspect.signature(load).parameters
+    if has_categories and category is None:
+        raise ValueError(f"--category must be given for --layout {layout}.")
+    if category is not None and not has_categories:
+        raise ValueError(f"--category must not be given for --layout {layout}, which has none.")
+    return load(folder, category) if has_categories else load(folder)
 
 
 def info(args: argparse.Namespace) -> None:
@@ -223,56 +228,6 @@ def load_model(args: argparse.Namespace) -> Any:
     return detector if args.on_error is None else detector.set_params(on_error=args.on_error)
 
 
-def image_paths(places: Sequence[Path]) -> list[Path]:
-    """Return the given files, and the images in the given folders."""
-    if missing := [place for place in places if not place.exists()]:
-        raise ValueError(f"{missing[0]} must be a folder or a file; it does not exist.")
-    return [
-        path
-        for place in places
-        for path in (datasets.list_images(place) if place.is_dir() else [place])
-    ]
-
-
-def is_within(path: Path, folder: Path) -> bool:
-    """Return whether a path is inside a folder; neither needs to exist."""
-    return Path(os.path.abspath(folder)) in Path(os.path.abspath(path)).parents
-
-
-def output_paths(args: argparse.Namespace) -> dict[Path, Path]:
-    """Return the output path of each image, without suffix.
-
-    Output paths mirror the folder of the images. With several folders, the name of each folder
-    comes first. Files in the output folder are earlier results, and are not read as images.
-    """
-    output = Path(os.path.abspath(args.output))
-    targets: dict[Path, Path] = {}
-    owners: dict[Path, Path] = {}
-    for place in args.images:
-        absolute = Path(os.path.abspath(place))
-        root = absolute if place.is_dir() and len(args.images) == 1 else absolute.parent
-        for path in image_paths([place]):
-            image = Path(os.path.abspath(path))
-            if absolute in output.parents and output in image.parents:
-                continue
-            target = output / image.relative_to(root).with_suffix("")
-            if (other := owners.setdefault(target, path)) != path:
-                raise ValueError(
-                    "images must have distinct names, apart from folder and suffix; got "
-                    f"{other} and {path}."
-                )
-            targets[path] = target
-    inputs = {path.resolve() for path in targets}
-    for target in targets.values():
-        for name in (f"{target.name}.png", f"{target.name}.npy"):
-            if (overwritten := target.with_name(name)).resolve() in inputs:
-                raise ValueError(
-                    "--output must not be the folder of the images; "
-                    f"{overwritten} would be overwritten."
-                )
-    return targets
-
-
 class Result(NamedTuple):
     """Score and localization map of one image."""
 
@@ -283,20 +238,27 @@ class Result(NamedTuple):
 
 
 def iter_outputs(
-    detector: Any, images: Any, *, maps: bool = True, show_progress: bool = True
-) -> Iterator[Any]:
+    detector: Any, paths: Sequence[Path], failures: Failures, *, maps: bool = True, bar: bool = True
+) -> Iterator[tuple[Path, Any]]:
     """Yield the output of each image in order, with a progress bar if stderr is a terminal."""
-    outputs = detector._outputs(images, maps=maps)
-    return iter(tqdm(outputs, total=len(images), disable=None if show_progress else True))
+
+    def outputs(part: Sequence[Path]) -> Iterator[Any]:
+        return detector._outputs(detector._check_images(part), maps=maps)
+
+    each = of_each(outputs, paths, failures)
+    return iter(tqdm(each, total=len(paths), disable=None if bar else True))
 
 
-def iter_results(detector: Any, paths: Sequence[Path]) -> Iterator[Result]:
+def iter_results(detector: Any, paths: Sequence[Path], failures: Failures) -> Iterator[Result]:
     """Yield the result of each image; only one batch is held in memory."""
-    if not paths:
-        return
-    images, threshold = detector._check_images(paths), detector._threshold("map_offset_")
-    outputs = iter_outputs(detector, images)
-    for path, output, image in zip(paths, outputs, pictures(images), strict=True):
+    threshold = detector._threshold("map_offset_")
+
+    def results(part: Sequence[Path]) -> Iterator[tuple[Any, Any]]:
+        images = detector._check_images(part)
+        return zip(detector._outputs(images), pictures(images), strict=True)
+
+    each = of_each(results, paths, failures)
+    for path, (output, image) in tqdm(each, total=len(paths), disable=None):
         picture = overlay(image, output.map, threshold)
         yield Result(path, output.score, output.map, picture)
 
@@ -336,13 +298,21 @@ def save_report(
 
 
 @contextmanager
-def output_stream(path: Path | None) -> Iterator[TextIO]:
-    """Yield standard output, or a buffer that is written to the file at the end."""
+def output_stream(path: Path | None, *, keep: bool = False) -> Iterator[TextIO]:
+    """Yield standard output, or a buffer that is written to the file at the end.
+
+    With `keep`, what was written before an error is kept, too.
+    """
     if path is None:
         if isinstance(sys.stdout, TextIOWrapper):
             sys.stdout.reconfigure(errors=SURROGATES)
         yield sys.stdout
         return
     buffer = StringIO()
-    yield buffer
+    try:
+        yield buffer
+    except Exception:
+        if keep:
+            write_whole(path, buffer.getvalue().encode(errors=SURROGATES))
+        raise
     write_whole(path, buffer.getvalue().encode(errors=SURROGATES))

@@ -184,11 +184,13 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("model", type=Path, help="model file")
     sub.add_argument("dataset", type=Path, help="folder of the data set")
     sub.add_argument(
-        "--layout", choices=["folder", *LAYOUTS], default="folder",
-        help="layout of the data set; folder: normal images in good/, anomalies in one folder per "
-        "kind, masks in ground_truth/ (default: folder)",
+        "--layout", choices=list(LAYOUTS), default="folder",
+        help="layout of the data set; folder: normal images in good/, ok/ or normal/, anomalies in "
+        "one folder per kind, masks in ground_truth/ (default: folder)",
     )  # fmt: skip
-    sub.add_argument("--category", help="category of the data set, for all layouts but folder")
+    sub.add_argument(
+        "--category", help="category of the data set, for layouts that have categories"
+    )
     add_model_options(sub)
 
     sub = command(info)

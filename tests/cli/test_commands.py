@@ -21,7 +21,7 @@ from skimage.data import lfw_subset
 import skmkd
 from skmkd import MemKDDetector, MKDDetector
 from skmkd._cli import commands, main
-from skmkd._cli.commands import split_paths
+from skmkd._cli.paths import split_paths
 from skmkd._networks.sources import source_state
 from skmkd.datasets import _masks, list_images
 from skmkd.metrics import (
@@ -153,10 +153,11 @@ def test_score_equals_the_library(place, detector, capsys):
 
 def test_score_writes_json_lines_to_a_file(place, detector, tmp_path, capsys):
     output = tmp_path / "scores.jsonl"
-    words = ["score", place / "model.skmkd", place / "set", "--format", "jsonl", "-o", output]
+    words = ["score", place / "model.skmkd", place / "set/good", place / "set/other",
+             "--format", "jsonl", "-o", output]  # fmt: skip
     assert main([str(word) for word in words]) == 0
     rows = [json.loads(line) for line in output.read_text().splitlines()]
-    assert len(rows) == 18  # masks are images, too
+    assert len(rows) == 12
     assert_array_equal(
         [row["score"] for row in rows], detector.score_samples([row["path"] for row in rows])
     )
@@ -164,6 +165,7 @@ def test_score_writes_json_lines_to_a_file(place, detector, tmp_path, capsys):
     assert printed.out == printed.err == ""  # no progress bar without a terminal
 
 
+@pytest.mark.filterwarnings("ignore:.*label images")
 def test_localize_writes_maps_and_pictures(place, detector, tmp_path):
     words = ["localize", place / "model.skmkd", place / "set", place / "learn/0.png",
              "-o", tmp_path / "maps", "--report", tmp_path / "report.html"]  # fmt: skip
@@ -182,6 +184,7 @@ def test_localize_writes_maps_and_pictures(place, detector, tmp_path):
     assert page.count("5.png</th>") == 3
 
 
+@pytest.mark.filterwarnings("ignore:.*label images")
 def test_score_writes_a_report(place, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(commands, "MAX_PICTURES", 3)
     words = ["score", place / "model.skmkd", place / "set", "--report", tmp_path / "report.html"]
@@ -209,8 +212,8 @@ def test_localize_runs_the_source_once_per_image(place, tmp_path, monkeypatch):
 
 def test_report_of_localize_shows_the_lowest_scores(place, detector, tmp_path, monkeypatch):
     monkeypatch.setattr(commands, "MAX_PICTURES", 3)
-    paths = list_images(place / "set")
-    words = ["localize", place / "model.skmkd", place / "set", "-o", tmp_path / "maps"]
+    paths = list_images(place / "set/other")
+    words = ["localize", place / "model.skmkd", place / "set/other", "-o", tmp_path / "maps"]
     assert main([str(word) for word in [*words, "--report", tmp_path / "report.html"]]) == 0
     page = (tmp_path / "report.html").read_text()
     expected = [str(paths[i]) for i in np.argsort(detector.score_samples(paths))[:3]]

@@ -1,0 +1,75 @@
+"""What is computed for each image, whether or not others fail."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+Result = TypeVar("Result")
+NAMED = 5  # failures that an error names
+
+
+class Failure(NamedTuple):
+    """An image for which nothing could be computed, and why."""
+
+    path: Path
+    reason: str
+
+
+Failures = list[Failure]
+
+
+def of_each(
+    compute: Callable[[Sequence[Path]], Iterable[Result]], paths: Sequence[Path], failures: Failures
+) -> Iterator[tuple[Path, Result]]:
+    """Yield each path with its result, in order, as far as it can be computed.
+
+    Images are computed together. Where that fails, those without a result are computed in two
+    halves, and so on, until the images that fail are found.
+
+    Parameters
+    ----------
+    compute : callable
+        Takes paths and yields their results in order; raises ValueError for an image that cannot
+        be read or does not fit.
+    paths : sequence of Path
+        The images.
+    failures : list of Failure
+        Takes the images that have no result.
+    """
+    done = 0
+    try:
+        for result in compute(paths) if len(paths) else ():
+            yield paths[done], result
+            done += 1
+    except ValueError as error:
+        reason = str(error)
+    else:
+        return
+    rest = paths[done:]
+    if len(rest) == 1:
+        failures.append(Failure(rest[0], about(rest[0], reason)))
+        return
+    half = len(rest) // 2
+    yield from of_each(compute, rest[:half], failures)
+    yield from of_each(compute, rest[half:], failures)
+
+
+def about(path: Path, reason: str) -> str:
+    """Return the reason of a failure, which names the file and not its index among others."""
+    text = re.sub(rf"X\[\d+\]( \({re.escape(str(path))}\))?", lambda _: str(path), reason)
+    return text if str(path) in text else f"{path}: {text}"
+
+
+def check_complete(failures: Failures, total: int) -> None:
+    """Raise ValueError if an image has no result."""
+    if not failures:
+        return
+    (_, reason), *others = failures
+    if others:
+        names = [str(path) for path, _ in others[:NAMED]] + ["..."] * (len(others) > NAMED)
+        count = f"{len(failures)} of {total} images have no result"
+        reason = f"{reason.rstrip('.')}. {count}; the others are {', '.join(names)}."
+    raise ValueError(reason)
