@@ -18,8 +18,9 @@ from skmkd._features.batches import Batch, Dataset, ImageDataset, consecutive, i
 from skmkd._features.cache import cached
 from skmkd._features.store import FeatureStore
 from skmkd._files.saving import SavingMixin
-from skmkd._images.checks import Images, ImagesLike, check_images
-from skmkd._images.image_files import readable
+from skmkd._images.checks import check_images
+from skmkd._images.images import Images
+from skmkd._images.inputs import ImagesLike
 from skmkd._images.preparation import Preprocessing
 from skmkd._maps.discrepancy import Features
 from skmkd._maps.finishing import Maps, Output, localization_maps, resized_maps
@@ -132,7 +133,7 @@ class BaseDistillationDetector(OutlierMixin, ThresholdMixin, SavingMixin, ABC):
 
     def _fit(self, X: Any, callback: Callable[[Self, int], Any] | None) -> None:
         self._check_options()
-        images = check_images(self, readable(X) if self.on_error == "skip" else X, reset=True)
+        images = check_images(self, X, reset=True)
         self.device_ = resolve_device(self.device)
         self.precision_ = resolve_precision(self.precision, self.device_)
         self._cloner_precision = self.precision_
@@ -322,6 +323,7 @@ class BaseDistillationDetector(OutlierMixin, ThresholdMixin, SavingMixin, ABC):
                 if index in images.unreadable:
                     score, single = np.nan, None if single is None else np.full_like(single, np.nan)
                 yield Output(index, score, single)
+        images.warn_of_scale()
 
     def _judgements(
         self,

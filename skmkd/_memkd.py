@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from skmkd._base import BaseDistillationDetector
 from skmkd._features.batches import Batch, consecutive
-from skmkd._images.checks import ImagesLike
+from skmkd._images.inputs import ImagesLike
 from skmkd._maps.discrepancy import Features, direction_discrepancy, discrepancy_map, products
 from skmkd._maps.finishing import blurred_maximum
 from skmkd._networks.forward import ForwardCloner
@@ -80,6 +80,9 @@ class MemKDDetector(BaseDistillationDetector):
     image_shape : tuple (H, W) or (H, W, C), or None, default=None
         Shape of the images in the rows of a 2-D X. None means square grey images if their length
         is a square number, else images of one row.
+    pixel_range : "auto" or tuple (low, high), default="auto"
+        The pixel values that are scaled to 0 and 1, such as ``(0, 4095)`` for 12 bits. "auto" is 0
+        to 255 for uint8, 0 to 1 for bool and for floats within; else the extremes at `fit`.
     augmentation : {"mild"} or None, default=None
         "mild" rotates training images by up to 20 degrees and scales them by 0.9 to 1.05.
     max_iter : "auto" or int, default="auto"
@@ -109,21 +112,18 @@ class MemKDDetector(BaseDistillationDetector):
         switches it off.
     cache : "auto", int or None, default="auto"
         Bytes of memory for the prepared images and the source's features, which `fit` computes
-        once; if they need more, they are kept in a temporary file, of at most half of the free
-        space. "auto" is a quarter of the memory available to this process. With None, or with
-        augmentation, features are computed in every epoch; images from files are decoded once in
-        any case.
+        once; if they need more, they are in a temporary file. "auto" is a quarter of the memory
+        that is free. With None, or with augmentation, features are computed in every epoch.
     feature_store : str, path or None, default=None
-        Folder that stores the source's features, shared by fits, calls and processes, as in a grid
-        search. It grows with every new image: delete it when done.
+        Folder that stores the source's features for other fits, as in a grid search.
     device : str, default="auto"
         "auto" or a torch device, such as "cpu", "cuda:0" or "mps".
     precision : {"auto", "float32", "bfloat16"}, default="auto"
         Number format of convolutions and matrix products. "auto" is "bfloat16" on hardware that
         computes in it (AVX512-BF16, AMX, CUDA devices of capability 8.0 or higher), else "float32".
     on_error : {"raise", "skip"}, default="raise"
-        How to treat a file that cannot be read. "skip" warns; `fit` and `calibrate` leave it out,
-        its score and map are NaN, its prediction is -1, its mask True.
+        How to treat an image that cannot be read or does not fit the others. "skip" warns; `fit`
+        and `calibrate` leave it out, its score and map are NaN, its prediction -1, its mask True.
     random_state : int, RandomState instance or None, default=None
         Seed of the cloner's weights, the order of images and augmentation. None is random, and
         leaves numpy's global generator alone.
@@ -154,13 +154,11 @@ class MemKDDetector(BaseDistillationDetector):
     image_shape_ : tuple (H, W, C)
         Shape of the training images; H and W are None if they came as a list.
     pixel_range_ : tuple (low, high, kind)
-        The pixel values that are scaled to 0 and 1: of uint8, uint16 and bool by their type;
-        0 and 1 for other numbers from 0 to 1, else the training images' extremes. New images must
-        be of the same kind; floats may be outside by up to ten times the range.
-    device_ : torch.device
-        Where the networks are.
-    precision_ : str
-        Number format of the networks on any machine; without bfloat16 hardware, values are rounded.
+        The pixel values that are scaled to 0 and 1, and the kind of number, which new images must
+        have, too: "bool", "uint8", "uint16" or "float". Pixels outside by more than ten times the
+        range are clipped.
+    device_, precision_ : torch.device, str
+        Where the networks are, and their number format, on any hardware.
     n_features_in_, feature_names_in_ : int, ndarray of shape (`n_features_in_`,)
         H * W * C, if X was an array; names of columns, if it was a data frame.
 
@@ -242,6 +240,7 @@ class MemKDDetector(BaseDistillationDetector):
         normalization: str | None = "source",
         image_size: int | tuple[int, int] = 128,
         image_shape: tuple[int, ...] | None = None,
+        pixel_range: str | tuple[float, float] = "auto",
         augmentation: str | None = None,
         max_iter: int | str = "auto",
         tol: float | None = None,
@@ -275,6 +274,7 @@ class MemKDDetector(BaseDistillationDetector):
         self.normalization = normalization
         self.image_size = image_size
         self.image_shape = image_shape
+        self.pixel_range = pixel_range
         self.augmentation = augmentation
         self.max_iter = max_iter
         self.tol = tol

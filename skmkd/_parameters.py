@@ -32,6 +32,7 @@ SHARED: dict[str, list[Any]] = {
     "normalization": [StrOptions({"source"}), None],
     "image_size": [Interval(Integral, 1, None, closed="left"), tuple, list],
     "image_shape": [tuple, list, None],
+    "pixel_range": [StrOptions({"auto"}), tuple, list],
     "augmentation": [StrOptions({"mild"}), None],
     "max_iter": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
     "tol": [Interval(Real, 0, None, closed="left"), None],
@@ -105,6 +106,17 @@ def resized_shape(image_size: int | Sequence[int]) -> tuple[int, int]:
     return int(size[0]), int(size[1])
 
 
+def check_pixel_range(pixel_range: Any) -> None:
+    """Check that a range is "auto" or two finite numbers in ascending order."""
+    if pixel_range == "auto":
+        return
+    numbers = all(isinstance(value, Real) and np.isfinite(float(value)) for value in pixel_range)
+    if len(pixel_range) != 2 or not numbers or not pixel_range[0] < pixel_range[1]:
+        raise ValueError(
+            f"pixel_range must be 'auto' or (low, high) with low < high; got {pixel_range!r}."
+        )
+
+
 def score_layers(detector: Any) -> tuple[str, ...]:
     """Return the layers that scores and maps use: the last k critical ones, some by name, or all.
 
@@ -137,6 +149,7 @@ def check_common(detector: Any) -> None:
         If `image_size` has no meaning, `opening_size` is even, or `tol` would cut a cycle short.
     """
     resized_shape(detector.image_size)
+    check_pixel_range(detector.pixel_range)
     if detector.opening_size % 2 == 0:
         raise ValueError(f"opening_size must be odd; got {detector.opening_size}.")
     if detector.tol is not None and detector.schedule == "one_cycle":

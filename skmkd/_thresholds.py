@@ -14,8 +14,8 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from skmkd._features.batches import Dataset
-from skmkd._images.checks import Images, ImagesLike
-from skmkd._images.image_files import readable
+from skmkd._images.images import Images
+from skmkd._images.inputs import ImagesLike
 from skmkd._maps.finishing import Maps
 from skmkd._training import divergence
 
@@ -123,7 +123,9 @@ class ThresholdMixin(BaseEstimator, ABC):
         ValueError
             If `fpr` is out of range, or X is not as described or too small for it.
         """
-        images = self._check_images(readable(X) if self.on_error == "skip" else X)
+        images = self._check_images(X)
+        if self.on_error == "skip":
+            images = images.usable()
         check_fpr(fpr, len(images))
         outputs = [(o.score, np.max(o.map)) for o in self._outputs(images)]
         scores, maxima = np.array(outputs, dtype=np.float64).T

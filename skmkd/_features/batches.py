@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skmkd._images.checks import Images
+from skmkd._images.images import Images
 from skmkd._images.preparation import Preprocessing
 from skmkd._maps.discrepancy import Features
 from skmkd._networks.precision import run_in_batches
@@ -134,8 +134,7 @@ class ImageDataset:
                     return
                 indices, parts = ahead.popleft()
                 images = torch.cat([part.result() for part in parts])
-                if self.images.errors:
-                    self.images.warn_of_unreadable(indices)
+                self.images.warn_of_unreadable(indices)
                 yield images.to(self.device, memory_format=torch.channels_last)
         finally:
             pool.shutdown(cancel_futures=True)

@@ -23,7 +23,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from skmkd._files.migration import FORMAT
-from skmkd._images.checks import PixelRange
+from skmkd._images.pixel_range import PixelRange
 from skmkd._images.preparation import Preprocessing
 from skmkd._networks.cloners import Block
 from skmkd._networks.layers import Stage

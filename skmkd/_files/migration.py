@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-FORMAT = 3  # raised whenever what a file holds, or its meaning, changes
+FORMAT = 4  # raised whenever what a file holds, or its meaning, changes
 
 
 def upgrade(values: dict[str, Any], version: int) -> dict[str, Any]:
     """Return the values of a file of any earlier format as the current one has them."""
-    for step in (_from_format_1, _from_format_2)[version - 1 :]:
+    for step in (_from_format_1, _from_format_2, _from_format_3)[version - 1 :]:
         values = step(values)
     return values
 
@@ -41,3 +41,11 @@ def _from_format_2(values: dict[str, Any]) -> dict[str, Any]:
         "parameters": {**values["parameters"], "schedule": "constant"},
         "attributes": {**values["attributes"], "_cloner_precision": "float32"},
     }
+
+
+def _from_format_3(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of a file of format 3 as format 4 has them.
+
+    The contrast of the training images was not noted.
+    """
+    return {**values, "attributes": {**values["attributes"], "_least_contrast": None}}

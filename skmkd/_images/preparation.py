@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
-from skmkd._images.checks import PixelRange
+from skmkd._images.pixel_range import PixelRange
 from skmkd._runtime import CPU, sent
 
 MAX_ROTATION = 20.0  # degrees; this and the scales are MKD's for small sets (section 4.2.3)

@@ -11,7 +11,8 @@ from scipy import ndimage
 from skimage.draw import bezier_curve
 from skimage.transform import rotate
 
-from skmkd._images.checks import PixelRange, image_list
+from skmkd._images.checks import image_list
+from skmkd._images.pixel_range import PixelRange
 from skmkd._runtime import draw_seed
 
 SMALLEST = 16  # pixels, lower limit of both sides of an image

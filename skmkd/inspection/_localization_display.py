@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.utils._optional_dependencies import check_matplotlib_support
 
-from skmkd._images.checks import Images, check_images, image_list
+from skmkd._images.checks import check_images, image_list
+from skmkd._images.images import Images
 from skmkd.inspection._plotting import check_detector
 from skmkd.metrics._pixels import Arrays, check_map, check_mask
 

@@ -16,7 +16,8 @@ def values_of(detector, **attributes):
 
 def of_today(detector, **attributes):
     """Return values as a file of a format up to 2 has them after its upgrade."""
-    values = values_of(detector, **attributes, _cloner_precision="float32")
+    known = {"_cloner_precision": "float32", "_least_contrast": None}
+    values = values_of(detector, **attributes, **known)
     return {**values, "parameters": {"schedule": "constant"}}
 
 
@@ -54,3 +55,9 @@ def test_cloners_up_to_format_2_are_in_float32_and_were_trained_at_a_constant_ra
     new = of_today("MKDDetector", precision_="bfloat16")
     assert upgrade(old, 2) == new
     assert upgrade(new, FORMAT) == new
+
+
+def test_contrast_was_not_noted_up_to_format_3():
+    old = values_of("MKDDetector", _cloner_precision="bfloat16")
+    new = values_of("MKDDetector", _cloner_precision="bfloat16", _least_contrast=None)
+    assert upgrade(old, 3) == new

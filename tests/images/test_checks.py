@@ -12,13 +12,13 @@ from PIL import Image
 from scipy import sparse
 from sklearn.base import BaseEstimator
 
-from skmkd._images.checks import Images, check_images
-from skmkd._images.image_files import UnreadableImageError
+from skmkd._images.checks import check_images
+from skmkd._images.pixel_range import kind_of
 
 
 class Estimator(BaseEstimator):
-    def __init__(self, image_shape=None, on_error="raise"):
-        self.image_shape, self.on_error = image_shape, on_error
+    def __init__(self, image_shape=None, on_error="raise", pixel_range="auto"):
+        self.image_shape, self.on_error, self.pixel_range = image_shape, on_error, pixel_range
 
 
 def fitted_to(X, **parameters):
@@ -124,14 +124,15 @@ def test_data_frame_keeps_its_names():
     ("X", "expected"),
     [
         (noise((2, 3, 3), np.uint8), (0, 255, "uint8")),
-        (noise((2, 3, 3), ">u2"), (0, 65535, "uint16")),
+        (np.array([[[300, 16]], [[4, 4095]]], ">u2"), (0, 4095, "uint16")),
+        (noise((2, 3, 3, 4), "u2") + np.uint16(1), (0, 65535, "uint16")),
         (noise((2, 3, 3), np.uint8) > 9, (0, 1, "bool")),
         (np.array([[[0.2, 0.5]], [[0.9, 0.3]]]), (0, 1, "float")),
         (np.array([[[0, 16]], [[4, 7]]]), (0, 16, "float")),
         (np.array([[[-2.0, 3]], [[0, 1]]], np.float16), (-2, 3, "float")),
         (np.full((2, 3, 3), 7.0), (7, 7, "float")),
     ],
-    ids=["uint8", "uint16", "bool", "0-1", "int64", "float16", "constant"],
+    ids=["uint8", "uint16", "uint16 with alpha", "bool", "0-1", "int64", "float16", "constant"],
 )
 def test_pixel_range(X, expected):
     assert tuple(fitted_to(X).pixel_range_) == expected
@@ -155,7 +156,10 @@ FIT_ERRORS = {
     "video": (noise((2, 3, 8, 9, 3)), r"shape \(H, W\) or \(H, W, C\)"),
     "ragged": ([[[1, 2], [3]], [[1, 2], [3, 4]]], "ragged nested sequences"),
     "ragged rows": (np.array([noise(3), noise(4)], dtype=object), "."),
-    "channels differ": ([noise((4, 4)), noise((4, 4, 3))], r"X\[0\] has 1 and X\[1\] has 3"),
+    "transparent": (
+        [noise((4, 4, 3)), noise((4, 4, 4))],
+        r"X\[1\] must not have transparent pixels",
+    ),
     "kinds differ": ([noise((4, 4)), noise((4, 4), np.uint8)], r"X\[0\] is float, X\[1\] uint8"),
     "words": (
         np.array([["a"] * 4] * 3, dtype=object).reshape(3, 2, 2),
@@ -164,7 +168,6 @@ FIT_ERRORS = {
     "strings": (np.full((3, 2, 2), "a"), "real numbers; got dtype <U1"),
     "complex": (noise((3, 2, 2)) * 1j, "real numbers; got dtype complex128"),
     "complex rows": (noise((3, 4)) * 1j, "Complex data not supported"),
-    "palette": ([Image.new("P", (4, 4))] * 2, r"X\[0\] must be an image of mode 1, .* got 'P'"),
     "ragged item": ([noise((4, 4)), [[1, 2], [3]]], r"X\[1\] must hold numbers"),
     "differentiable": ([torch.ones(4, 4, requires_grad=True)] * 2, r"X\[0\] must hold numbers"),
     "listed channels first": ([noise((3, 8, 9))] * 2, "channels-first: move"),
@@ -201,12 +204,8 @@ def test_bad_image_shape(X, image_shape, message):
 
 PREDICT_ERRORS = {
     "size": (noise((3, 4, 4)), noise((3, 4, 5)), r"\(4, 4, 1\), as at fit; got \(4, 5, 1\)"),
-    "channels": (noise((3, 4, 4)), noise((3, 4, 4, 3)), r"\(4, 4, 1\), as at fit; got \(4, 4, 3\)"),
-    "listed channels": (
-        noise((3, 4, 4, 3)),
-        [noise((4, 4))],
-        r"as at fit; got \('any', 'any', 1\)",
-    ),
+    "channels": (noise((3, 4, 4)), noise((3, 4, 4, 3)), r"X\[0\] must be grey, as at fit"),
+    "listed channels": (noise((3, 4, 4)), [noise((4, 4, 3))], r"X\[0\] must be grey, as at fit"),
     "features": (noise((3, 4)), noise((3, 5)), "X has 5 features, but"),
     "rows": (noise((3, 2, 2)), noise((3, 5)), "X has 5 features, but"),
     "uint8, 0-1": (noise((3, 4, 4), np.uint8), noise((3, 4, 4)), "uint8 .* 0 to 255.* got float"),
@@ -265,7 +264,7 @@ def test_what_predict_takes(X, other):
     ("X", "message"),
     [
         (noise((3, 4, 5)), r"\(4, 5, 1\)"),
-        (noise((3, 4, 4, 3)), r"\(4, 4, 3\)"),
+        (noise((3, 4, 4, 3)), "must be grey"),
         (noise((3, 4, 4), np.uint8), "got uint8 pixels"),
         (np.full((3, 4, 4), np.nan), "contains NaN"),
         (np.full((3, 4, 4), 300.0), "range"),
@@ -306,61 +305,96 @@ def test_paths_are_told_from_a_single_path_and_from_mixed_lists(tmp_path):
         with pytest.raises(ValueError, match=r"list of paths; got the single path.*list_images"):
             check_images(Estimator(), X, reset=True)
     Image.fromarray(noise((4, 5), np.uint8)).save(tmp_path / "grey.png")
-    Image.fromarray(noise((4, 5, 3), np.uint8)).save(tmp_path / "colour.png")
-    paths = [tmp_path / "grey.png", tmp_path / "colour.png"]
-    with pytest.raises(ValueError, match=r"\(.*grey.png\) has 1 and X\[1\] \(.*colour.png\) has 3"):
-        check_images(Estimator(), paths, reset=True)
-    images = check_images(Estimator(), paths[:1] * 2, reset=True)
+    images = check_images(Estimator(), [tmp_path / "grey.png"] * 2, reset=True)
     assert images.sizes([0, 1]) == [(4, 5)] * 2
     assert np.asarray(images.items[1]).dtype == np.uint8
 
 
-def written(folder, n):
-    """Write n images of 9 x 6 pixels and return their paths."""
-    paths = [folder / f"{i}.png" for i in range(n)]
-    for i, path in enumerate(paths):
-        Image.fromarray(noise((6, 9, 3), np.uint8, seed=i)).save(path)
-    return paths
+def test_a_given_range_wins():
+    for X in (noise((2, 4, 4), np.uint8), noise((2, 4, 4), "u2"), noise((2, 4, 4))):
+        estimator = fitted_to(X, pixel_range=(-2, 4095))
+        assert estimator.pixel_range_ == (-2.0, 4095.0, kind_of(X.dtype))
+    with pytest.raises(ValueError, match="must be 'auto' for images with an alpha channel"):
+        fitted_to(noise((2, 4, 4, 4), np.uint8), pixel_range=(0, 4095))
 
 
-def test_headers_of_files_are_read_and_pixels_when_they_are_needed(tmp_path):
-    paths = written(tmp_path, 4)
-    paths[3].write_bytes(paths[3].read_bytes()[:60])  # its header is whole
-    images = check_images(Estimator(), paths, reset=True)
-    assert images.are_files
-    assert images.sizes(range(4)) == [(6, 9)] * 4
-    assert_array_equal(images.read(1), noise((6, 9, 3), np.uint8, seed=1))
-    with pytest.raises(UnreadableImageError, match=r"3.png"):
-        images.read(3)
-    with pytest.raises(UnreadableImageError, match=r"nowhere.png"):
-        check_images(Estimator(), [*paths, tmp_path / "nowhere.png"], reset=True)
+def test_a_pixel_far_from_most_is_warned_of_by_name(tmp_path):
+    heights = [noise((20, 20), seed=i) + 25 for i in range(4)]
+    heights[2][5, 5] = -9999
+    with pytest.warns(UserWarning, match=r"X\[2\] has a pixel of -9999, far .* set pixel_range="):
+        fitted_to(heights)
+    fitted_to(heights, pixel_range=(20, 30))  # a warning would be an error
 
 
-def test_unreadable_files_are_replaced_and_warned_of_once(tmp_path):
-    estimator = fitted_to(noise((3, 6, 9, 3), np.uint8), on_error="skip")
-    paths = [*written(tmp_path, 3), tmp_path / "nowhere.png"]
-    paths[2].write_bytes(paths[2].read_bytes()[:60])
-    with pytest.warns(UserWarning, match=r"nowhere.png.*It is skipped") as caught:
-        images = check_images(estimator, paths, reset=False)
+COLOUR, GREY = noise((5, 6, 3), np.uint8), noise((5, 6), np.uint8)
+OPAQUE = np.dstack([COLOUR, np.full((5, 6), 255, np.uint8)])
+
+
+@pytest.mark.parametrize("odd", [GREY, OPAQUE, Image.fromarray(COLOUR).quantize(8)])
+@pytest.mark.parametrize("place", [0, 2])
+def test_grey_opaque_and_palette_images_among_colours(odd, place):
+    X = [COLOUR] * 3
+    X[place] = odd
+    estimator = fitted_to(X)
+    assert estimator.image_shape_ == (None, None, 3)
+    for reset in (True, False):
+        assert [i.shape for i in check_images(estimator, X, reset=reset)] == [(5, 6, 3)] * 3
+
+
+@pytest.mark.parametrize(
+    ("learned", "new"),
+    [(COLOUR, GREY), (COLOUR, OPAQUE), (GREY, np.dstack([GREY] * 3)), (OPAQUE, COLOUR),
+     (OPAQUE, GREY)],
+)  # fmt: skip
+def test_images_of_other_channels_later(learned, new):
+    for convert in (list, np.stack):
+        estimator = fitted_to(convert([learned] * 2))
+        (image,) = check_images(estimator, convert([new]), reset=False)
+        assert image.shape == np.atleast_3d(learned).shape
+    np.testing.assert_array_equal(image[..., 0], new[..., 0] if new.ndim == 3 else new)
+
+
+def test_odd_images_are_left_out_of_a_fit_and_replaced_later():
+    deep = GREY.astype(np.uint16)
+    X = [GREY, deep, GREY, np.dstack([COLOUR, GREY])]
+    for where, message in ((X[:2], "must all be of one kind"), ([*X[:1], X[3]], "transparent")):
+        with pytest.raises(ValueError, match=message):
+            list(check_images(Estimator(), where, reset=True))
+    with pytest.warns(UserWarning, match="It is left out") as caught:
+        estimator = fitted_to(X, on_error="skip")
+    assert [str(w.message)[:4] for w in caught] == ["X[1]", "X[3]"]
+    assert all("It is left out." in str(w.message) for w in caught)
+    images = check_images(estimator, X, reset=False)
+    assert [image.shape for image in images] == [(5, 6, 3), (1, 1, 3), (5, 6, 3), (1, 1, 3)]
+    assert images.unreadable == {1, 3}
+
+
+def test_images_with_missing_pixels_are_left_out():
+    X = noise((4, 6, 6))
+    X[1, 2, 3] = np.nan
+    with pytest.raises(ValueError, match=r"X\[1\] contains NaN. .*on_error='skip'"):
+        fitted_to(X)
+    with pytest.warns(UserWarning, match=r"X\[1\] contains NaN.* It is left out."):
+        estimator = fitted_to(X, on_error="skip")
+    images = check_images(estimator, X, reset=False)
+    assert len(list(images)) == 4
+    assert images.unreadable == {1}
+
+
+@pytest.mark.parametrize(
+    ("learned", "change"),
+    [(255, lambda x: x / 255), (1, lambda x: x / 255), (1, lambda x: 2 * x - 1)],
+)
+def test_images_at_another_scale_are_warned_of_once(learned, change):
+    X = learned * noise((4, 8, 8))
+    images = check_images(fitted_to(X), X, reset=False)
+    list(images)
+    images.warn_of_scale()  # a warning would be an error
+    images = check_images(fitted_to(X), change(X), reset=False)
+    list(images)
+    with pytest.warns(UserWarning, match="No image of X looks as if") as caught:
+        images.warn_of_scale()
     assert len(caught) == 1
-    assert images.unreadable == {3}
-    for _ in range(2):
-        assert [image.shape for image in images] == [(6, 9, 3)] * 2 + [(1, 1, 3)] * 2
-    assert images.unreadable == {2, 3}
-    with pytest.warns(UserWarning, match=r"2.png.*It is skipped") as caught:
-        images.warn_of_unreadable(range(4))
-    assert len(caught) == 1
-    images.warn_of_unreadable(range(4))  # a second warning would be an error
-    with pytest.raises(UnreadableImageError, match=r"nowhere.png"):  # never left out of a fit here
-        check_images(estimator, paths, reset=True)
-
-
-def test_runs_are_neighbours_of_one_size_of_limited_area():
-    large, small = np.zeros((600, 600), np.uint8), np.zeros((30, 40), np.uint8)
-    images = Images([large] * 3 + [small] * 400 + [large], (None, None, 1))
-    order = [*range(404)][::-1]
-    runs = images.runs(order, 2**18)
-    assert [index for run in runs for index in run] == order
-    assert [len(run) for run in runs] == [1, 218, 182, 1, 1, 1]
-    assert images.runs([5, 6, 7, 0, 5], 2 * 30 * 40) == [[5, 6], [7], [0], [5]]
-    assert images.runs([], 1) == []
+    mixed = check_images(fitted_to(X), [*change(X), X[0]], reset=False)
+    list(mixed)
+    mixed.warn_of_scale()

@@ -1,0 +1,242 @@
+"""A sequence of images that are read, checked and converted when they are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from operator import itemgetter
+from typing import Any
+
+import numpy as np
+from PIL import ImageOps
+from PIL.Image import Image
+
+from skmkd._images.channels import with_channels
+from skmkd._images.image_files import ImageFile, UnreadableImageError
+from skmkd._images.pictures import plain_mode
+from skmkd._images.pixel_range import FIXED, LARGEST, PixelRange, clipped, kind_of, plausible
+from skmkd._warnings import warn
+
+ImageShape = tuple[int | None, int | None, int]
+
+
+class Broken:
+    """Stands for an image that could not be opened; reading it raises the error."""
+
+    shape = (1, 1)
+
+    def __init__(self, error: UnreadableImageError) -> None:
+        self._error = error
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        raise self._error
+
+
+class Images:
+    """Images of one kind, read and checked when they are needed, by several threads if wanted.
+
+    Parameters
+    ----------
+    items : sequence of array-like
+        Anything with a length that gives one image, or one flattened row, for an integer.
+    shape : tuple (H, W, C)
+        Shape of each image; H and W are None where images differ in size.
+    blank : ndarray of shape (1, 1, C), default=None
+        Replaces images that cannot be read. None raises the error instead.
+
+    Attributes
+    ----------
+    kind : str or None
+        The kind of number that pixels must be.
+    pixel_range : PixelRange or None
+        What new images are compared with.
+    least_contrast : float or None
+        The smallest difference between the highest and lowest pixel of an image at fit.
+    unreadable : set of int
+        Indices of images that were replaced.
+    """
+
+    def __init__(self, items: Any, shape: ImageShape, blank: np.ndarray | None = None) -> None:
+        self.items = items
+        self.shape = shape
+        self.kind: str | None = None
+        self.pixel_range: PixelRange | None = None
+        self.least_contrast: float | None = None
+        self.unreadable: set[int] = set()
+        self._blank = blank
+        self._errors: dict[int, UnreadableImageError] = {}
+        self._n_read = 0
+        self._any_plausible = False
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self.read(i) for i in range(len(self)))
+
+    @property
+    def of_one_size(self) -> bool:
+        """Whether the images came as one array."""
+        return self.shape[0] is not None
+
+    @property
+    def are_files(self) -> bool:
+        """Whether an image has to be decoded each time that it is read."""
+        return isinstance(self.items[0], ImageFile | Broken)
+
+    def name(self, index: int) -> str:
+        """Name an image in an error, by its path if it has one."""
+        return named(self.items[index], index)
+
+    def sizes(self, indices: Iterable[int]) -> list[tuple[int, int]]:
+        """Return height and width of the images at the indices, without reading pixels."""
+        height, width, _ = self.shape
+        if height is not None and width is not None:
+            return [(height, width) for _ in indices]
+        return [np.shape(self.items[i])[:2] for i in indices]
+
+    def runs(self, indices: Sequence[int], n_pixels: int) -> list[list[int]]:
+        """Split indices into runs of neighbours of one size, of at most so many pixels in all."""
+        runs = []
+        for (height, width), group in groupby(
+            zip(self.sizes(indices), indices, strict=True), key=itemgetter(0)
+        ):
+            same = [index for _, index in group]
+            step = max(1, n_pixels // (height * width))
+            runs += [same[start : start + step] for start in range(0, len(same), step)]
+        return runs
+
+    def read(self, index: int) -> np.ndarray:
+        """Return an image of shape (H, W, C), or the blank if it cannot be read."""
+        try:
+            return self._read(index)
+        except UnreadableImageError as error:
+            if self._blank is None:
+                raise
+            if index not in self.unreadable:
+                self.unreadable.add(index)
+                self._errors[index] = error
+            return self._blank
+
+    def _read(self, index: int) -> np.ndarray:
+        """Read, check and convert an image.
+
+        Raises
+        ------
+        UnreadableImageError
+            If it cannot be read, or does not fit to the others or to those of fit.
+        """
+        item = self.items[index]
+        image = as_numbers(item, index)
+        if image.ndim == 1:
+            image = image.reshape([side or -1 for side in self.shape])  # a row
+        elif image.ndim == 2:
+            image = image[..., None]
+        kind = kind_of(image.dtype)
+        try:
+            if self.kind is not None and kind != self.kind:
+                raise ValueError(self._kind_expected(kind))
+            image = with_channels(image, self.shape[2])
+            if kind not in FIXED:
+                image = self._checked(image)
+        except ValueError as error:
+            raise UnreadableImageError(f"{named(item, index)} {error}") from None
+        return image
+
+    def _kind_expected(self, kind: str) -> str:
+        if (known := self.pixel_range) is None:
+            return f"must hold {self.kind} pixels, as most images do; got {kind} pixels."
+        return (
+            f"must hold {known.kind} pixels in the range {known.low:g} to {known.high:g}, as at "
+            f"fit; got {kind} pixels."
+        )
+
+    def _checked(self, image: np.ndarray) -> np.ndarray:
+        """Check the values of an image, and clip those that are far from the known range."""
+        low, high = float(image.min()), float(image.max())
+        if np.isnan(low):
+            raise ValueError(
+                "contains NaN. If it marks missing pixels, replace it by a likely value first; "
+                "on_error='skip' leaves such images out."
+            )
+        if max(-low, high) > LARGEST:
+            raise ValueError("contains infinity or a value too large for dtype('float32').")
+        if self.pixel_range is None:
+            return image
+        image = clipped(image, self.pixel_range, self.shape[2] == 4)
+        self._n_read += 1
+        if self.least_contrast is None or plausible(image, self.pixel_range, self.least_contrast):
+            self._any_plausible = True
+        return image
+
+    def usable(self) -> Images:
+        """Read all images and return those that can be read; warn of each other one.
+
+        Raises
+        ------
+        ValueError
+            If there is none.
+        """
+        kept = []
+        for index in range(len(self)):
+            try:
+                self._read(index)
+            except UnreadableImageError as error:
+                warn(f"{str(error).rstrip('.')}. It is left out.")
+            else:
+                kept.append(index)
+        if not kept:
+            raise ValueError(f"X must hold images that can be read; got {len(self)}, and none can.")
+        images = Images([self.items[i] for i in kept], self.shape)
+        images.kind, images.pixel_range = self.kind, self.pixel_range
+        images.least_contrast = self.least_contrast
+        return images
+
+    def warn_of_unreadable(self, indices: Iterable[int]) -> None:
+        """Warn once of each image at the indices that was replaced, in their order."""
+        for index in indices:
+            if (error := self._errors.pop(index, None)) is not None:
+                warn(f"{str(error).rstrip('.')}. It is skipped.")
+
+    def warn_of_scale(self) -> None:
+        """Warn if all images that were read seem to be at another scale than those of fit."""
+        if self._n_read == 0 or self._any_plausible or self.pixel_range is None:
+            return
+        low, high, _ = self.pixel_range
+        warn(
+            f"No image of X looks as if it were at the scale of those of fit, whose pixels range "
+            f"from {low:g} to {high:g} and differ by at least {self.least_contrast:g} in each. "
+            "Scale X as it was scaled for fit."
+        )
+
+
+def named(item: Any, index: int) -> str:
+    """Name an item of X, by its path if it has one."""
+    return f"X[{index}] ({item.path})" if isinstance(item, ImageFile) else f"X[{index}]"
+
+
+def as_numbers(item: Any, index: int) -> np.ndarray:
+    """Return an image as an array of numbers; Pillow's are converted as files are.
+
+    Raises
+    ------
+    ValueError
+        If it does not hold real numbers.
+    """
+    if isinstance(item, Image):
+        mode, dtype = plain_mode(item)
+        upright = ImageOps.exif_transpose(item)
+        pixels = upright if upright.mode == mode else upright.convert(mode)
+        return np.asarray(pixels).astype(dtype, copy=False)
+    try:
+        array = np.asarray(item)
+        array = array.astype(np.float64) if array.dtype == object else array
+    except UnreadableImageError:
+        raise
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"{named(item, index)} must hold numbers; got objects that do not convert: {error}"
+        ) from error
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"{named(item, index)} must hold real numbers; got dtype {array.dtype}.")
+    return array

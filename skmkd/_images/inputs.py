@@ -1,0 +1,260 @@
+"""X, in all the forms that people give it, becomes a sequence of images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence, Set, ValuesView
+from math import isqrt, prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from PIL.Image import Image
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import validate_data
+
+from skmkd._images.channels import CHANNELS, common_channels
+from skmkd._images.image_files import ImageFile, UnreadableImageError, is_path_list
+from skmkd._images.images import Broken, Images, ImageShape, as_numbers, named
+from skmkd._images.pixel_range import kind_of
+from skmkd._warnings import warn
+
+ImagesLike = ArrayLike | Sequence[ArrayLike] | Sequence[str | os.PathLike[str]]
+WANTED = "X must be an array of images, or a list of arrays, PIL images or paths"
+ROWS_COMPARED = 8  # rows whose pixels show whether they are square images
+SIMILAR = 0.5  # of the difference of neighbouring lines, if the length of a line is wrong
+
+
+def as_images(estimator: BaseEstimator, X: Any, reset: bool) -> Images:
+    """Return the images of X, in the shape that they have or, later, had at fit.
+
+    Files that cannot be opened raise their error when they are read, if the estimator's `on_error`
+    is "skip".
+    """
+    minimum = 2 if reset else 1
+    X = _plain(X)
+    if isinstance(X, (list, tuple)) and not X:
+        raise ValueError("X must hold at least one image; got none.")
+    may_be_list = getattr(X, "ndim", 1) < 2
+    if may_be_list and is_path_list(X):
+        images = _open_files(X, skip=estimator.on_error == "skip")
+    elif may_be_list and _is_image_list(X):
+        images = Images(list(X), list_shape(X))
+    else:
+        array = X if hasattr(X, "ndim") else _as_array(X)
+        if array.ndim < 3:
+            _check_rows(estimator, array, reset)
+            X = validate_data(
+                estimator, X, reset=reset, ensure_all_finite=False, ensure_min_samples=minimum
+            )
+            return Images(X, _row_shape(estimator, X))
+        images = Images(array, _array_shape(tuple(array.shape), estimator.image_shape))
+    if len(images) < minimum:
+        raise ValueError(
+            f"Found {len(images)} image(s) in X while a minimum of {minimum} is required by "
+            f"{type(estimator).__name__}."
+        )
+    return images
+
+
+def _plain(X: Any) -> Any:
+    """Return X, or the paths in its only column, if it is of a type that can be used.
+
+    Raises
+    ------
+    ValueError
+        If it is not, with what to give instead.
+    """
+    if isinstance(X, (str, os.PathLike)):
+        raise ValueError(
+            f"X must be a list of paths; got the single path {os.fspath(X)!r}. For the images of a "
+            "folder, give skmkd.datasets.list_images(folder)."
+        )
+    kind = type(X).__name__
+    if isinstance(X, (Image, bytes)) or callable(getattr(X, "read", None)):
+        raise ValueError(f"{WANTED}; got a single {kind}: give [image], opened by PIL.Image.open.")
+    if isinstance(X, (Iterator, Set, ValuesView)):
+        raise ValueError(f"{WANTED}; got {kind}: give list(X), or sorted(X) if it has no order.")
+    if hasattr(X, "to_numpy") and not hasattr(X, "iloc"):  # polars and the like
+        X = X.to_numpy()
+    if getattr(X, "ndim", 1) == 2 and (column := _paths_of_a_column(X)) is not None:
+        return column
+    if isinstance(X, (list, tuple)) or getattr(X, "ndim", None) == 1:
+        _check_items(X)
+    elif not any(hasattr(X, name) for name in ("ndim", "__array__", "__array_interface__")):
+        raise ValueError(
+            f"{WANTED}; got {kind}. For a data set of pairs, give [image for image, _ in X]."
+        )
+    return X
+
+
+def _paths_of_a_column(X: Any) -> Any:
+    """Return the paths in an array or data frame of one column of them, else None."""
+    first = X.iloc[:1].to_numpy() if hasattr(X, "iloc") else X[:1]
+    cells = np.asarray(first, dtype=object).ravel().tolist() if _may_hold_text(first) else []
+    if not any(isinstance(cell, (str, os.PathLike)) for cell in cells):
+        return None
+    if X.shape[1] != 1:
+        raise ValueError(
+            f"{WANTED}; got a table of {X.shape[1]} columns: give the one of the paths."
+        )
+    column = X.iloc[:, 0] if hasattr(X, "iloc") else X[:, 0]
+    _check_items(column)
+    return column
+
+
+def _may_hold_text(array: Any) -> bool:
+    return getattr(getattr(array, "dtype", None), "kind", "") in ("O", "U", "T")
+
+
+def _check_items(X: Any) -> None:
+    """Check that a list holds paths everywhere or nowhere, and nothing that has to be opened."""
+    if not _may_hold_text(X) and not isinstance(X, (list, tuple)):
+        return
+    paths = [isinstance(item, (str, os.PathLike)) for item in X]
+    for i, (item, is_path) in enumerate(zip(X, paths, strict=True)):
+        if isinstance(item, (bytes, bytearray, Mapping)) or callable(getattr(item, "read", None)):
+            raise ValueError(
+                f"{WANTED}; X[{i}] is {type(item).__name__}: open files and uploads with "
+                "PIL.Image.open, bytes through io.BytesIO."
+            )
+        if any(paths) and not is_path and not hasattr(item, "__array__"):
+            raise ValueError(f"X[{i}] must be a path, as others are; got {item!r}.")
+
+
+def _open_files(paths: Sequence[str | os.PathLike[str]], skip: bool) -> Images:
+    """Read the headers of files."""
+    files: list[ImageFile | Broken] = [ImageFile(path) for path in paths]
+    for index, file in enumerate(files):
+        try:
+            _ = file.shape
+        except UnreadableImageError as error:
+            if not skip:
+                raise
+            files[index] = Broken(error)
+    if all(isinstance(file, Broken) for file in files):
+        return Images(files, (None, None, 1))
+    return Images(files, list_shape(files))
+
+
+def list_shape(X: Sequence[Any]) -> ImageShape:
+    """Return the shape of the images of a list, whose sizes and channels may differ."""
+    headers = {i: header(item, i) for i, item in enumerate(X) if not isinstance(item, Broken)}
+    return (
+        None,
+        None,
+        common_channels([_channels(shape, named(X[i], i)) for i, (shape, _) in headers.items()]),
+    )
+
+
+def header(item: Any, index: int) -> tuple[tuple[int, ...], str]:
+    """Return shape and kind of number of an image; of a file, no pixel is read."""
+    array = item if isinstance(item, ImageFile) else as_numbers(item, index)
+    return array.shape, kind_of(array.dtype)
+
+
+def _is_image_list(X: Any) -> bool:
+    """Tell a list of image arrays, of any sizes, from nested numbers."""
+    if isinstance(X, np.ndarray) and X.dtype != object:
+        return False
+    return isinstance(X, (list, tuple, np.ndarray)) and any(
+        (hasattr(item, "__array__") or hasattr(item, "__array_interface__")) and np.ndim(item) > 1
+        for item in X
+    )
+
+
+def _as_array(X: Any) -> np.ndarray:
+    try:
+        return np.asarray(X)
+    except ValueError as error:
+        raise ValueError(
+            "X must be an array of images of one shape, or a list of arrays if they differ; got "
+            f"ragged nested sequences: {error}"
+        ) from error
+
+
+def _array_shape(shape: tuple[int, ...], image_shape: Any) -> ImageShape:
+    if len(shape) == 3 and shape[-1] in (3, 4) and shape[1] > 4:
+        raise ValueError(
+            f"X has shape {shape}, which looks like one colour image; wrap it as X[None] "
+            "(thin grey images take a channel axis: X[..., None])."
+        )
+    channels = _channels(shape[1:], "X")
+    found = (shape[1], shape[2], channels)
+    if image_shape is not None and found != _full_shape(image_shape):
+        raise ValueError(
+            f"image_shape must be the shape of the images; got {tuple(image_shape)} for images "
+            f"of shape {shape[1:]}."
+        )
+    return found
+
+
+def _channels(shape: tuple[int, ...], name: str) -> int:
+    channels = shape[2] if len(shape) == 3 else 1
+    if len(shape) == 3 and channels not in CHANNELS and shape[0] in CHANNELS:
+        raise ValueError(
+            f"{name} must hold images of shape (H, W, C); got {shape}, which looks channels-first: "
+            "move the channels last with np.moveaxis(X, -3, -1)."
+        )
+    if len(shape) not in (2, 3) or channels not in CHANNELS or 0 in shape:
+        raise ValueError(
+            f"{name} must hold images of shape (H, W) or (H, W, C) with C in 1, 3, 4; got {shape}."
+        )
+    return channels
+
+
+def _full_shape(image_shape: Any) -> tuple[int, int, int]:
+    shape = tuple(image_shape)
+    if len(shape) not in (2, 3) or not all(
+        isinstance(side, (int, np.integer)) and side > 0 for side in shape
+    ):
+        raise ValueError(f"image_shape must be (H, W) or (H, W, C), positive; got {image_shape!r}.")
+    return int(shape[0]), int(shape[1]), _channels(shape, "image_shape")
+
+
+def _check_rows(estimator: BaseEstimator, X: Any, reset: bool) -> None:
+    """Check that rows are not one grey image of the size of those at fit."""
+    if reset or estimator.image_shape_[0] is None:
+        return
+    fitted = estimator.image_shape_
+    if tuple(X.shape) == fitted[:2] and X.shape[1] != prod(fitted):
+        raise ValueError(f"X has shape {tuple(X.shape)}, that of one image; wrap it as X[None].")
+
+
+def _row_shape(estimator: BaseEstimator, X: np.ndarray) -> tuple[int, int, int]:
+    """Return the shape of the images that rows of pixels stand for."""
+    fitted: Any = getattr(estimator, "image_shape_", (None, None, 1))
+    n_features = X.shape[1]
+    if fitted[0] is not None:
+        return fitted
+    if estimator.image_shape is not None:
+        shape = _full_shape(estimator.image_shape)
+        if prod(shape) != n_features:
+            raise ValueError(
+                f"image_shape must hold as many pixels as a row of X; got {shape} = "
+                f"{prod(shape)} for {n_features} features."
+            )
+        return shape
+    side = isqrt(n_features)
+    if side * side != n_features:
+        return 1, n_features, 1
+    if (line := better_line(X, side)) is not None:
+        warn(
+            f"Rows of {n_features} pixels are taken for grey images of {side} x {side}, but their "
+            f"pixels repeat after {line} rather than {side}. Set image_shape to (H, W), or to "
+            "(H, W, 3) for colour images."
+        )
+    return side, side, 1
+
+
+def better_line(X: np.ndarray, side: int) -> int | None:
+    """Return the length of a line, in values, by which rows of pixels look more like images.
+
+    Neighbouring lines of an image differ little: half as much, at most, as at a length of `side`.
+    """
+    pixels = np.asarray(X[:ROWS_COMPARED], dtype=np.float64)
+    n = pixels.shape[1]
+    lengths = [length for length in range(max(2, side // 4), n // 2) if n % length == 0]
+    differences = {k: np.abs(pixels[:, k:] - pixels[:, :-k]).mean() for k in [*lengths, side]}
+    best = min(differences, key=differences.__getitem__)
+    return best if differences[best] < SIMILAR * differences[side] else None

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+
+from skmkd._images.pixel_range import (
+    PixelRange,
+    clipped,
+    extent,
+    far_from_most,
+    kind_of,
+    learned_range,
+    plausible,
+)
+
+RNG = np.random.default_rng(0)
+UNIT = PixelRange(0.0, 1.0, "float")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kind"),
+    [("?", "bool"), ("u1", "uint8"), ("u2", "uint16"), (">u2", "uint16"), ("i2", "float"),
+     ("u4", "float"), ("f2", "float"), ("f8", "float")],
+)  # fmt: skip
+def test_kinds_of_number(dtype, kind):
+    assert kind_of(np.dtype(dtype)) == kind
+
+
+def test_extent_tells_most_pixels_from_a_single_one():
+    image = RNG.normal(100, 5, (200, 300, 1))
+    usual = extent(image)
+    image[7, 7] = -9999
+    got = extent(image)
+    assert got.low == -9999
+    assert got[1] == usual[1] == image.max()
+    assert got[2:] == pytest.approx(np.quantile(image, (0.02, 0.98)), abs=0.7)
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "has_alpha", "expected"),
+    [
+        ((0.1, 0.9), "float", False, (0, 1)),
+        ((-0.1, 0.9), "float", False, (-0.1, 0.9)),
+        ((51241, 52181), "uint16", False, (51241, 52181)),
+        ((3, 900), "uint16", False, (0, 1023)),
+        ((800, 4095), "uint16", False, (0, 4095)),
+        ((16, 65520), "uint16", False, (0, 65535)),
+        ((20, 21), "uint16", False, (20, 21)),
+        ((9, 9), "uint16", False, (9, 9)),
+        ((100, 200), "uint16", True, (0, 65535)),
+        ((0.3, 0.4), "float", True, (0, 1)),
+        ((7.0, 7.0), "float", False, (7, 7)),
+    ],
+)
+def test_learned_range(values, kind, has_alpha, expected):
+    extents = [extent(np.full((2, 2, 1), value)) for value in values]
+    assert learned_range(extents, kind, has_alpha) == (*expected, kind)
+
+
+def test_floats_with_alpha_are_from_0_to_1():
+    with pytest.raises(ValueError, match="got floats from 0 to 255"):
+        learned_range([extent(np.array([0.0, 255.0]))], "float", True)
+
+
+@pytest.mark.parametrize("value", [-9999.0, 9999.0, -3.4e38])
+def test_a_value_that_marks_missing_pixels_is_far_from_most(value):
+    images = [RNG.normal(25, 1, (40, 40, 1)) for _ in range(6)]
+    assert far_from_most([extent(image) for image in images]) is None
+    images[4][3, 3] = value
+    assert far_from_most([extent(image) for image in images]) == (4, value)
+
+
+def test_images_of_one_value_have_no_far_pixels():
+    assert far_from_most([extent(np.full((9, 9), value)) for value in (1.0, 1.0, 5.0)]) is None
+
+
+def test_pixels_far_outside_are_clipped_at_ten_widths():
+    image = np.full((5, 5, 1), 0.5, np.float32)
+    image[0, 0], image[1, 1], image[2, 2] = 90, -90, 10.9
+    got = clipped(image, UNIT, False)
+    assert [got[i, i, 0] for i in range(4)] == pytest.approx([11, -10, 10.9, 0.5])
+    assert image[0, 0] == 90
+    inside = np.full((5, 5, 1), 10.9)
+    assert clipped(inside, UNIT, False) is inside
+
+
+@pytest.mark.parametrize(("value", "has_alpha"), [(11.1, False), (-10.1, False), (1.02, True)])
+def test_whole_images_far_outside_are_at_another_scale(value, has_alpha):
+    with pytest.raises(ValueError, match="must lie near the pixel range 0 to 1"):
+        clipped(np.full((4, 4, 4), value), UNIT, has_alpha)
+
+
+def test_alpha_may_be_rounded():
+    image = np.full((2, 2, 4), 1.005)
+    assert_array_equal(clipped(image, UNIT, True), image)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda x: x, True),
+        (lambda x: 0.6 * x, True),  # darker
+        (lambda x: x + 0.3, True),  # brighter
+        (lambda x: x / 255, False),
+        (lambda x: 2 * x - 1, False),
+        (lambda x: 3 * x, False),
+    ],
+)
+def test_scale_shows_in_contrast_and_range(change, expected):
+    image = np.linspace(0.05, 0.95, 100).reshape(10, 10, 1)
+    assert plausible(change(image), UNIT, 0.8) is expected
