@@ -38,6 +38,7 @@ def open_tiff(path: str) -> Iterator[Contents]:
     """Open a file that holds one image, beside reduced copies of it."""
     with TiffFile(path) as tiff:
         page = only_page(tiff)
+        check_complete(page)
         channels, dtype = kind(page)
         orientation = page.tags.valueof(ORIENTATION, 1)
         size = (page.imagelength, page.imagewidth)
@@ -140,7 +141,6 @@ def is_right_in_pillow(page: TiffPage) -> bool:
 
 def decoded(page: TiffPage) -> np.ndarray:
     """Decode a page: channels last, no palette, upright."""
-    check_complete(page)
     pixels = page.asarray(maxworkers=1)
     if page.planarconfig == 2 and page.samplesperpixel > 1:
         pixels = np.moveaxis(pixels, 0, -1)
@@ -155,14 +155,16 @@ def decoded(page: TiffPage) -> np.ndarray:
 
 
 def check_complete(page: TiffPage) -> None:
-    """Raise ValueError if a strip or tile is missing, which tifffile would fill or leave random."""
-    end = page.parent.filehandle.size
-    parts = list(zip(page.dataoffsets, page.databytecounts, strict=False))
-    if not page.is_contiguous and (
-        len(parts) < math.prod(page.chunked)
-        or not all(count and offset + count <= end for offset, count in parts)
-    ):
-        raise ValueError("it is truncated: strips or tiles of its pixels are missing")
+    """Raise ValueError if strips or tiles are missing, which tifffile fills or leaves random."""
+    end, parts = page.parent.filehandle.size, (page.dataoffsets, page.databytecounts)
+    if page.is_contiguous:
+        complete = page.dataoffsets[0] + page.nbytes <= end
+    else:
+        complete = min(map(len, parts)) >= math.prod(page.chunked) and all(
+            count and offset + count <= end for offset, count in zip(*parts, strict=False)
+        )
+    if not complete:
+        raise ValueError("it is truncated: a part of its pixels is missing")
 
 
 def decoded_by_pillow(path: str, page: TiffPage) -> np.ndarray:
