@@ -39,8 +39,21 @@ def open_dicom(path: str) -> Iterator[Contents]:
     if (count := get_nr_frames(data, warn=False)) > 1:
         raise ValueError(SEVERAL.format(count=count, reader="pydicom"))
     channels, dtype = kind(data)
+    check_decodable(data)
     size = (int(data.Rows), int(data.Columns))
     yield Contents(size if channels == 1 else (*size, channels), dtype, partial(decoded, data))
+
+
+def check_decodable(data: Any) -> None:
+    """Raise ValueError if the pixels are compressed so that pydicom needs one of its plugins."""
+    from pydicom.pixels import get_decoder
+
+    syntax = data.file_meta.TransferSyntaxUID
+    if syntax.is_encapsulated and not get_decoder(syntax).is_available:
+        raise ValueError(
+            f"its compression, {syntax.name}, needs a plugin of pydicom: "
+            "`pip install pylibjpeg[all]` installs one"
+        )
 
 
 def kind(data: Any) -> tuple[int, np.dtype]:

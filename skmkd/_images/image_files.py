@@ -99,19 +99,20 @@ def opened(path: str, max_pixels: int = MAX_PIXELS) -> Iterator[Contents]:
 
 def reason(error: Exception) -> str:
     """Say what is wrong with a file; errors of other kinds speak of the decoder's insides."""
-    if isinstance(error, (OSError, ValueError)) and str(error):
-        return str(error)
-    return f"it is broken ({str(error) or type(error).__name__})"
+    words = " ".join(str(error).split())
+    if isinstance(error, (OSError, ValueError)) and words:
+        return words
+    return f"it is broken ({words or type(error).__name__})"
 
 
 def of_its_format(path: str) -> AbstractContextManager[Contents]:
     """Choose the reader of a file by its first bytes."""
     with open(path, "rb") as file:
         start = file.read(START)
+    if dicom.is_dicom(path, start):  # some begin as a TIFF does
+        return dicom.open_dicom(path)
     if start.startswith(tiff.STARTS):
         return tiff.open_tiff(path)
-    if dicom.is_dicom(path, start):
-        return dicom.open_dicom(path)
     if netpbm.is_netpbm(start):
         return netpbm.open_netpbm(path)
     if pictures.is_picture(start):

@@ -58,6 +58,8 @@ def open_tiff(path: str) -> Iterator[Contents]:
 
 def only_page(tiff: TiffFile) -> TiffPage:
     """Return the page of the only image; raise ValueError if there are several."""
+    if not tiff.series:
+        raise ValueError("it holds no image")
     series = tiff.series[0]
     copies = {page.offset for level in series.levels for page in level.pages if page is not None}
     others = [page for page in tiff.pages if page.offset not in copies and is_image(page)]
