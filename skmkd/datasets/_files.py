@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (
+    ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".dcm",
+)  # fmt: skip
 TOOL_FOLDERS = (  # of network drives, archives and operating systems, in lower case
     "@eadir", "@recycle", "@tmp", "#recycle", "#snapshot", "__macosx", "$recycle.bin",
     "system volume information", "lost+found", "__pycache__",
@@ -33,7 +35,7 @@ def list_images(
         Whether to include subfolders. Links to folders are followed, except to a folder that
         the link itself is in.
     extensions : sequence of str, default=(".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", \
-".webp")
+".webp", ".pgm", ".ppm", ".dcm")
         Suffixes of image files, dot included, in upper or lower case.
 
     Returns

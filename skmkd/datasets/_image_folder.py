@@ -10,8 +10,8 @@ from sklearn.utils import Bunch
 
 from skmkd.datasets._descriptions import IMAGE_FOLDER
 from skmkd.datasets._files import existing_folder, holds_images, sub_folders
-from skmkd.datasets._layouts import GOOD, MASKS, NORMAL_NAMES, as_bunch, is_normal, items_of
-from skmkd.datasets._mixtures import check_label_images
+from skmkd.datasets._layouts import GOOD, MASKS, as_bunch, is_normal, items_of
+from skmkd.datasets._mixtures import NORMAL_NAMES, check_only_images
 
 LOSSLESS = (".png", ".bmp", ".tif", ".tiff")  # JPEG would add stray pixels
 FOLDER_MASKS = tuple(f"{{stem}}{end}{suffix}" for end in ("", "_mask") for suffix in LOSSLESS)
@@ -101,7 +101,7 @@ def load_image_folder(
             path, GOOD if path in normal else path.name, mask_folder / path.name, FOLDER_MASKS
         )
     ]
-    check_label_images([item.image for item in items], folder)
+    check_only_images([item.image for item in items], folder)
     return as_bunch(items, IMAGE_FOLDER, with_masks=mask_folder.is_dir())
 
 

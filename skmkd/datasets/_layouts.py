@@ -13,9 +13,9 @@ from sklearn.utils import Bunch
 
 from skmkd.datasets._files import existing_folder, list_images, path_array, sub_folders
 from skmkd.datasets._masks import LazyMasks
+from skmkd.datasets._mixtures import NORMAL_NAMES, check_only_images
 
 GOOD = "good"  # the defect type of normal images
-NORMAL_NAMES = (GOOD, "ok", "normal")  # of their folders, in lower case
 MASKS = "ground_truth"  # the folder of masks
 SUBSETS = {"train": ("train",), "test": ("test",), "all": ("train", "test")}
 SUBSETS_OF_THREE = {
@@ -77,7 +77,7 @@ def load_category(
     items = [
         item
         for part in parts_of(subset, layout.subsets)
-        for kind in kinds_of(existing_folder(folder / part, f"the {part} set"))
+        for kind in kinds_of(_part_folder(folder, part))
         for item in items_of(
             folder / layout.images.format(part=part, kind=kind),
             kind,
@@ -87,7 +87,17 @@ def load_category(
     ]
     if not items:
         raise ValueError(f"the {subset} set must hold folders of images; {folder} has none.")
+    check_only_images([item.image for item in items], folder)
     return as_bunch(items, layout.description, with_masks=(folder / layout.truth).is_dir())
+
+
+def _part_folder(folder: Path, part: str) -> Path:
+    if not (folder / part).is_dir() and (public := folder / f"{part}_public").is_dir():
+        raise FileNotFoundError(
+            f"the {part} set must be a folder; there is {public}, as in MVTec AD 2: use "
+            "skmkd.datasets.load_mvtec_ad_2."
+        )
+    return existing_folder(folder / part, f"the {part} set")
 
 
 def as_bunch(items: Iterable[Item], description: str, *, with_masks: bool = True) -> Bunch:

@@ -7,8 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from skmkd.datasets._layouts import NORMAL_NAMES
-
+NORMAL_NAMES = ("good", "ok", "normal")  # of folders of normal images, in lower case
 LABEL = re.compile(r"(.+)_(label|mask|gt)", re.IGNORECASE)  # stem of a label beside its image
 LABEL_FOLDERS = ("ground_truth", "gt", "label", "labels", "mask", "masks")
 Parts = dict[Path, dict[str, str]]  # names of the subfolders of a folder, by their lower case
@@ -29,13 +28,20 @@ def label_images(paths: Iterable[Path], folder: Path | None = None) -> list[Path
     ]
 
 
-def check_label_images(paths: Iterable[Path], folder: Path) -> None:
-    """Raise ValueError if there are label images among those of a folder."""
+def check_only_images(paths: Iterable[Path], folder: Path) -> None:
+    """Raise ValueError if there are labels or positions of pixels among the images of a dataset."""
+    paths = list(paths)
     if labels := label_images(paths):
         raise ValueError(
             f"{folder} must hold label images in a folder of their own; {labels[0]} lies among the "
             "images."
         )
+    for place, names in _subfolders(folder, paths).items():
+        if "rgb" in names and "xyz" in names:
+            raise ValueError(
+                f"{place} holds colours and positions, as in MVTec 3D-AD: use "
+                "skmkd.datasets.load_mvtec_3d_ad."
+            )
 
 
 def check_good_images(folder: Path, paths: Sequence[Path]) -> None:

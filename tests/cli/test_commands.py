@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import json
 import os
 import re
@@ -163,6 +164,95 @@ def test_score_writes_json_lines_to_a_file(place, detector, tmp_path, capsys):
     )
     printed = capsys.readouterr()
     assert printed.out == printed.err == ""  # no progress bar without a terminal
+
+
+@pytest.fixture
+def with_odd_files(place, tmp_path):
+    """A folder of six images, two of which the model cannot judge: the second and the fourth."""
+    (tmp_path / "new").mkdir()
+    for i in range(6):
+        shutil.copy(place / f"learn/{i}.png", tmp_path / f"new/{i}.png")
+    (tmp_path / "new/1.png").write_bytes((place / "learn/1.png").read_bytes()[:100])
+    Image.fromarray(np.full((25, 25), 300, np.uint16)).save(tmp_path / "new/3.png")
+    return tmp_path / "new"
+
+
+def check_odd_files_are_named(error, folder):
+    assert error.startswith(f"skmkd: error: {folder}/1.png cannot be read as an image")
+    assert error.endswith(f" 2 of 6 images have no result; the others are {folder}/3.png.\n")
+    assert "X[" not in error
+    assert "\\x" not in error
+
+
+@pytest.mark.parametrize("to_file", [True, False])
+def test_score_writes_all_rows_that_it_can(place, with_odd_files, to_file, tmp_path, capsys):
+    words = ["score", place / "model.skmkd", with_odd_files]
+    output = ["-o", tmp_path / "scores.csv"] if to_file else []
+    assert main([str(word) for word in [*words, *output]]) == 1
+    printed = capsys.readouterr()
+    text = (tmp_path / "scores.csv").read_text() if to_file else printed.out
+    rows = list(csv.DictReader(text.splitlines()))
+    assert [Path(row["path"]).stem for row in rows] == ["0", "2", "4", "5"]
+    expected = skmkd.load(place / "model.skmkd").score_samples([row["path"] for row in rows])
+    assert_allclose([float(row["score"]) for row in rows], expected, rtol=1e-4)
+    check_odd_files_are_named(printed.err, with_odd_files)
+
+
+def test_rows_before_an_unexpected_error_are_kept(place, tmp_path, monkeypatch):
+    computed = MKDDetector._outputs
+
+    def failing(*arguments, **options):
+        outputs = computed(*arguments, **options)
+        yield next(outputs)
+        raise RuntimeError("the device is gone")
+
+    monkeypatch.setattr(MKDDetector, "_outputs", failing)
+    words = ["score", place / "model.skmkd", place / "learn", "-o", tmp_path / "scores.csv"]
+    assert main([str(word) for word in words]) == 1
+    assert (tmp_path / "scores.csv").read_text().count("\n") == 2
+
+
+def test_localize_writes_all_maps_that_it_can(place, with_odd_files, tmp_path, capsys):
+    words = ["localize", place / "model.skmkd", with_odd_files, "-o", tmp_path / "maps",
+             "--report", tmp_path / "report.html"]  # fmt: skip
+    assert main([str(word) for word in words]) == 1
+    assert sorted(path.stem for path in tmp_path.glob("maps/*.npy")) == ["0", "2", "4", "5"]
+    assert (tmp_path / "report.html").read_text().count("<img ") == 4
+    check_odd_files_are_named(capsys.readouterr().err, with_odd_files)
+
+
+def test_evaluate_names_the_image_that_it_cannot_score(place, tmp_path, capsys):
+    shutil.copytree(place / "set", tmp_path / "set")
+    Image.fromarray(np.full((25, 25), 300, np.uint16)).save(tmp_path / "set/other/4.png")
+    assert main(["evaluate", str(place / "model.skmkd"), str(tmp_path / "set")]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith(
+        f"skmkd: error: {tmp_path}/set/other/4.png must hold uint8 pixels"
+    )
+
+
+def test_fit_says_what_it_reads(place, tmp_path, capsys):
+    words = ["fit", place / "learn", "--calibrate", place / "held_out", "-o", tmp_path / "m.skmkd"]
+    assert main([*map(str, words), *QUICK.split()]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"Found 16 images in {place}/learn.",
+        f"Found 20 images in {place}/held_out.",
+        "Training on 16 images, calibrating on 20.",
+    ]
+
+
+def test_fit_refuses_test_images_and_labels(place, tmp_path, capsys):
+    words = ["fit", place / "set", "-o", tmp_path / "model.skmkd"]
+    assert main([*map(str, words), *QUICK.split()]) == 1
+    assert "0.png is a label image. Give the files of the good images" in capsys.readouterr().err
+    for part in ("train", "test"):
+        (tmp_path / "part" / part).mkdir(parents=True)
+        (tmp_path / "part" / part / "good").symlink_to(place / "learn")
+    words = ["fit", tmp_path / "part", "-o", tmp_path / "model.skmkd"]
+    assert main([*map(str, words), *QUICK.split()]) == 1
+    assert f"Give {tmp_path}/part/train/good.\n" in capsys.readouterr().err
+    assert not (tmp_path / "model.skmkd").exists()
 
 
 @pytest.mark.filterwarnings("ignore:.*label images")
@@ -328,6 +418,43 @@ def test_evaluate_takes_published_layouts(place, tmp_path, capsys):
     assert layout == pytest.approx(json.loads(capsys.readouterr().out))
     assert main(words) == 1
     assert "--category must be given for --layout mvtec_ad" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("layout", [name for name in commands.LAYOUTS if name != "folder"])
+def test_each_layout_is_that_of_a_loader_and_of_test_images(layout):
+    loader = getattr(skmkd.datasets, f"load_{layout}")
+    bound = getattr(commands.LAYOUTS[layout], "keywords", {})
+    assert ("subset" in inspect.signature(loader).parameters) == ("subset" in bound)
+    assert bound.get("subset", "test").startswith("test")
+    assert getattr(commands.LAYOUTS[layout], "func", loader) is loader
+
+
+def test_evaluate_takes_layouts_without_categories_or_masks(place, tmp_path, capsys):
+    for part, source in (("train", "learn"), ("test", "set/good"), ("test", "set/other")):
+        (tmp_path / "kolektor" / part).mkdir(parents=True, exist_ok=True)
+        for path in (place / source).iterdir():
+            name = f"{source[-1]}{path.stem}"
+            shutil.copy(path, tmp_path / "kolektor" / part / f"{name}.png")
+            mask = place / "set/ground_truth/other" / path.name
+            label = np.asarray(Image.open(mask)) if source == "set/other" else np.zeros((25, 25))
+            Image.fromarray(label.astype(np.uint8)).save(
+                tmp_path / "kolektor" / part / f"{name}_GT.png"
+            )
+    words = ["evaluate", str(place / "model.skmkd"), str(tmp_path / "kolektor")]
+    words += ["--layout", "kolektor_sdd2"]
+    assert main(words) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert main(["evaluate", str(place / "model.skmkd"), str(place / "set")]) == 0
+    assert figures == pytest.approx(json.loads(capsys.readouterr().out))
+    assert main([*words, "--category", "x"]) == 1
+    assert "--category must not be given for --layout kolektor_sdd2" in capsys.readouterr().err
+    for folder, source in (("good", "set/good"), ("hole", "set/other")):
+        shutil.copytree(place / source, tmp_path / "bare/part/test" / folder)
+    words = ["evaluate", str(place / "model.skmkd"), str(tmp_path / "bare")]
+    assert main([*words, "--layout", "mvtec_ad", "--category", "part"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == pytest.approx({name: figures[name] for name in found})
+    assert len(found) == 7
 
 
 def test_info_counts_weights_instead_of_printing_them(place, detector, tmp_path, capsys):

@@ -17,7 +17,8 @@ from skmkd.model_selection import NormalOnlySplit
 def folder(tmp_path):
     names = [
         "img10.png", "img2.PNG", "img2.jpg", "b.webp", "a/z.tif", "a/y.TIFF", "c.jpeg", "d.bmp",
-        "notes.txt", "Thumbs.db", ".hidden.png", ".cache/x.png", "a/.ipynb/x.png", "png",
+        "e.pgm", "f.ppm", "g.DCM", "notes.txt", "Thumbs.db", ".hidden.png", ".cache/x.png",
+        "a/.ipynb/x.png", "png",
     ]  # fmt: skip
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -28,11 +29,12 @@ def folder(tmp_path):
 
 def test_images_come_in_natural_order(folder):
     paths = list_images(folder)
-    assert paths.shape == (8,)
+    assert paths.shape == (11,)
     assert paths.dtype == object
     assert all(isinstance(path, Path) for path in paths)
     assert [path.relative_to(folder).as_posix() for path in paths] == [
-        "a/y.TIFF", "a/z.tif", "b.webp", "c.jpeg", "d.bmp", "img2.PNG", "img2.jpg", "img10.png",
+        "a/y.TIFF", "a/z.tif", "b.webp", "c.jpeg", "d.bmp", "e.pgm", "f.ppm", "g.DCM",
+        "img2.PNG", "img2.jpg", "img10.png",
     ]  # fmt: skip
     assert [path.name for path in list_images(str(folder), recursive=False)][:2] == [
         "b.webp", "c.jpeg",
@@ -45,7 +47,7 @@ def test_images_come_in_natural_order(folder):
 def test_folders_may_be_relative_or_hidden_themselves(folder, monkeypatch):
     monkeypatch.chdir(folder)
     assert list_images(".cache").tolist() == [Path(".cache/x.png")]
-    assert len(list_images(".")) == 8
+    assert len(list_images(".")) == 11
 
 
 def test_linked_folders_are_followed(folder, tmp_path_factory):
@@ -56,9 +58,9 @@ def test_linked_folders_are_followed(folder, tmp_path_factory):
     (folder / "lot1").symlink_to(lots / "one")
     (folder / "a/lot2").symlink_to(lots / "two")
     names = [path.relative_to(folder).as_posix() for path in list_images(folder)]
-    assert len(names) == 11
+    assert len(names) == 14
     assert {"lot1/2.png", "lot1/deep/1.png", "a/lot2/3.png"} < set(names)
-    assert len(list_images(folder, recursive=False)) == 6
+    assert len(list_images(folder, recursive=False)) == 9
     (lots / "only").symlink_to(lots / "two")
     assert [path.name for path in list_images(lots / "only")] == ["3.png"]
 
@@ -91,7 +93,7 @@ def test_folders_of_tools_are_ignored(folder, tool):
 
 def test_splitters_take_them(folder):
     paths = list_images(folder)
-    y = np.repeat([1, -1], 4)
+    y = np.repeat([1, -1], [6, 5])
     for cv in (KFold(2), NormalOnlySplit(2, random_state=0)):
         for train, test in cv.split(paths, y):
             assert set(paths[train]) & set(paths[test]) == set()
@@ -104,8 +106,8 @@ def test_what_is_no_folder_of_images_is_refused(folder):
         list_images(folder / "gone")
     with pytest.raises(NotADirectoryError, match="folder must be a folder; .*c.jpeg is a file"):
         list_images(folder / "c.jpeg")
-    message = r"must hold images \(.png, .jpg, .jpeg, .bmp, .tif, .tiff, .webp\); there is none in"
-    with pytest.raises(ValueError, match=f"{message} .*folder.png"):
+    message = r"must hold images \(.png, .jpg, .jpeg, .bmp, .tif, .tiff, .webp, .pgm, .ppm, .dcm\)"
+    with pytest.raises(ValueError, match=f"{message}; there is none in .*folder.png"):
         list_images(folder / "folder.png")
 
 

@@ -170,6 +170,18 @@ def test_validation_images_are_normal(tmp_path, tree):
     }
 
 
+def test_layouts_of_its_successors_are_told_from_that_of_mvtec_ad(tmp_path):
+    for tree in OF_THREE:
+        tree(tmp_path)
+    loco = load_mvtec_loco(tmp_path, "juice_bottle", subset="test")
+    same = load_mvtec_ad(tmp_path, "juice_bottle", subset="test")
+    assert [mask.sum() for mask in same.masks] == [mask.sum() for mask in loco.masks]
+    with pytest.raises(FileNotFoundError, match=r"there is \S*test_public, .*load_mvtec_ad_2\."):
+        load_mvtec_ad(tmp_path, "can", subset="test")
+    with pytest.raises(ValueError, match=r"train.good holds colours and .*load_mvtec_3d_ad\."):
+        load_mvtec_ad(tmp_path, "bagel")
+
+
 @pytest.mark.parametrize("name", ["Good", "OK", "normal"])
 def test_normal_images_are_found_by_several_names(tmp_path, name):
     load, category = mvtec_tree(tmp_path)
