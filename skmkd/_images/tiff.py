@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
-from PIL import ImageOps
+from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import TiffImageFile
 from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC, TIFF, TiffFile, TiffFrame, TiffPage
 
@@ -113,7 +113,8 @@ def kind(page: TiffPage) -> tuple[int, np.dtype]:
 def is_decodable(page: TiffPage) -> bool:
     """Tell whether tifffile, with the packages that are installed, decodes a page."""
     return (
-        page.photometric not in (PHOTOMETRIC.SEPARATED, PHOTOMETRIC.YCBCR)  # Pillow makes them RGB
+        page.photometric != PHOTOMETRIC.SEPARATED  # Pillow makes it RGB
+        and (page.photometric != PHOTOMETRIC.YCBCR or page.compression == COMPRESSION.JPEG)
         and page.compression in TIFF.DECOMPRESSORS
         and page.predictor in TIFF.UNPREDICTORS
         and (page.bitspersample in (1, 8, 16, 32, 64) or COMPRESSION.LZW in TIFF.DECOMPRESSORS)
@@ -124,7 +125,8 @@ def is_right_in_pillow(page: TiffPage) -> bool:
     """Tell whether Pillow decodes a page as tifffile would."""
     if page.compression not in PILLOW or page.planarconfig != 1 or page.fillorder != 1:
         return False
-    if page.parent.is_bigtiff:
+    limit = Image.MAX_IMAGE_PIXELS  # beyond it Pillow warns or raises
+    if page.parent.is_bigtiff or (limit and page.imagelength * page.imagewidth > limit):
         return False
     if page.photometric == PHOTOMETRIC.YCBCR:
         return page.compression == COMPRESSION.JPEG

@@ -239,12 +239,12 @@ def test_limit_is_our_own(tmp_path, monkeypatch):
         _ = ImageFile(path).shape
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "webp", "tif"])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "tif"])
 def test_limit_of_pillow_plays_no_part(tmp_path, monkeypatch, suffix):
     exif = Image.Exif()
     exif[0x0112] = 6
     turned = {} if suffix == "bmp" else {"exif": exif}
-    compression = {"compression": "tiff_lzw"} if suffix == "tif" else {}
+    compression = {"compression": "tiff_adobe_deflate"} if suffix == "tif" else {}
     Image.fromarray(COLOUR).save(tmp_path / f"image.{suffix}", **turned, **compression)
     shape = COLOUR.shape if suffix == "bmp" else (9, 6, 3)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1)  # beyond twice that, Pillow raises
