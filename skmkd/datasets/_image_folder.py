@@ -89,17 +89,16 @@ def load_image_folder(
         taken = {place for path in (*normal, mask_folder) for place in (path, *path.parents)}
         others = [path for path in sub_folders(folder) if path not in taken]
         bad = [path.name for path in others if holds_images(path)]
-    anomalous = [existing_folder(folder / name, "bad") for name in bad]
-    if clash := [path.name for path in anomalous if path in normal or is_normal(path.name)]:
+    anomalous = {name: existing_folder(folder / name, "bad") for name in bad}
+    if clash := [path for path in anomalous.values() if path in normal or is_normal(path.name)]:
         raise ValueError(
-            f"bad must not hold {clash[0]!r}, a name of normal images; got {list(bad)!r}."
+            f"bad must not hold {clash[0].name!r}, a name of normal images; got {list(bad)!r}."
         )
-    items = [
+    items = [item for path in normal for item in items_of(path, GOOD, mask_folder, ())]
+    items += [
         item
-        for path in (*normal, *anomalous)
-        for item in items_of(
-            path, GOOD if path in normal else path.name, mask_folder / path.name, FOLDER_MASKS
-        )
+        for name, path in anomalous.items()
+        for item in items_of(path, path.name, mask_folder / name, FOLDER_MASKS)
     ]
     check_only_images([item.image for item in items], folder)
     return as_bunch(items, IMAGE_FOLDER, with_masks=mask_folder.is_dir())

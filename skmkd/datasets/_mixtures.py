@@ -9,14 +9,16 @@ from pathlib import Path
 
 NORMAL_NAMES = ("good", "ok", "normal")  # of folders of normal images, in lower case
 LABEL = re.compile(r"(.+)_(label|mask|gt)", re.IGNORECASE)  # stem of a label beside its image
-LABEL_FOLDERS = ("ground_truth", "gt", "label", "labels", "mask", "masks")
+LABEL_FOLDERS = ("ground_truth", "gt", "masks")  # "label" may be a part of a product
+LOADERS = {"_label.bmp": "load_kolektor_sdd", "_GT.png": "load_kolektor_sdd2"}
 Parts = dict[Path, dict[str, str]]  # names of the subfolders of a folder, by their lower case
 
 
 def label_images(paths: Iterable[Path], folder: Path | None = None) -> list[Path]:
-    """Return the paths that are labels of others, by their names or by a folder below `folder`.
+    """Return the paths that are labels of others, by their names.
 
-    A file is a label if its name is that of another, without suffix, and _label, _mask or _GT.
+    A file is a label if its name is that of another and _label, _mask or _GT, both without suffix,
+    or if it is in a folder of labels below `folder`.
     """
     paths = list(paths)
     stems = {path.stem for path in paths}
@@ -65,9 +67,11 @@ def check_good_images(folder: Path, paths: Sequence[Path]) -> None:
         if "rgb" in names and "xyz" in names:
             raise _refusal(folder, f"the positions of {place / names['xyz']}", place / names["rgb"])
     if labels := label_images(paths, folder):
+        loaders = [name for end, name in LOADERS.items() if labels[0].name.endswith(end)]
+        selected = "".join(f", which skmkd.datasets.{name} selects" for name in loaders)
         raise ValueError(
-            f"{folder} must hold good images only; {labels[0]} is a label image. Give the files of "
-            "the good images, or load the dataset with its loader in skmkd.datasets."
+            f"{folder} must hold good images only; {labels[0]} is a label image. Give the folders "
+            f"or files of the good images{selected}."
         )
     for place, names in parts.items():
         others = [name for key, name in names.items() if key not in NORMAL_NAMES]

@@ -227,9 +227,7 @@ def test_evaluate_names_the_image_that_it_cannot_score(place, tmp_path, capsys):
     assert main(["evaluate", str(place / "model.skmkd"), str(tmp_path / "set")]) == 1
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert printed.err.startswith(
-        f"skmkd: error: {tmp_path}/set/other/4.png must hold uint8 pixels"
-    )
+    assert printed.err.startswith(f"skmkd: error: {tmp_path}/set/other/4.png must hold uint8")
 
 
 def test_fit_says_what_it_reads(place, tmp_path, capsys):
@@ -245,7 +243,7 @@ def test_fit_says_what_it_reads(place, tmp_path, capsys):
 def test_fit_refuses_test_images_and_labels(place, tmp_path, capsys):
     words = ["fit", place / "set", "-o", tmp_path / "model.skmkd"]
     assert main([*map(str, words), *QUICK.split()]) == 1
-    assert "0.png is a label image. Give the files of the good images" in capsys.readouterr().err
+    assert "0.png is a label image. Give the folders or files of" in capsys.readouterr().err
     for part in ("train", "test"):
         (tmp_path / "part" / part).mkdir(parents=True)
         (tmp_path / "part" / part / "good").symlink_to(place / "learn")

@@ -137,6 +137,15 @@ def test_masks_may_be_below_a_folder(tmp_path):
     assert np.mean([mask.mean() for mask in dataset.masks]) == pytest.approx(0.2)
 
 
+def test_defects_may_be_below_a_folder(tmp_path):
+    folder_tree(tmp_path)
+    save(tmp_path, "line1/burr/1.png")
+    save_mask(tmp_path, "ground_truth/line1/burr/1.png", "ground_truth/dent/1.png")
+    dataset = load_image_folder(tmp_path, bad=["line1/burr", "dent"])
+    assert dataset.defect_types.tolist() == ["good"] * 3 + ["burr", "dent"]
+    assert [float(mask.mean()) for mask in dataset.masks] == [0, 0, 0, 0.5, 0.5]
+
+
 def test_labels_beside_their_images_are_refused(tmp_path):
     folder_tree(tmp_path)
     save_mask(tmp_path, "scratch/1_mask.png")

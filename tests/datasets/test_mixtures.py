@@ -30,12 +30,14 @@ MIXED = {
     "BTAD": (["train/ok/0.bmp", "test/ko/0.bmp"], r"Give \S*/train/ok\."),
     "DAGM": (["Train/1.PNG", "Test/1.PNG"], r"images of \S*/Test, too\. Give \S*/Train\."),
     "part of DAGM": (
-        ["0001.PNG", "0002.PNG", "Label/0002_label.PNG"], "0002_label.PNG is a label image",
+        ["0001.PNG", "0002.PNG", "Label/0002_label.PNG"],
+        r"0002_label.PNG is a label image\. Give .* good images\.$",
     ),
     "KolektorSDD": (
-        ["kos01/Part0.jpg", "kos01/Part0_label.bmp"], "Part0_label.bmp is a label image",
+        ["kos01/Part0.jpg", "kos01/Part0_label.bmp"],
+        r"is a label image\. .*datasets\.load_kolektor_sdd selects",
     ),
-    "part of KolektorSDD2": (["10000.png", "10000_GT.png"], "10000_GT.png is a label image"),
+    "part of KolektorSDD2": (["10000.png", "10000_GT.png"], "load_kolektor_sdd2 selects"),
     "MVTec 3D-AD": (["rgb/0.png", "xyz/0.tiff"], r"the positions of \S*/xyz, too. Give \S*/rgb\."),
     "VisA": (
         ["Images/Anomaly/0.JPG", "Images/Normal/0.JPG"],
@@ -50,6 +52,7 @@ PURE = {
     "parts": ["train/good/0.png", "validation/good/0.png"],
     "one class": ["good/0.png", "good/line1/1.png"],
     "two names": ["good/0.png", "OK/1.png"],
+    "parts of a bottle": ["label/0.png", "cap/0.png"],
     "training only": ["train/0.png", "more/1.png"],
 }
 
