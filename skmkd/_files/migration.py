@@ -46,6 +46,6 @@ def _from_format_2(values: dict[str, Any]) -> dict[str, Any]:
 def _from_format_3(values: dict[str, Any]) -> dict[str, Any]:
     """Return the values of a file of format 3 as format 4 has them.
 
-    The contrast of the training images was not noted.
+    The extremes of the training images' pixels were not noted.
     """
-    return {**values, "attributes": {**values["attributes"], "_least_contrast": None}}
+    return {**values, "attributes": {**values["attributes"], "_seen_pixels": None}}

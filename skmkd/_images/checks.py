@@ -19,6 +19,7 @@ from skmkd._images.pixel_range import (
     extent,
     far_from_most,
     learned_range,
+    seen_in,
 )
 from skmkd._warnings import warn
 
@@ -49,7 +50,7 @@ def check_images(estimator: BaseEstimator, X: Any, *, reset: bool) -> Images:
             estimator.n_features_in_ = prod(images.shape)
         _learn_range(images, estimator.pixel_range)
         estimator.pixel_range_ = images.pixel_range
-        estimator._least_contrast = images.least_contrast
+        estimator._seen_pixels = images.seen
         return images
     (height, width, _), fitted = images.shape, estimator.image_shape_
     if None not in (height, fitted[0]) and (height, width) != fitted[:2]:
@@ -59,7 +60,7 @@ def check_images(estimator: BaseEstimator, X: Any, *, reset: bool) -> Images:
     known = estimator.pixel_range_
     checked = Images(images.items, (height, width, fitted[2]), _blank(estimator) if skip else None)
     checked.kind, checked.pixel_range = known.kind, known
-    checked.least_contrast = estimator._least_contrast
+    checked.seen = estimator._seen_pixels
     return checked
 
 
@@ -116,7 +117,7 @@ def _learn_range(images: Images, given: Any) -> None:
         return
     extents = [extent(image) for image in images]
     images.pixel_range = learned_range(extents, kind, has_alpha)
-    images.least_contrast = min(each.high - each.low for each in extents)
+    images.seen = seen_in(extents)
     if (far := far_from_most(extents)) is not None:
         index, value = far
         low, high, _ = images.pixel_range

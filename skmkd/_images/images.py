@@ -50,8 +50,8 @@ class Images:
         The kind of number that pixels must be.
     pixel_range : PixelRange or None
         What new images are compared with.
-    least_contrast : float or None
-        The smallest difference between the highest and lowest pixel of an image at fit.
+    seen : tuple of 3 floats or None
+        Lowest and highest pixel at fit, and the smallest difference of these in an image.
     unreadable : set of int
         Indices of images that were replaced.
     """
@@ -61,7 +61,7 @@ class Images:
         self.shape = shape
         self.kind: str | None = None
         self.pixel_range: PixelRange | None = None
-        self.least_contrast: float | None = None
+        self.seen: tuple[float, float, float] | None = None
         self.unreadable: set[int] = set()
         self._blank = blank
         self._errors: dict[int, UnreadableImageError] = {}
@@ -165,7 +165,7 @@ class Images:
             return image
         image = clipped(image, self.pixel_range, self.shape[2] == 4)
         self._n_read += 1
-        if self.least_contrast is None or plausible(image, self.pixel_range, self.least_contrast):
+        if self.seen is None or plausible(image, self.seen):
             self._any_plausible = True
         return image
 
@@ -189,7 +189,7 @@ class Images:
             raise ValueError(f"X must hold images that can be read; got {len(self)}, and none can.")
         images = Images([self.items[i] for i in kept], self.shape)
         images.kind, images.pixel_range = self.kind, self.pixel_range
-        images.least_contrast = self.least_contrast
+        images.seen = self.seen
         return images
 
     def warn_of_unreadable(self, indices: Iterable[int]) -> None:
@@ -200,12 +200,12 @@ class Images:
 
     def warn_of_scale(self) -> None:
         """Warn if all images that were read seem to be at another scale than those of fit."""
-        if self._n_read == 0 or self._any_plausible or self.pixel_range is None:
+        if self._n_read == 0 or self._any_plausible or self.seen is None:
             return
-        low, high, _ = self.pixel_range
+        low, high, contrast = self.seen
         warn(
             f"No image of X looks as if it were at the scale of those of fit, whose pixels range "
-            f"from {low:g} to {high:g} and differ by at least {self.least_contrast:g} in each. "
+            f"from {low:g} to {high:g} and differ by at least {contrast:g} in each. "
             "Scale X as it was scaled for fit."
         )
 

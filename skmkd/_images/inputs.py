@@ -22,7 +22,8 @@ from skmkd._warnings import warn
 ImagesLike = ArrayLike | Sequence[ArrayLike] | Sequence[str | os.PathLike[str]]
 WANTED = "X must be an array of images, or a list of arrays, PIL images or paths"
 ROWS_COMPARED = 8  # rows whose pixels show whether they are square images
-SIMILAR = 0.5  # of the difference of neighbouring lines, if the length of a line is wrong
+SIMILAR = 0.5  # of other differences, that neighbouring lines of an image have at most
+SHORTEST = 8  # values in a line
 
 
 def as_images(estimator: BaseEstimator, X: Any, reset: bool) -> Images:
@@ -48,6 +49,7 @@ def as_images(estimator: BaseEstimator, X: Any, reset: bool) -> Images:
                 estimator, X, reset=reset, ensure_all_finite=False, ensure_min_samples=minimum
             )
             return Images(X, _row_shape(estimator, X))
+        _check_array(estimator, tuple(array.shape), reset)
         images = Images(array, _array_shape(tuple(array.shape), estimator.image_shape))
     if len(images) < minimum:
         raise ValueError(
@@ -90,15 +92,18 @@ def _plain(X: Any) -> Any:
 
 def _paths_of_a_column(X: Any) -> Any:
     """Return the paths in an array or data frame of one column of them, else None."""
-    first = X.iloc[:1].to_numpy() if hasattr(X, "iloc") else X[:1]
-    cells = np.asarray(first, dtype=object).ravel().tolist() if _may_hold_text(first) else []
+    is_frame = hasattr(X, "iloc")
+    if not is_frame and not _may_hold_text(X):
+        return None
+    first = X.iloc[:1].to_numpy() if is_frame else X[:1]
+    cells = np.asarray(first, dtype=object).ravel().tolist()
     if not any(isinstance(cell, (str, os.PathLike)) for cell in cells):
         return None
     if X.shape[1] != 1:
         raise ValueError(
             f"{WANTED}; got a table of {X.shape[1]} columns: give the one of the paths."
         )
-    column = X.iloc[:, 0] if hasattr(X, "iloc") else X[:, 0]
+    column = X.iloc[:, 0] if is_frame else X[:, 0]
     _check_items(column)
     return column
 
@@ -213,12 +218,26 @@ def _full_shape(image_shape: Any) -> tuple[int, int, int]:
 
 
 def _check_rows(estimator: BaseEstimator, X: Any, reset: bool) -> None:
-    """Check that rows are not one grey image of the size of those at fit."""
-    if reset or estimator.image_shape_[0] is None:
+    """Check that the rows of X are not those of one grey image."""
+    if reset or X.ndim != 2:
         return
-    fitted = estimator.image_shape_
-    if tuple(X.shape) == fitted[:2] and X.shape[1] != prod(fitted):
+    height, width, channels = estimator.image_shape_
+    if tuple(X.shape) == (height, width) and X.shape[1] != height * width * channels:
         raise ValueError(f"X has shape {tuple(X.shape)}, that of one image; wrap it as X[None].")
+    if X.shape[0] == X.shape[1] > 1:
+        warn(
+            f"X has shape {tuple(X.shape)}, and each of its rows is taken for an image of {height} "
+            f"x {width}. If X is one image, wrap it as X[None]."
+        )
+
+
+def _check_array(estimator: BaseEstimator, shape: tuple[int, ...], reset: bool) -> None:
+    """Check that three grey images are not one in colour."""
+    if not reset and len(shape) == 3 and shape[0] == 3 == estimator.image_shape_[2]:
+        raise ValueError(
+            f"X has shape {shape}, which looks like one colour image with its channels first; give "
+            "np.moveaxis(X, 0, -1)[None] (three grey images take a channel axis: X[..., None])."
+        )
 
 
 def _row_shape(estimator: BaseEstimator, X: np.ndarray) -> tuple[int, int, int]:
@@ -236,25 +255,30 @@ def _row_shape(estimator: BaseEstimator, X: np.ndarray) -> tuple[int, int, int]:
             )
         return shape
     side = isqrt(n_features)
-    if side * side != n_features:
-        return 1, n_features, 1
-    if (line := better_line(X, side)) is not None:
+    shape = (side, side, 1) if side * side == n_features else (1, n_features, 1)
+    if (line := better_line(X, shape[1])) is not None:
         warn(
-            f"Rows of {n_features} pixels are taken for grey images of {side} x {side}, but their "
-            f"pixels repeat after {line} rather than {side}. Set image_shape to (H, W), or to "
-            "(H, W, 3) for colour images."
+            f"Rows of {n_features} pixels are taken for grey images of shape {shape[:2]}, but "
+            f"their pixels repeat after {line}. Set image_shape to (H, W), or to (H, W, 3) for "
+            "colour images."
         )
-    return side, side, 1
+    return shape
 
 
-def better_line(X: np.ndarray, side: int) -> int | None:
-    """Return the length of a line, in values, by which rows of pixels look more like images.
+def better_line(X: np.ndarray, width: int) -> int | None:
+    """Return a length of lines, in values, by which rows of pixels look more like images.
 
-    Neighbouring lines of an image differ little: half as much, at most, as at a length of `side`.
+    Neighbouring lines of an image differ little: half as much, at most, as rows differ at a wrong
+    width, or as pixels do half a line apart.
     """
     pixels = np.asarray(X[:ROWS_COMPARED], dtype=np.float64)
     n = pixels.shape[1]
-    lengths = [length for length in range(max(2, side // 4), n // 2) if n % length == 0]
-    differences = {k: np.abs(pixels[:, k:] - pixels[:, :-k]).mean() for k in [*lengths, side]}
-    best = min(differences, key=differences.__getitem__)
-    return best if differences[best] < SIMILAR * differences[side] else None
+
+    def difference(lag: int) -> float:
+        return float(np.abs(pixels[:, lag:] - pixels[:, :-lag]).mean())
+
+    lines = [k for k in range(max(SHORTEST, width // 4 if width < n else 0), n // 2) if n % k == 0]
+    found = {k: difference(k) for k in lines}
+    limits = {k: min(difference(k // 2), difference(width) if width < n else np.inf) for k in lines}
+    better = [k for k in lines if found[k] < SIMILAR * limits[k]]
+    return min(better, key=found.__getitem__, default=None)

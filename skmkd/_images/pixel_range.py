@@ -13,8 +13,8 @@ OPAQUE = {"bool": 1.0, "uint8": 255.0, "uint16": 65535.0, "float": 1.0}  # alpha
 LARGEST = float(np.finfo(np.float32).max)
 FAR = 10.0  # widths of the range beyond which pixels are clipped, or a whole image is refused
 FAR_ALPHA = 0.01  # the same for images with alpha, which has no meaning outside of the range
-BESIDE = 0.5  # widths of the range by which images reach beyond it if they are at another scale
-LESS = 0.5  # of the least contrast at fit, below which they are, too
+BESIDE = 0.5  # of the difference of the extremes at fit: images beyond are at another scale
+LESS = 0.5  # of the least contrast at fit: below, they are, too
 DEPTHS = (8, 10, 12, 14, 16)  # bits of cameras
 CLOSE = 1 / 8  # of the range of the bits in use, below which integers have their extremes
 SAMPLE = 2000  # pixels of an image, evenly spaced, that show what most pixels are
@@ -123,8 +123,19 @@ def clipped(image: np.ndarray, known: PixelRange, has_alpha: bool) -> np.ndarray
     return image.clip(known.low - reach, known.high + reach)
 
 
-def plausible(image: np.ndarray, known: PixelRange, least_contrast: float) -> bool:
-    """Return whether an image may be at the scale of those of fit, by its extremes."""
+def seen_in(extents: Sequence[Extent]) -> tuple[float, float, float]:
+    """Return the lowest and the highest pixel of all images, and the least contrast of one."""
+    return (
+        min(each.low for each in extents),
+        max(each.high for each in extents),
+        min(each.high - each.low for each in extents),
+    )
+
+
+def plausible(image: np.ndarray, seen: tuple[float, float, float]) -> bool:
+    """Return whether an image may be at the scale of those that were seen, by its extremes."""
+    lowest, highest, contrast = seen
     low, high = float(image.min()), float(image.max())
-    beside = max(known.low - low, high - known.high)
-    return beside <= BESIDE * known.width and high - low >= LESS * least_contrast
+    reach = BESIDE * ((highest - lowest) or 1.0)
+    inside = lowest - reach <= low and high <= highest + reach
+    return inside and high - low >= LESS * contrast

@@ -16,7 +16,7 @@ def values_of(detector, **attributes):
 
 def of_today(detector, **attributes):
     """Return values as a file of a format up to 2 has them after its upgrade."""
-    known = {"_cloner_precision": "float32", "_least_contrast": None}
+    known = {"_cloner_precision": "float32", "_seen_pixels": None}
     values = values_of(detector, **attributes, **known)
     return {**values, "parameters": {"schedule": "constant"}}
 
@@ -57,7 +57,7 @@ def test_cloners_up_to_format_2_are_in_float32_and_were_trained_at_a_constant_ra
     assert upgrade(new, FORMAT) == new
 
 
-def test_contrast_was_not_noted_up_to_format_3():
+def test_extremes_were_not_noted_up_to_format_3():
     old = values_of("MKDDetector", _cloner_precision="bfloat16")
-    new = values_of("MKDDetector", _cloner_precision="bfloat16", _least_contrast=None)
+    new = values_of("MKDDetector", _cloner_precision="bfloat16", _seen_pixels=None)
     assert upgrade(old, 3) == new

@@ -101,6 +101,23 @@ def test_one_grey_image_is_told_from_rows():
         check_images(fitted, np.zeros((20, 24), np.uint8), reset=False)
 
 
+def test_a_square_of_rows_may_be_one_image():
+    fitted = Estimator()
+    check_images(fitted, np.zeros((3, 4, 4), np.uint8), reset=True)
+    with pytest.warns(
+        UserWarning, match=r"shape \(16, 16\), and each .* image of 4 x 4. If X is one"
+    ):
+        assert len(check_images(fitted, np.zeros((16, 16), np.uint8), reset=False)) == 16
+
+
+def test_one_colour_image_with_its_channels_first():
+    fitted = Estimator()
+    check_images(fitted, np.zeros((2, 6, 8, 3), np.uint8), reset=True)
+    with pytest.raises(ValueError, match=r"looks like one colour image with its channels first"):
+        check_images(fitted, torch.zeros(3, 6, 8, dtype=torch.uint8), reset=False)
+    assert len(check_images(fitted, np.zeros((3, 6, 8, 1), np.uint8), reset=False)) == 3
+
+
 def test_a_pil_image_has_the_pixels_of_its_file(tmp_path):
     turned = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(6, 8))
     exif = Image.Exif()
@@ -143,21 +160,28 @@ def test_rows_of_square_grey_images_are_taken_for_such(side):
 
 
 @pytest.mark.parametrize(
-    ("shape", "line"),
-    [((48, 64, 3), 192), ((64, 48, 3), 144), ((64, 36, 1), 36), ((36, 64, 1), 64)],
+    "shape",
+    [(48, 64, 3), (64, 48, 3), (64, 36, 1), (36, 64, 1), (64, 64, 3), (50, 40, 1), (30, 40, 3)],
 )
-def test_rows_that_are_no_square_grey_images_are_warned_of(shape, line):
+def test_rows_that_are_no_square_grey_images_are_warned_of(shape):
     X = crops(*shape).reshape(10, -1)
-    side = int(X.shape[1] ** 0.5)
-    assert side * side == X.shape[1]
-    with pytest.warns(UserWarning, match=rf"repeat after \d+ rather than {side}. Set image_shape"):
+    with pytest.warns(UserWarning, match=r"but their pixels repeat after \d+. Set image_shape to"):
         check_images(Estimator(), X, reset=True)
     given = Estimator(image_shape=shape)
     check_images(given, X, reset=True)  # a warning would be an error
     assert given.image_shape_ == shape
 
 
+def test_a_smooth_signal_is_an_image_of_one_row():
+    phases = np.random.default_rng(0).random((6, 1))
+    signals = np.sin(np.linspace(0, 3, 600) + phases)
+    fitted = Estimator()
+    check_images(fitted, signals, reset=True)
+    assert fitted.image_shape_ == (1, 600, 1)
+
+
 def test_noise_has_no_better_line():
     X = np.random.default_rng(0).random((20, 2304))
     assert better_line(X, 48) is None
+    assert better_line(X[:, :1000], 1000) is None
     assert better_line(np.zeros((2, 4)), 2) is None

@@ -12,6 +12,7 @@ from skmkd._images.pixel_range import (
     kind_of,
     learned_range,
     plausible,
+    seen_in,
 )
 
 RNG = np.random.default_rng(0)
@@ -109,4 +110,6 @@ def test_alpha_may_be_rounded():
 )
 def test_scale_shows_in_contrast_and_range(change, expected):
     image = np.linspace(0.05, 0.95, 100).reshape(10, 10, 1)
-    assert plausible(change(image), UNIT, 0.8) is expected
+    seen = seen_in([extent(image), extent(0.9 * image)])
+    assert seen == pytest.approx((0.045, 0.95, 0.81))
+    assert plausible(change(image), seen) is expected
