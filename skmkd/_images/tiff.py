@@ -25,6 +25,8 @@ STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two are BigTIFF
 ORIENTATION = 274
 COPY, TRANSPARENCY = 1, 4  # bits of NewSubfileType: pages that are no images of their own
 GREY = (PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.MINISBLACK)
+WHOLE = (1, 8, 16, 32, 64)  # bits of a number that tifffile reads without imagecodecs
+PACKED = (12, COMPRESSION.NONE)  # the only other bits of a large number that Pillow knows
 ALPHA = (EXTRASAMPLE.ASSOCALPHA, EXTRASAMPLE.UNASSALPHA)
 PILLOW = (  # compressions that Pillow decodes
     COMPRESSION.NONE, COMPRESSION.CCITTRLE, COMPRESSION.CCITT_T4, COMPRESSION.CCITT_T6,
@@ -50,8 +52,13 @@ def open_tiff(path: str) -> Iterator[Contents]:
             read = partial(decoded, page)
         else:
             raise ValueError(
-                f"pixels of {page.bitspersample} bits with the compression {name(page.compression)}"
-                " need imagecodecs, which `pip install skmkd[tiff]` installs"
+                f"its pixels of {page.bitspersample} bits with the compression "
+                f"{name(page.compression)} "
+                + (
+                    "are of a kind that is not read"
+                    if has_imagecodecs()
+                    else "need imagecodecs, which `pip install skmkd[tiff]` installs"
+                )
             )
         yield Contents(upright_shape(shape, orientation), dtype, read)
 
@@ -117,24 +124,39 @@ def is_decodable(page: TiffPage) -> bool:
         and (page.photometric != PHOTOMETRIC.YCBCR or page.compression == COMPRESSION.JPEG)
         and page.compression in TIFF.DECOMPRESSORS
         and page.predictor in TIFF.UNPREDICTORS
-        and (page.bitspersample in (1, 8, 16, 32, 64) or COMPRESSION.LZW in TIFF.DECOMPRESSORS)
+        and (page.bitspersample in WHOLE or is_packed_right(page))
     )
 
 
+def is_packed_right(page: TiffPage) -> bool:
+    """Tell whether tifffile decodes numbers of 9 to 15 bits, as of little-endian files alone."""
+    return page.bitspersample > 8 and page.parent.byteorder == "<" and has_imagecodecs()
+
+
+def has_imagecodecs() -> bool:
+    """Tell whether tifffile has found imagecodecs."""
+    return COMPRESSION.LZW in TIFF.DECOMPRESSORS
+
+
 def is_right_in_pillow(page: TiffPage) -> bool:
-    """Tell whether Pillow decodes a page as tifffile would."""
-    if page.compression not in PILLOW or page.planarconfig != 1 or page.fillorder != 1:
+    """Tell whether Pillow decodes a page as tifffile would; 2 and 4 bits are spread over 8."""
+    if page.index != 0 or page.parent.is_bigtiff or page.compression not in PILLOW:
         return False
     limit = Image.MAX_IMAGE_PIXELS  # beyond it Pillow warns or raises
-    if page.parent.is_bigtiff or (limit and page.imagelength * page.imagewidth > limit):
+    if limit is not None and page.imagelength * page.imagewidth > limit:
+        return False
+    if page.planarconfig != 1 or page.fillorder != 1:
         return False
     if page.photometric == PHOTOMETRIC.YCBCR:
         return page.compression == COMPRESSION.JPEG
     if page.samplesperpixel == 1:
-        return page.dtype in (bool, np.uint8) or (
+        if page.dtype in (bool, np.uint8):
+            return page.bitspersample in (1, 2, 4, 8)
+        return (
             page.dtype in (np.uint16, np.int32, np.float32)
-            and page.parent.byteorder == "<"
             and page.photometric == PHOTOMETRIC.MINISBLACK
+            and page.parent.byteorder == "<"
+            and (page.bitspersample in WHOLE or (page.bitspersample, page.compression) == PACKED)
         )
     return (
         page.photometric not in GREY

@@ -205,6 +205,27 @@ def test_one_bit_is_never_inverted(tmp_path, compression, photometric):
     check(tmp_path / "scan.tif", np.where(ones, 255, 0).astype(np.uint8))
 
 
+@pytest.mark.parametrize("bits", [2, 4])
+@pytest.mark.parametrize("photometric", ["minisblack", "miniswhite", "palette"])
+def test_few_bits_are_spread_over_8(tmp_path, bits, photometric):
+    path = tmp_path / "image.tif"
+    colours = {"colormap": np.tile(np.arange(256, dtype=np.uint16) * 257, (3, 1))}
+    tifffile.imwrite(
+        path, GREY, photometric=photometric, **(colours if photometric == "palette" else {})
+    )
+    numbers = np.unpackbits(GREY, axis=1).reshape(40, -1, bits) @ (1 << np.arange(bits)[::-1])
+    with tifffile.TiffFile(path, mode="r+") as tiff:
+        tags = tiff.pages.first.tags
+        tags["BitsPerSample"].overwrite(bits)
+        tags["ImageWidth"].overwrite(numbers.shape[1])
+        if photometric == "palette":
+            tags["ColorMap"].overwrite(np.tile(np.arange(2**bits) * 257, 3).tolist())
+    if photometric == "palette":
+        check(path, np.repeat(numbers[..., None], 3, axis=2).astype(np.uint8))
+    else:
+        check(path, (numbers * 255 // (2**bits - 1)).astype(np.uint8))
+
+
 @pytest.mark.skipif(has_imagecodecs, reason="imagecodecs reads them")
 def test_missing_extra_is_named(tmp_path):
     Image.fromarray(GREY).save(tmp_path / "image.tif", compression="tiff_lzw")
@@ -216,6 +237,18 @@ def test_missing_extra_is_named(tmp_path):
     check_refused(
         tmp_path / "image.tif", r"8 bits with the compression APERIO_JP2000_RGB.*skmkd\[tiff\]"
     )
+
+
+@pytest.mark.skipif(not has_imagecodecs, reason="imagecodecs is not installed")
+@pytest.mark.parametrize("bits", [9, 10, 12, 14])
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+def test_packed_numbers_are_read_or_refused(tmp_path, bits, byteorder):
+    pixels = RNG.integers(0, 2**bits, (7, 9), dtype=np.uint16)
+    tifffile.imwrite(tmp_path / "image.tif", pixels, bitspersample=bits, byteorder=byteorder)
+    if byteorder == "<":
+        check(tmp_path / "image.tif", pixels)
+    else:
+        check_refused(tmp_path / "image.tif", f"{bits} bits.*not read")
 
 
 @pytest.mark.skipif(not has_imagecodecs, reason="imagecodecs is not installed")
