@@ -62,8 +62,7 @@ class MemKDDetector(BaseDistillationDetector):
         What cosines are divided by before the softmax of a recall: small values recall the most
         similar item, large ones the mean of all.
     n_exemplars : int, default=16
-        Normal images at each training step whose features the values of the memories learn to
-        represent: the first of the batch, at most all of it.
+        Images of each step, at most all, that the values of the memories learn to represent.
     exemplar_weight : float, default=0.1
         Weight of what the values miss of the exemplars, not negative.
     orthogonality_weight : float, default=0.1
@@ -111,9 +110,9 @@ class MemKDDetector(BaseDistillationDetector):
         Diameter of the disk of the maps' grey opening, in pixels of the resized image, odd; 1
         switches it off.
     cache : "auto", int or None, default="auto"
-        Bytes of memory for the prepared images and the source's features, which `fit` computes
-        once; if they need more, they are in a temporary file. "auto" is a quarter of the memory
-        that is free. With None, or with augmentation, features are computed in every epoch.
+        Bytes of memory for images and features, which `fit` computes once; if they need more, they
+        are in a temporary file. "auto" is a quarter of the memory that is free. With None, or with
+        augmentation, features are computed in every epoch.
     feature_store : str, path or None, default=None
         Folder that stores the source's features for other fits, as in a grid search.
     device : str, default="auto"
@@ -124,9 +123,10 @@ class MemKDDetector(BaseDistillationDetector):
     on_error : {"raise", "skip"}, default="raise"
         How to treat an image that cannot be read or does not fit the others. "skip" warns; `fit`
         and `calibrate` leave it out, its score and map are NaN, its prediction -1, its mask True.
+    max_pixels : int, default=2**28
+        Largest image file that is read, in pixels; a small file may claim any size.
     random_state : int, RandomState instance or None, default=None
-        Seed of the cloner's weights, the order of images and augmentation. None is random, and
-        leaves numpy's global generator alone.
+        Seed of the cloner's weights, the order of images and augmentation; None is random.
     verbose : int, default=0
         1 or more shows a progress bar.
     memory : str, path, joblib.Memory or None, default="deprecated"
@@ -144,8 +144,7 @@ class MemKDDetector(BaseDistillationDetector):
     memory_levels_ : tuple of int
         The memories in use.
     offset_, map_offset_ : float
-        Thresholds of `predict` and `predict_mask`, in the units of scores and maps; the latter from
-        at most 256 training images.
+        Thresholds of `predict` and `predict_mask`, in the units of scores and maps.
     n_iter_ : int
         Epochs run.
     loss_curve_ : dict of str to ndarray of shape (n_epochs,), float64
@@ -167,7 +166,6 @@ class MemKDDetector(BaseDistillationDetector):
     MKDDetector : Forward distillation into a small plain cloner, without memory.
     skmkd.metrics.aupro_score : Judge localization maps.
     skmkd.inspection.LocalizationDisplay : Draw them.
-    skmkd.load : Read a saved detector.
 
     Notes
     -----
@@ -257,6 +255,7 @@ class MemKDDetector(BaseDistillationDetector):
         device: str = "auto",
         precision: str = "auto",
         on_error: str = "raise",
+        max_pixels: int = 2**28,
         random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
         memory: str | os.PathLike[str] | joblib.Memory | None = "deprecated",
@@ -291,6 +290,7 @@ class MemKDDetector(BaseDistillationDetector):
         self.device = device
         self.precision = precision
         self.on_error = on_error
+        self.max_pixels = max_pixels
         self.random_state = random_state
         self.verbose = verbose
         self.memory = memory

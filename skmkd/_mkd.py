@@ -117,10 +117,9 @@ class MKDDetector(BaseDistillationDetector):
         Diameter of the disk of the maps' grey opening, in pixels of the resized image, odd; 1
         switches it off.
     cache : "auto", int or None, default="auto"
-        Bytes of memory for the prepared images and the source's features (0.7 MB for an image of
-        128 x 128 pixels), which `fit` computes once; if they need more, they are in a temporary
-        file. "auto" is a quarter of the memory that is free. With None, or with augmentation,
-        features are computed in every epoch.
+        Bytes of memory for images and features, which `fit` computes once; if they need more, they
+        are in a temporary file. "auto" is a quarter of the memory that is free. With None, or with
+        augmentation, features are computed in every epoch.
     feature_store : str, path or None, default=None
         Folder that stores the source's features for other fits, as in a grid search.
     device : str, default="auto"
@@ -131,9 +130,10 @@ class MKDDetector(BaseDistillationDetector):
     on_error : {"raise", "skip"}, default="raise"
         How to treat an image that cannot be read or does not fit the others. "skip" warns; `fit`
         and `calibrate` leave it out, its score and map are NaN, its prediction -1, its mask True.
+    max_pixels : int, default=2**28
+        Largest image file that is read, in pixels; a small file may claim any size.
     random_state : int, RandomState instance or None, default=None
-        Seed of the cloner's weights, the order of images, augmentation and noise. None is
-        random, and leaves numpy's global generator alone.
+        Seed of the cloner's weights, the order of images, augmentation and noise; None is random.
     verbose : int, default=0
         1 or more shows a progress bar.
     memory : str, path, joblib.Memory or None, default="deprecated"
@@ -148,8 +148,7 @@ class MKDDetector(BaseDistillationDetector):
     direction_weight_ : float
         λ as used.
     offset_, map_offset_ : float
-        Thresholds of `predict` and `predict_mask`, in the units of scores and maps; the latter from
-        at most 256 training images.
+        Thresholds of `predict` and `predict_mask`, in the units of scores and maps.
     n_iter_ : int
         Epochs run.
     loss_curve_ : dict of str to ndarray of shape (n_epochs,), float64
@@ -170,7 +169,6 @@ class MKDDetector(BaseDistillationDetector):
     skmkd.model_selection.NormalOnlySplit : Cross-validation that learns from normal images only.
     skmkd.metrics.aupro_score : Judge localization maps.
     skmkd.inspection.LocalizationDisplay : Draw them.
-    skmkd.load : Read a saved detector.
 
     Notes
     -----
@@ -249,6 +247,7 @@ class MKDDetector(BaseDistillationDetector):
         device: str = "auto",
         precision: str = "auto",
         on_error: str = "raise",
+        max_pixels: int = 2**28,
         random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
         memory: str | os.PathLike[str] | joblib.Memory | None = "deprecated",
@@ -283,6 +282,7 @@ class MKDDetector(BaseDistillationDetector):
         self.device = device
         self.precision = precision
         self.on_error = on_error
+        self.max_pixels = max_pixels
         self.random_state = random_state
         self.verbose = verbose
         self.memory = memory

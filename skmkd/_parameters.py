@@ -48,6 +48,7 @@ SHARED: dict[str, list[Any]] = {
     "device": [str],
     "precision": [StrOptions({"auto", *PRECISIONS})],
     "on_error": [StrOptions({"raise", "skip"})],
+    "max_pixels": [Interval(Integral, 1, None, closed="left")],
     "random_state": ["random_state"],
     "verbose": ["verbose"],
     "memory": [Hidden(StrOptions({"deprecated"})), str, os.PathLike, HasMethods(["cache"]), None],

@@ -38,7 +38,7 @@ def as_images(estimator: BaseEstimator, X: Any, reset: bool) -> Images:
         raise ValueError("X must hold at least one image; got none.")
     may_be_list = getattr(X, "ndim", 1) < 2
     if may_be_list and is_path_list(X):
-        images = _open_files(X, skip=estimator.on_error == "skip")
+        images = _open_files(X, estimator.max_pixels, skip=estimator.on_error == "skip")
     elif may_be_list and _is_image_list(X):
         images = Images(list(X), list_shape(X))
     else:
@@ -127,9 +127,9 @@ def _check_items(X: Any) -> None:
             raise ValueError(f"X[{i}] must be a path, as others are; got {item!r}.")
 
 
-def _open_files(paths: Sequence[str | os.PathLike[str]], skip: bool) -> Images:
+def _open_files(paths: Sequence[str | os.PathLike[str]], max_pixels: int, skip: bool) -> Images:
     """Read the headers of files."""
-    files: list[ImageFile | Broken] = [ImageFile(path) for path in paths]
+    files: list[ImageFile | Broken] = [ImageFile(path, max_pixels) for path in paths]
     for index, file in enumerate(files):
         try:
             _ = file.shape

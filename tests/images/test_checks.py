@@ -19,6 +19,7 @@ from skmkd._images.pixel_range import kind_of
 class Estimator(BaseEstimator):
     def __init__(self, image_shape=None, on_error="raise", pixel_range="auto"):
         self.image_shape, self.on_error, self.pixel_range = image_shape, on_error, pixel_range
+        self.max_pixels = 2**28
 
 
 def fitted_to(X, **parameters):

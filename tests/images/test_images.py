@@ -14,6 +14,7 @@ from skmkd._images.images import Images
 class Estimator(BaseEstimator):
     def __init__(self, on_error="raise"):
         self.image_shape, self.on_error, self.pixel_range = None, on_error, "auto"
+        self.max_pixels = 2**28
 
 
 def noise(shape, seed=0):

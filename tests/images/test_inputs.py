@@ -19,6 +19,7 @@ from skmkd._images.inputs import better_line
 class Estimator(BaseEstimator):
     def __init__(self, image_shape=None, on_error="raise", pixel_range="auto"):
         self.image_shape, self.on_error, self.pixel_range = image_shape, on_error, pixel_range
+        self.max_pixels = 2**28
 
 
 @pytest.fixture
@@ -185,3 +186,12 @@ def test_noise_has_no_better_line():
     assert better_line(X, 48) is None
     assert better_line(X[:, :1000], 1000) is None
     assert better_line(np.zeros((2, 4)), 2) is None
+
+
+def test_files_of_more_pixels_than_allowed_are_refused(paths):
+    few = Estimator()
+    few.max_pixels = 47
+    with pytest.raises(ValueError, match=r"0.png .* 8 x 6 pixels, and max_pixels is 47"):
+        check_images(few, paths, reset=True)
+    few.max_pixels = 48
+    assert len(list(check_images(few, paths, reset=True))) == 4

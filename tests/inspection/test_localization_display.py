@@ -116,11 +116,12 @@ def test_threshold_that_nothing_exceeds_colours_nothing(threshold):
         (GREY, GREY / 255),
         (IMAGES[..., :1], GREY / 255),
         (GREY > 99, (GREY > 99).astype(float)),
-        (GREY.astype(np.uint16), GREY / 65535),
+        (GREY.astype(np.uint16) * 257, GREY / 255),
+        (GREY.astype(np.uint16) * 4, GREY / 1023 * 4),
         (GREY / 255, GREY / 255),
         (GREY / 100 - 1, (GREY - GREY.min()) / np.ptp(GREY)),
     ],
-    ids=["bytes", "one channel", "bool", "16 bits", "0 to 1", "other floats"],
+    ids=["bytes", "one channel", "bool", "16 bits", "10 bits", "0 to 1", "other floats"],
 )  # fmt: skip
 def test_grey_goes_from_black_to_white(images, shown):
     display = LocalizationDisplay.from_maps(images, MAPS, threshold=0.5)
