@@ -130,7 +130,7 @@ class MKDDetector(BaseDistillationDetector):
     on_error : {"raise", "skip"}, default="raise"
         How to treat an image that cannot be read or does not fit the others. "skip" warns; `fit`
         and `calibrate` leave it out, its score and map are NaN, its prediction -1, its mask True.
-    max_pixels : int, default=2**28
+    max_pixels : int, default=268435456
         Largest image file that is read, in pixels; a small file may claim any size.
     random_state : int, RandomState instance or None, default=None
         Seed of the cloner's weights, the order of images, augmentation and noise; None is random.
