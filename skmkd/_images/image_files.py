@@ -13,7 +13,6 @@ import numpy as np
 
 from skmkd._images import dicom, netpbm, pictures, tiff
 from skmkd._images.contents import Contents
-from skmkd._images.pictures import plain_mode as plain_mode
 from skmkd._warnings import warn
 
 MAX_PIXELS = 2**28  # of one image: a small file may declare any size

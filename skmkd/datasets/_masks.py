@@ -11,6 +11,8 @@ import numpy as np
 
 from skmkd._images.image_files import ImageFile
 
+JPEG = (".jpg", ".jpeg")
+
 
 class LazyMasks(Sequence[np.ndarray]):
     """Masks of images, each read on access.
@@ -52,9 +54,13 @@ def nothing_anomalous(image: Path) -> np.ndarray:
 
 
 def read_mask(file: Path) -> np.ndarray:
-    """Return a mask (H, W), bool: True where the file's pixels are not 0, black or transparent."""
+    """Return a mask (H, W), bool: True where the file's pixels are not 0, black or transparent.
+
+    JPEG turns black to dark grey near edges: there, a pixel is True if a channel is above 127.
+    """
     pixels = np.asarray(ImageFile(file))
-    if pixels.ndim == 2:
-        return pixels != 0
-    marked = (pixels[..., :3] != 0).any(axis=2)
-    return marked & (pixels[..., 3] != 0) if pixels.shape[2] == 4 else marked
+    marked: np.ndarray = pixels > 127 if Path(file).suffix.lower() in JPEG else pixels != 0
+    if marked.ndim == 2:
+        return marked
+    anything: np.ndarray = marked[..., :3].any(axis=2)
+    return anything & marked[..., 3] if marked.shape[2] == 4 else anything

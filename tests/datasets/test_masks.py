@@ -61,6 +61,16 @@ def test_palette_masks_are_read_by_their_colours(tmp_path):
     assert_array_equal(read_mask(tmp_path / "mask.png"), ~TRUTH)
 
 
+@pytest.mark.parametrize("colour_mask", [False, True])
+def test_noise_of_jpeg_is_not_anomalous(tmp_path, colour_mask):
+    truth = np.kron(TRUTH, np.ones((13, 13), dtype=bool))
+    mask = np.dstack([255 * truth, 0 * truth, 0 * truth]) if colour_mask else 255 * truth
+    Image.fromarray(mask.astype(np.uint8)).save(tmp_path / "mask.jpg", quality=90, subsampling=0)
+    with Image.open(tmp_path / "mask.jpg") as image:
+        assert np.any((np.asarray(image.convert("L")) > 0) != truth)
+    assert_array_equal(read_mask(tmp_path / "mask.jpg"), truth)
+
+
 def test_transparent_pixels_are_not_anomalous(tmp_path):
     paper = np.full((*TRUTH.shape, 3), 255, np.uint8)
     saved(tmp_path / "mask.png", np.dstack([paper, 200 * TRUTH.astype(np.uint8)]))
