@@ -59,8 +59,9 @@ def read_mask(file: Path) -> np.ndarray:
     JPEG turns black to dark grey near edges: there, a pixel is True if a channel is above 127.
     """
     pixels = np.asarray(ImageFile(file))
-    marked: np.ndarray = pixels > 127 if Path(file).suffix.lower() in JPEG else pixels != 0
+    lossy = Path(file).suffix.lower() in JPEG
+    marked = np.greater(pixels, 127) if lossy else np.not_equal(pixels, 0)
     if marked.ndim == 2:
         return marked
-    anything: np.ndarray = marked[..., :3].any(axis=2)
+    anything = np.logical_or.reduce(marked[..., :3], axis=2)
     return anything & marked[..., 3] if marked.shape[2] == 4 else anything
