@@ -27,7 +27,7 @@ from skmkd._cli.outputs import Failures, check_complete, of_each
 from skmkd._cli.paths import good_images, is_within, new_images, output_paths, split_paths
 from skmkd._cli.report import THUMBNAIL, Entry, overlay, write_report
 from skmkd._files.archive import check_target, write_whole
-from skmkd._images.image_files import readable
+from skmkd._images.inputs import as_images
 from skmkd._loading import load
 from skmkd._memkd import MemKDDetector
 from skmkd._mkd import MKDDetector
@@ -77,7 +77,7 @@ def fit(args: argparse.Namespace) -> None:
         training, held_out = split_paths(training, args.hold_out, detector.random_state)
     if held_out:
         if detector.on_error == "skip":
-            held_out = readable(held_out)
+            held_out = [file.path for file in as_images(detector, held_out, True).usable().items]
         check_fpr(fpr, len(held_out), "--hold-out" if args.hold_out else "--calibrate")
     elif args.fpr is not None:
         raise ValueError("--fpr must come with --hold-out or --calibrate.")

@@ -13,7 +13,6 @@ import numpy as np
 
 from skmkd._images import dicom, netpbm, pictures, tiff
 from skmkd._images.contents import Contents
-from skmkd._warnings import warn
 
 MAX_PIXELS = 2**28  # of one image: a small file may declare any size
 SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO)  # not the file's fault
@@ -126,20 +125,3 @@ def is_path_list(X: Any) -> bool:
         and len(X) > 0
         and all(isinstance(item, (str, os.PathLike)) for item in X)
     )
-
-
-def readable(X: Any) -> Any:
-    """Read all files of X and leave out those that cannot be read, with a warning for each."""
-    if not is_path_list(X):
-        return X
-    kept = []
-    for path in X:
-        try:
-            np.asarray(ImageFile(path))
-        except UnreadableImageError as error:
-            warn(f"{error}. It is left out.")
-        else:
-            kept.append(path)
-    if not kept:
-        raise ValueError(f"X must hold files that can be read; got {len(X)}, and none can.")
-    return kept

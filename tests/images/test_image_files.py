@@ -22,7 +22,6 @@ from skmkd._images.image_files import (
     ImageFile,
     UnreadableImageError,
     is_path_list,
-    readable,
 )
 from skmkd.datasets import list_images
 
@@ -251,27 +250,6 @@ def test_limit_of_pillow_plays_no_part(tmp_path, monkeypatch, suffix):
     assert np.asarray(ImageFile(tmp_path / f"image.{suffix}")).shape == shape
 
 
-def folder_of(tmp_path, n=4):
-    """Write n synthetic images, of which the last is cut short, and return their paths."""
-    for i in range(n):
-        Image.fromarray(np.roll(COLOUR, i)).save(tmp_path / f"{i}.png")
-    last = tmp_path / f"{n - 1}.png"
-    last.write_bytes(last.read_bytes()[:60])
-    return [tmp_path / f"{i}.png" for i in range(n)]
-
-
-def test_readable_leaves_out_what_is_not(tmp_path):
-    paths = folder_of(tmp_path)
-    with pytest.warns(UserWarning, match=r"3.png cannot be read as an image.*It is left out"):
-        assert readable(paths) == paths[:3]
-    with (
-        pytest.raises(ValueError, match="got 1, and none can"),
-        pytest.warns(UserWarning, match="left out"),
-    ):
-        readable(paths[3:])
-    assert readable(COLOUR) is COLOUR
-
-
 @pytest.mark.parametrize("kind", [list, tuple, np.array, lambda x: np.array(x, object), pd.Series])
 @pytest.mark.parametrize("make", [str, Path])
 def test_lists_of_paths_are_told_from_data(kind, make):
@@ -297,7 +275,7 @@ def test_shortages_are_not_the_file_s_fault(tmp_path, monkeypatch, error):
 
     monkeypatch.setattr("builtins.open", fail)
     with pytest.raises(type(error)) as raised:
-        readable([tmp_path / "image.png"])
+        np.asarray(ImageFile(tmp_path / "image.png"))
     assert raised.value is error
 
 
