@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from skmkd._images.image_files import ImageFile
+from skmkd._warnings import warn
 
 JPEG = (".jpg", ".jpeg")
+ASPECT = 0.02  # by which that of a mask may differ from its image's, as by rounding
 
 
 class LazyMasks(Sequence[np.ndarray]):
@@ -43,9 +45,30 @@ class LazyMasks(Sequence[np.ndarray]):
             return LazyMasks(images, files)
         if files is None:
             return nothing_anomalous(images)
-        if isinstance(files, tuple):
-            return np.logical_or.reduce([read_mask(file) for file in files])
-        return read_mask(files)
+        several = files if isinstance(files, tuple) else (files,)
+        size = ImageFile(images).shape[:2]
+        return np.logical_or.reduce([of_size(read_mask(f), size, f, images) for f in several])
+
+
+def of_size(mask: np.ndarray, size: tuple[int, ...], file: Path, image: Path) -> np.ndarray:
+    """Return a mask in the size of its image: the nearest pixels, with a warning, if it differs.
+
+    Raises
+    ------
+    ValueError
+        If it has another aspect: it was cut, or turned otherwise than the image.
+    """
+    if mask.shape == size:
+        return mask
+    (h, w), (height, width) = mask.shape, size
+    if abs(h * width / (w * height) - 1) > ASPECT:
+        raise ValueError(
+            f"The mask {file} must have the aspect of its image {image}, which is {height} x "
+            f"{width} pixels once its EXIF orientation is applied; the mask is {h} x {w}."
+        )
+    warn(f"The mask {file} of {h} x {w} pixels is resized to its image's {height} x {width}.")
+    rows, columns = (np.arange(n) * m // n for n, m in ((height, h), (width, w)))
+    return mask[rows][:, columns]
 
 
 def nothing_anomalous(image: Path) -> np.ndarray:

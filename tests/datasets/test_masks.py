@@ -152,3 +152,24 @@ def test_masks_stand_as_their_images_do(tmp_path):
     assert_array_equal(read_mask(tmp_path / "mask.png"), np.rot90(TRUTH, -1))
     lazy = LazyMasks(path_array([tmp_path / "mask.png"]), path_array([None]))
     assert lazy[0].shape == (6, 4)
+
+
+def test_a_mask_of_another_size_is_resized_with_a_warning(tmp_path):
+    image = saved(tmp_path / "image.png", np.zeros((8, 12, 3), np.uint8))
+    small = saved(tmp_path / "small.png", 255 * TRUTH.astype(np.uint8))
+    large = saved(tmp_path / "large.png", 255 * TRUTH.repeat(4, 0).repeat(4, 1).astype(np.uint8))
+    for mask in (small, large):
+        with pytest.warns(
+            UserWarning, match=rf"{mask.name} of .* is resized to its image's 8 x 12"
+        ):
+            read = LazyMasks(path_array([image]), path_array([mask]))[0]
+        assert_array_equal(read, TRUTH.repeat(2, 0).repeat(2, 1))
+
+
+def test_a_mask_that_is_turned_against_its_image_is_refused(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(tmp_path / "image.png", exif=exif)
+    mask = saved(tmp_path / "mask.png", 255 * TRUTH.astype(np.uint8))
+    with pytest.raises(ValueError, match="image.png, which is 6 x 4 pixels once its EXIF orientat"):
+        LazyMasks(path_array([tmp_path / "image.png"]), path_array([mask]))[0]
