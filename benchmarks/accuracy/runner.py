@@ -24,7 +24,7 @@ from skmkd import MemKDDetector, MKDDetector
 from skmkd._mkd import PAPER
 from skmkd.metrics import aupro_score, pixel_average_precision_score, pixel_roc_auc_score
 
-IRRELEVANT = ("random_state", "feature_store", "memory", "device")
+IRRELEVANT = ("random_state", "feature_store", "memory", "device", "max_pixels")
 KEYS = ("case", "method", "seed", "settings")  # of what a run is
 FOLDER = Path(__file__).parent
 PROTOCOLS, RESULTS = FOLDER / "protocols", FOLDER / "results"

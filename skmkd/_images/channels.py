@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -11,10 +12,12 @@ from skmkd._images.pixel_range import OPAQUE, kind_of
 CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
 
 
-def common_channels(found: Collection[int]) -> int:
-    """Return the channels that all images can have: theirs if they agree, else three."""
-    kinds = set(found)
-    return kinds.pop() if len(kinds) == 1 else 3
+def common_channels(found: Iterable[int]) -> int:
+    """Return the channels for all images: theirs if they agree, four if most have alpha, else 3."""
+    counts = Counter(found)
+    if len(counts) == 1 or counts.most_common(1)[0][0] == 4:
+        return counts.most_common(1)[0][0]
+    return 3
 
 
 def with_channels(image: np.ndarray, channels: int) -> np.ndarray:

@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
 
+from skmkd._images.channels import common_channels
 from skmkd._images.images import Broken, Images
 from skmkd._images.inputs import as_images, header, list_shape
 from skmkd._images.pixel_range import (
     FIXED,
     PixelRange,
     extent,
-    far_from_most,
     learned_range,
     seen_in,
 )
@@ -42,13 +42,17 @@ def check_images(estimator: BaseEstimator, X: Any, *, reset: bool) -> Images:
     images = as_images(estimator, X, reset)
     skip = estimator.on_error == "skip"
     if reset:
-        images.kind = common_kind(images, tolerant=skip)
+        _settle(images, tolerant=skip)
+        images.pixel_range = _given_range(images, estimator.pixel_range)
         if skip:
             images = images.usable()
+            if len(images) < 2:
+                raise ValueError("X must hold two images at least that can be used; got one.")
         estimator.image_shape_ = images.shape
         if None not in images.shape:
             estimator.n_features_in_ = prod(images.shape)
-        _learn_range(images, estimator.pixel_range)
+        if images.pixel_range is None:
+            _learn_range(images, name_isolated=True)
         estimator.pixel_range_ = images.pixel_range
         estimator._seen_pixels = images.seen
         return images
@@ -75,56 +79,64 @@ def image_list(items: np.ndarray | Sequence[ArrayLike]) -> Images:
     if len(items) == 0:
         raise ValueError("X must hold at least one image; got none.")
     images = Images(items, list_shape(list(items)))
-    images.kind = common_kind(images, tolerant=False)
-    _learn_range(images, "auto")
+    _settle(images, tolerant=False)
+    _learn_range(images, name_isolated=False)
     return images
 
 
-def common_kind(images: Images, tolerant: bool) -> str:
-    """Return the kind of number of all images, or of most.
+def _settle(images: Images, tolerant: bool) -> None:
+    """Settle the kind of number and the channels that all images have, or most.
 
     Raises
     ------
     ValueError
-        If they differ and that is not tolerated.
+        If their kinds differ and that is not tolerated.
     """
     if images.of_one_size:
-        return header(images.items[0], 0)[1]
-    kinds = {
-        i: header(item, i)[1] for i, item in enumerate(images.items) if not isinstance(item, Broken)
-    }
-    found = Counter(kinds.values())
-    if len(found) > 1 and not tolerant:
+        images.kind = header(images.items[0], 0)[1]
+        return
+    opened = [(i, item) for i, item in enumerate(images.items) if not isinstance(item, Broken)]
+    headers = {i: header(item, i) for i, item in opened}
+    kinds = {i: kind for i, (_, kind) in headers.items()}
+    if len(set(kinds.values())) > 1 and not tolerant:
         first, *_ = kinds
         other = next(i for i, kind in kinds.items() if kind != kinds[first])
         raise ValueError(
             f"The images of X must all be of one kind; {images.name(first)} is {kinds[first]}, "
             f"{images.name(other)} {kinds[other]}."
         )
-    return found.most_common(1)[0][0] if found else "uint8"
+    if headers:
+        images.kind = Counter(kinds.values()).most_common(1)[0][0]
+        shapes = [shape for shape, kind in headers.values() if kind == images.kind]
+        channels = common_channels(shape[2] if len(shape) == 3 else 1 for shape in shapes)
+        images.shape = (None, None, channels)
 
 
-def _learn_range(images: Images, given: Any) -> None:
-    """Set the range of pixels: as given, by the type of number, or as the images use it."""
-    kind, has_alpha = str(images.kind), images.shape[2] == 4
+def _given_range(images: Images, given: Any) -> PixelRange | None:
+    """Return the range of pixels that is given or that of their type, if either is known."""
+    kind = str(images.kind)
     if isinstance(given, Sequence) and not isinstance(given, str):
-        if has_alpha:
+        if images.shape[2] == 4:
             raise ValueError("pixel_range must be 'auto' for images with an alpha channel.")
-        images.pixel_range = PixelRange(float(given[0]), float(given[1]), kind)
-        return
-    if kind in FIXED:
-        images.pixel_range = PixelRange(*FIXED[kind], kind)
+        return PixelRange(float(given[0]), float(given[1]), kind)
+    return PixelRange(*FIXED[kind], kind) if kind in FIXED else None
+
+
+def _learn_range(images: Images, name_isolated: bool) -> None:
+    """Set the range of pixels as the images use it, and warn of a value that alone sets it."""
+    images.pixel_range = _given_range(images, "auto")
+    if images.pixel_range is not None:
         return
     extents = [extent(image) for image in images]
-    images.pixel_range = learned_range(extents, kind, has_alpha)
+    images.pixel_range = learned_range(extents, str(images.kind), images.shape[2] == 4)
     images.seen = seen_in(extents)
-    if (far := far_from_most(extents)) is not None:
-        index, value = far
-        low, high, _ = images.pixel_range
+    low, high, _ = images.pixel_range
+    isolated = [i for i, each in enumerate(extents) if each.isolated in (low, high)]
+    if name_isolated and isolated:
         warn(
-            f"{images.name(index)} has a pixel of {value:g}, far from most others, so that the "
-            f"pixel range is {low:g} to {high:g}. If it marks missing pixels, replace it by a "
-            "likely value; or set pixel_range=(low, high)."
+            f"{images.name(isolated[0])} has a pixel of {extents[isolated[0]].isolated:g}, far "
+            f"from all others, so that the pixel range is {low:g} to {high:g}. If it marks missing "
+            "pixels, replace it by a likely value; or set pixel_range=(low, high)."
         )
 
 

@@ -17,6 +17,9 @@ from skmkd._images.pictures import plain_mode
 from skmkd._images.pixel_range import FIXED, LARGEST, PixelRange, clipped, kind_of, plausible
 from skmkd._warnings import warn
 
+SEVERAL = 5  # images that show whether they are on the scale of those of fit
+FEW = 0.1  # of the images of a call, that seem to be on that scale, where all are on another
+
 ImageShape = tuple[int | None, int | None, int]
 
 
@@ -51,7 +54,7 @@ class Images:
     pixel_range : PixelRange or None
         What new images are compared with.
     seen : tuple of 3 floats or None
-        Lowest and highest pixel at fit, and the smallest difference of these in an image.
+        What most pixels at fit are between, and the smallest such difference in an image.
     unreadable : set of int
         Indices of images that were replaced.
     """
@@ -65,8 +68,7 @@ class Images:
         self.unreadable: set[int] = set()
         self._blank = blank
         self._errors: dict[int, UnreadableImageError] = {}
-        self._n_read = 0
-        self._any_plausible = False
+        self._plausible: list[bool] = []  # by several threads, in any order
 
     def __len__(self) -> int:
         return len(self.items)
@@ -164,9 +166,8 @@ class Images:
         if self.pixel_range is None:
             return image
         image = clipped(image, self.pixel_range, self.shape[2] == 4)
-        self._n_read += 1
-        if self.seen is None or plausible(image, self.seen):
-            self._any_plausible = True
+        if self.seen is not None:
+            self._plausible.append(plausible(image, self.seen))
         return image
 
     def usable(self) -> Images:
@@ -199,14 +200,16 @@ class Images:
                 warn(f"{str(error).rstrip('.')}. It is skipped.")
 
     def warn_of_scale(self) -> None:
-        """Warn if all images that were read seem to be at another scale than those of fit."""
-        if self._n_read == 0 or self._any_plausible or self.seen is None:
+        """Warn if nearly all of several images seem to be on another scale than those of fit."""
+        if self.seen is None or len(self._plausible) < SEVERAL:
+            return
+        if sum(self._plausible) > FEW * len(self._plausible):
             return
         low, high, contrast = self.seen
         warn(
-            f"No image of X looks as if it were at the scale of those of fit, whose pixels range "
-            f"from {low:g} to {high:g} and differ by at least {contrast:g} in each. "
-            "Scale X as it was scaled for fit."
+            "Nearly none of the images of X seem to be on the scale of those of fit, most of whose "
+            f"pixels are between {low:g} and {high:g} and differ by at least {contrast:g} in each "
+            "image. Scale X as it was scaled for fit."
         )
 
 
@@ -224,10 +227,11 @@ def as_numbers(item: Any, index: int) -> np.ndarray:
         If it does not hold real numbers.
     """
     if isinstance(item, Image):
-        mode, dtype = plain_mode(item)
-        upright = ImageOps.exif_transpose(item)
-        pixels = upright if upright.mode == mode else upright.convert(mode)
-        return np.asarray(pixels).astype(dtype, copy=False)
+        return _pixels(item, index)
+    if isinstance(item, np.ma.MaskedArray) and np.ma.is_masked(item):
+        raise UnreadableImageError(
+            f"X[{index}] has masked pixels; fill them with a likely value: X.filled(value)."
+        )
     try:
         array = np.asarray(item)
         array = array.astype(np.float64) if array.dtype == object else array
@@ -240,3 +244,17 @@ def as_numbers(item: Any, index: int) -> np.ndarray:
     if array.dtype.kind not in "biuf":
         raise ValueError(f"{named(item, index)} must hold real numbers; got dtype {array.dtype}.")
     return array
+
+
+def _pixels(image: Image, index: int) -> np.ndarray:
+    """Convert an image of Pillow as files are converted."""
+    try:
+        mode, dtype = plain_mode(image)
+        upright = ImageOps.exif_transpose(image)
+        pixels = upright if upright.mode == mode else upright.convert(mode)
+        return np.asarray(pixels).astype(dtype, copy=False)
+    except (OSError, SyntaxError, ValueError, AssertionError) as error:
+        name = getattr(image, "filename", "")
+        raise UnreadableImageError(
+            f"X[{index}] ({name or 'an image of Pillow'}) cannot be read: {error or 'it is closed'}"
+        ) from error

@@ -79,6 +79,8 @@ def _plain(X: Any) -> Any:
         raise ValueError(f"{WANTED}; got {kind}: give list(X), or sorted(X) if it has no order.")
     if hasattr(X, "to_numpy") and not hasattr(X, "iloc"):  # polars and the like
         X = X.to_numpy()
+    if hasattr(X, "iloc") and X.ndim == 1:
+        X = list(X)
     if getattr(X, "ndim", 1) == 2 and (column := _paths_of_a_column(X)) is not None:
         return column
     if isinstance(X, (list, tuple)) or getattr(X, "ndim", None) == 1:
@@ -123,8 +125,16 @@ def _check_items(X: Any) -> None:
                 f"{WANTED}; X[{i}] is {type(item).__name__}: open files and uploads with "
                 "PIL.Image.open, bytes through io.BytesIO."
             )
-        if any(paths) and not is_path and not hasattr(item, "__array__"):
-            raise ValueError(f"X[{i}] must be a path, as others are; got {item!r}.")
+        if any(paths) and not is_path:
+            got = repr(item) if item is None or np.isscalar(item) else type(item).__name__
+            raise ValueError(f"X[{i}] must be a path, as others are; got {got}.")
+        if isinstance(item, (list, tuple)) and any(map(_is_image, item[:1])):
+            raise ValueError(f"{WANTED}; X[{i}] is a pair: give [image for image, _ in X].")
+
+
+def _is_image(item: Any) -> bool:
+    arrays = hasattr(item, "__array__") or hasattr(item, "__array_interface__")
+    return isinstance(item, Image) or (arrays and np.ndim(item) > 1)
 
 
 def _open_files(paths: Sequence[str | os.PathLike[str]], max_pixels: int, skip: bool) -> Images:
@@ -162,10 +172,7 @@ def _is_image_list(X: Any) -> bool:
     """Tell a list of image arrays, of any sizes, from nested numbers."""
     if isinstance(X, np.ndarray) and X.dtype != object:
         return False
-    return isinstance(X, (list, tuple, np.ndarray)) and any(
-        (hasattr(item, "__array__") or hasattr(item, "__array_interface__")) and np.ndim(item) > 1
-        for item in X
-    )
+    return isinstance(X, (list, tuple, np.ndarray)) and any(map(_is_image, X))
 
 
 def _as_array(X: Any) -> np.ndarray:
@@ -233,7 +240,10 @@ def _check_rows(estimator: BaseEstimator, X: Any, reset: bool) -> None:
 
 def _check_array(estimator: BaseEstimator, shape: tuple[int, ...], reset: bool) -> None:
     """Check that three grey images are not one in colour."""
-    if not reset and len(shape) == 3 and shape[0] == 3 == estimator.image_shape_[2]:
+    if reset or len(shape) != 3:
+        return
+    *size, channels = estimator.image_shape_
+    if channels == 3 and shape == (3, *size):
         raise ValueError(
             f"X has shape {shape}, which looks like one colour image with its channels first; give "
             "np.moveaxis(X, 0, -1)[None] (three grey images take a channel axis: X[..., None])."

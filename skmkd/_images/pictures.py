@@ -65,7 +65,9 @@ def frames(image: Image.Image) -> int:
 
 def orientation_of(image: Image.Image) -> int:
     """Return the orientation that EXIF states, as far as the file has been read."""
-    return Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+    exif = Image.Exif()  # the image would keep its own, which more of the file may change
+    exif.load(image.info.get("exif", b""))
+    return exif.get(ExifTags.Base.Orientation, 1)
 
 
 def raw_mode(image: PngImageFile) -> Any:

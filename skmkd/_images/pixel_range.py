@@ -13,11 +13,12 @@ OPAQUE = {"bool": 1.0, "uint8": 255.0, "uint16": 65535.0, "float": 1.0}  # alpha
 LARGEST = float(np.finfo(np.float32).max)
 FAR = 10.0  # widths of the range beyond which pixels are clipped, or a whole image is refused
 FAR_ALPHA = 0.01  # the same for images with alpha, which has no meaning outside of the range
-BESIDE = 0.5  # of the difference of the extremes at fit: images beyond are at another scale
+BESIDE = 0.5  # of the range of most pixels at fit: images beyond are at another scale
 LESS = 0.5  # of the least contrast at fit: below, they are, too
+GAP = 0.5  # of the distance to most pixels that holds no other value, if an extreme is isolated
 DEPTHS = (8, 10, 12, 14, 16)  # bits of cameras
 CLOSE = 1 / 8  # of the range of the bits in use, below which integers have their extremes
-SAMPLE = 2000  # pixels of an image, evenly spaced, that show what most pixels are
+SAMPLE = 2000  # values of an image, drawn at random, that show what most pixels are
 
 
 class PixelRange(NamedTuple):
@@ -34,12 +35,13 @@ class PixelRange(NamedTuple):
 
 
 class Extent(NamedTuple):
-    """Lowest and highest pixel of an image, and those of most of its pixels."""
+    """Lowest and highest pixel of an image, and what most of its pixels are between."""
 
     low: float
     high: float
     usual_low: float
     usual_high: float
+    isolated: float | None  # an extreme that is far from all other values
 
 
 @cache
@@ -50,10 +52,23 @@ def kind_of(dtype: np.dtype) -> str:
 
 def extent(image: np.ndarray) -> Extent:
     """Return the extent of an image."""
-    pixels = image.reshape(-1)
-    some = pixels[:: max(1, pixels.size // SAMPLE)].astype(np.float64)
-    usual = np.quantile(some, (0.02, 0.98))
-    return Extent(float(image.min()), float(image.max()), *map(float, usual))
+    low, high = float(image.min()), float(image.max())
+    usual_low, first, third, usual_high = quantiles(image, (0.02, 0.25, 0.75, 0.98))
+    isolated = None
+    if low < first - FAR * (third - first) < first:
+        next_low = image.min(where=image > low, initial=high)
+        isolated = low if next_low - low > GAP * (first - low) else None
+    if isolated is None and high > third + FAR * (third - first) > third:
+        next_high = image.max(where=image < high, initial=low)
+        isolated = high if high - next_high > GAP * (high - third) else None
+    return Extent(low, high, usual_low, usual_high, isolated)
+
+
+def quantiles(image: np.ndarray, shares: Sequence[float]) -> list[float]:
+    """Return quantiles of a random sample of an image's values; the same for every call."""
+    places = np.random.default_rng(0).integers(0, image.size, SAMPLE)
+    values = image[np.unravel_index(places, image.shape)].astype(np.float64)
+    return np.quantile(values, shares).tolist()
 
 
 def learned_range(extents: Sequence[Extent], kind: str, has_alpha: bool) -> PixelRange:
@@ -84,25 +99,6 @@ def learned_range(extents: Sequence[Extent], kind: str, has_alpha: bool) -> Pixe
     return PixelRange(low, high, kind)
 
 
-def far_from_most(extents: Sequence[Extent]) -> tuple[int, float] | None:
-    """Return an image with a pixel far from what most pixels are, and that pixel's value.
-
-    It may mark missing pixels, and stretches the range.
-    """
-    low = float(np.median([each.usual_low for each in extents]))
-    high = float(np.median([each.usual_high for each in extents]))
-    reach = FAR * (high - low)
-    if reach == 0:
-        return None
-    lowest = min(range(len(extents)), key=lambda i: extents[i].low)
-    highest = max(range(len(extents)), key=lambda i: extents[i].high)
-    if extents[lowest].low < low - reach:
-        return lowest, extents[lowest].low
-    if extents[highest].high > high + reach:
-        return highest, extents[highest].high
-    return None
-
-
 def clipped(image: np.ndarray, known: PixelRange, has_alpha: bool) -> np.ndarray:
     """Return an image whose pixels are at most ten widths outside of the range.
 
@@ -115,7 +111,8 @@ def clipped(image: np.ndarray, known: PixelRange, has_alpha: bool) -> np.ndarray
     reach = (FAR_ALPHA if has_alpha else FAR) * known.width
     if known.low - reach <= low and high <= known.high + reach:
         return image
-    if has_alpha or not known.low - reach <= np.median(image) <= known.high + reach:
+    (median,) = quantiles(image, (0.5,))
+    if has_alpha or not known.low - reach <= median <= known.high + reach:
         raise ValueError(
             f"must lie near the pixel range {known.low:g} to {known.high:g} learned at fit; got "
             f"values from {low:g} to {high:g}. Scale X as it was scaled for fit."
@@ -124,18 +121,18 @@ def clipped(image: np.ndarray, known: PixelRange, has_alpha: bool) -> np.ndarray
 
 
 def seen_in(extents: Sequence[Extent]) -> tuple[float, float, float]:
-    """Return the lowest and the highest pixel of all images, and the least contrast of one."""
+    """Return what most pixels of all images are between, and the least contrast of an image."""
     return (
-        min(each.low for each in extents),
-        max(each.high for each in extents),
-        min(each.high - each.low for each in extents),
+        min(each.usual_low for each in extents),
+        max(each.usual_high for each in extents),
+        min(each.usual_high - each.usual_low for each in extents),
     )
 
 
 def plausible(image: np.ndarray, seen: tuple[float, float, float]) -> bool:
-    """Return whether an image may be at the scale of those that were seen, by its extremes."""
+    """Return whether most pixels of an image may be at the scale of those that were seen."""
     lowest, highest, contrast = seen
-    low, high = float(image.min()), float(image.max())
+    low, high = quantiles(image, (0.02, 0.98))
     reach = BESIDE * ((highest - lowest) or 1.0)
     inside = lowest - reach <= low and high <= highest + reach
     return inside and high - low >= LESS * contrast

@@ -176,8 +176,20 @@ def decoded(page: TiffPage) -> np.ndarray:
         pixels = with_grey_as_colour(pixels)
     if pixels.dtype == bool:
         pixels = np.multiply(pixels, 255, dtype=np.uint8)
+    if EXTRASAMPLE.ASSOCALPHA in page.extrasamples:
+        pixels = with_straight_alpha(pixels)
     pixels = upright(pixels, page.tags.valueof(ORIENTATION, 1))
     return np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder("="))
+
+
+def with_straight_alpha(pixels: np.ndarray) -> np.ndarray:
+    """Divide colours (H, W, 4) by the alpha that they are multiplied by."""
+    opaque = np.iinfo(pixels.dtype).max if pixels.dtype.kind in "ui" else 1
+    alpha = pixels[..., 3:].astype(np.float64)
+    shares = np.divide(opaque, alpha, out=np.zeros_like(alpha), where=alpha > 0)
+    colours = np.minimum(pixels[..., :3] * shares, opaque)
+    colours = colours.round() if pixels.dtype.kind in "ui" else colours
+    return np.concatenate([colours.astype(pixels.dtype), pixels[..., 3:]], axis=2)
 
 
 def check_complete(page: TiffPage) -> None:

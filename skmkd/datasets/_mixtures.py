@@ -11,6 +11,7 @@ NORMAL_NAMES = ("good", "ok", "normal")  # of folders of normal images, in lower
 LABEL = re.compile(r"(.+)_(label|mask|gt)", re.IGNORECASE)  # stem of a label beside its image
 LABEL_FOLDERS = ("ground_truth", "gt", "masks")  # "label" may be a part of a product
 LOADERS = {"_label.bmp": "load_kolektor_sdd", "_GT.png": "load_kolektor_sdd2"}
+TRAIN, TEST = ("train", "training"), ("test", "testing", "test_public", "test_private")
 Parts = dict[Path, dict[str, str]]  # names of the subfolders of a folder, by their lower case
 
 
@@ -58,8 +59,8 @@ def check_good_images(folder: Path, paths: Sequence[Path]) -> None:
     """
     parts = _subfolders(folder, paths)
     for place, names in parts.items():
-        train = next((name for key, name in names.items() if key.startswith("train")), None)
-        test = next((name for key, name in names.items() if key.startswith("test")), None)
+        train = next((name for key, name in names.items() if key in TRAIN), None)
+        test = next((name for key, name in names.items() if key in TEST), None)
         if train and test:
             good = place / train
             raise _refusal(folder, f"the test images of {place / test}", _good_in(good, parts))

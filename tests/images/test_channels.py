@@ -19,7 +19,7 @@ def image(channels, dtype="u1"):
 
 @pytest.mark.parametrize(
     ("found", "expected"),
-    [([1, 1], 1), ([3], 3), ([4, 4], 4), ([1, 3], 3), ([3, 4], 3), ([1, 4], 3)],
+    [([1, 1], 1), ([3], 3), ([4, 4], 4), ([1, 3], 3), ([3, 4, 3], 3), ([1, 4, 4], 4)],
 )
 def test_channels_that_all_can_have(found, expected):
     assert common_channels(found) == expected

@@ -387,15 +387,45 @@ def test_images_with_missing_pixels_are_left_out():
     [(255, lambda x: x / 255), (1, lambda x: x / 255), (1, lambda x: 2 * x - 1)],
 )
 def test_images_at_another_scale_are_warned_of_once(learned, change):
-    X = learned * noise((4, 8, 8))
+    X = learned * noise((8, 9, 9))
     images = check_images(fitted_to(X), X, reset=False)
     list(images)
     images.warn_of_scale()  # a warning would be an error
     images = check_images(fitted_to(X), change(X), reset=False)
     list(images)
-    with pytest.warns(UserWarning, match="No image of X looks as if") as caught:
+    with pytest.warns(UserWarning, match="Nearly none of the images of X seem to be") as caught:
         images.warn_of_scale()
     assert len(caught) == 1
-    mixed = check_images(fitted_to(X), [*change(X), X[0]], reset=False)
-    list(mixed)
-    mixed.warn_of_scale()
+    for some in ([*change(X), X[0]], change(X)[:4]):  # one is as at fit; too few to say
+        images = check_images(fitted_to(X), some, reset=False)
+        list(images)
+        images.warn_of_scale()  # a warning would be an error
+
+
+def test_good_images_are_kept_whatever_is_left_out(tmp_path):
+    transparent = np.dstack([COLOUR, GREY])
+    broken = tmp_path / "broken.png"
+    broken.write_text("no image")
+    for i in range(3):
+        Image.fromarray(transparent).save(tmp_path / f"{i}.png")
+        Image.fromarray(GREY).save(tmp_path / f"grey{i}.png")
+    deep = tmp_path / "deep.png"
+    Image.fromarray(GREY.astype(np.uint16)).save(deep)
+    for name, odd, channels in (("", [broken], 4), ("grey", [deep, broken], 1)):
+        paths = [*(tmp_path / f"{name}{i}.png" for i in range(3)), *odd]
+        with pytest.warns(UserWarning, match="It is left out") as caught:
+            estimator = fitted_to(paths, on_error="skip")
+        assert len(caught) == len(odd)
+        assert estimator.image_shape_ == (None, None, channels)
+    with (
+        pytest.warns(UserWarning, match="It is left out"),
+        pytest.raises(ValueError, match="two images at least that can be used; got one"),
+    ):
+        fitted_to([tmp_path / "0.png", broken], on_error="skip")
+
+
+def test_images_far_outside_of_a_given_range_are_left_out():
+    X = noise((4, 6, 6))
+    X[3] *= 1e6
+    with pytest.warns(UserWarning, match=r"X\[3\] must lie near .*It is left out"):
+        fitted_to(X, on_error="skip", pixel_range=(0, 1))

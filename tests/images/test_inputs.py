@@ -83,6 +83,8 @@ REFUSED = {
     "loader": (
         lambda p: torch.utils.data.DataLoader([torch.zeros(3, 4, 4)] * 2), "got DataLoader"
     ),
+    "pairs": (lambda p: [(np.zeros((4, 4)), 0)] * 2, r"X\[0\] is a pair: give \[image for image"),
+    "a path among images": (lambda p: [np.eye(4), p[0]], r"X\[0\] must be a path, .* ndarray"),
     "dict": (lambda p: {"image": p}, "got dict"),
 }  # fmt: skip
 
@@ -100,6 +102,28 @@ def test_one_grey_image_is_told_from_rows():
     check_images(fitted, np.zeros((3, 20, 24), np.uint8), reset=True)
     with pytest.raises(ValueError, match=r"shape \(20, 24\), that of one image; wrap it as X\[No"):
         check_images(fitted, np.zeros((20, 24), np.uint8), reset=False)
+
+
+def test_a_series_of_images_is_a_list():
+    images = check_images(Estimator(), pd.Series([np.eye(4), np.ones((5, 6))]), reset=True)
+    assert [image.shape for image in images] == [(4, 4, 1), (5, 6, 1)]
+
+
+@pytest.mark.parametrize("broken", ["truncated", "closed"])
+def test_an_image_of_pillow_that_cannot_be_decoded_is_named(paths, broken):
+    if broken == "truncated":
+        paths[1].write_bytes(paths[1].read_bytes()[:50])
+    with Image.open(paths[0]) as first, Image.open(paths[1]) as second:
+        if broken == "closed":
+            second.close()
+        with pytest.raises(ValueError, match=r"X\[1\] \(.*1.png\) cannot be read: ."):
+            list(check_images(Estimator(), [first, second], reset=True))
+
+
+def test_masked_pixels_are_refused():
+    X = np.ma.masked_less(np.linspace(0, 1, 48).reshape(3, 4, 4), 0.2)
+    with pytest.raises(ValueError, match=r"X\[0\] has masked pixels; fill them"):
+        check_images(Estimator(), X, reset=True)
 
 
 def test_a_square_of_rows_may_be_one_image():

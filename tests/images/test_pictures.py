@@ -135,3 +135,15 @@ def test_animation_of_one_frame_is_an_image(tmp_path, suffix):
     path = tmp_path / f"image.{suffix}"
     Image.fromarray(pixels).save(path, save_all=True, lossless=True)
     check(path, pixels)
+
+
+def test_an_orientation_at_the_end_of_a_png_is_applied(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = np.arange(48, dtype=np.uint8).reshape(6, 8)
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    content = (tmp_path / "image.png").read_bytes()
+    end = len(content) - 12  # of the chunks before IEND
+    stated = chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0"))
+    (tmp_path / "image.png").write_bytes(content[:end] + stated + content[end:])
+    assert_array_equal(np.asarray(ImageFile(tmp_path / "image.png")), np.rot90(pixels, -1))

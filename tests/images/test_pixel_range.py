@@ -8,10 +8,10 @@ from skmkd._images.pixel_range import (
     PixelRange,
     clipped,
     extent,
-    far_from_most,
     kind_of,
     learned_range,
     plausible,
+    quantiles,
     seen_in,
 )
 
@@ -30,12 +30,38 @@ def test_kinds_of_number(dtype, kind):
 
 def test_extent_tells_most_pixels_from_a_single_one():
     image = RNG.normal(100, 5, (200, 300, 1))
-    usual = extent(image)
     image[7, 7] = -9999
     got = extent(image)
-    assert got.low == -9999
-    assert got[1] == usual[1] == image.max()
-    assert got[2:] == pytest.approx(np.quantile(image, (0.02, 0.98)), abs=0.7)
+    assert got.low == got.isolated == -9999
+    assert got.high == image.max()
+    assert got[2:4] == pytest.approx(np.quantile(image, (0.02, 0.98)), abs=1)
+
+
+@pytest.mark.parametrize("shape", [(1000, 1000, 3), (2000, 1000, 1), (3000, 4000, 1)])
+def test_most_pixels_are_those_of_all_columns_and_channels(shape):
+    image = np.broadcast_to(np.linspace(0, 1, shape[1])[:, None], shape).copy()
+    image[..., 0] *= 2
+    assert quantiles(image, (0.25, 0.5, 0.75)) == pytest.approx(
+        np.quantile(image, (0.25, 0.5, 0.75)), abs=0.1
+    )
+    assert quantiles(image, (0.1,)) == quantiles(image, (0.1,))
+
+
+SCENE = RNG.normal(280, 8, (60, 60, 1))
+BORDER = np.pad(SCENE, ((4, 4), (4, 4), (0, 0)), constant_values=-9999)
+SPOTS = np.abs(RNG.normal(0, 1, (60, 60, 1)))
+SPOTS[10:13, 20:26] = np.linspace(5, 900, 18).reshape(3, 6, 1)
+PRINT = np.where(np.arange(60)[None, :, None] % 7 == 0, RNG.uniform(0, 250, (60, 60, 1)), 250)
+
+
+@pytest.mark.parametrize(
+    ("image", "isolated"),
+    [(SCENE, None), (BORDER, -9999), (-BORDER, 9999), (SPOTS, None), (PRINT, None),
+     (np.full((9, 9, 1), 3.0), None)],
+    ids=["scene", "border", "high border", "bright spots", "print", "one value"],
+)  # fmt: skip
+def test_an_isolated_value_is_told_from_rare_ones(image, isolated):
+    assert extent(image).isolated == isolated
 
 
 @pytest.mark.parametrize(
@@ -62,18 +88,6 @@ def test_learned_range(values, kind, has_alpha, expected):
 def test_floats_with_alpha_are_from_0_to_1():
     with pytest.raises(ValueError, match="got floats from 0 to 255"):
         learned_range([extent(np.array([0.0, 255.0]))], "float", True)
-
-
-@pytest.mark.parametrize("value", [-9999.0, 9999.0, -3.4e38])
-def test_a_value_that_marks_missing_pixels_is_far_from_most(value):
-    images = [RNG.normal(25, 1, (40, 40, 1)) for _ in range(6)]
-    assert far_from_most([extent(image) for image in images]) is None
-    images[4][3, 3] = value
-    assert far_from_most([extent(image) for image in images]) == (4, value)
-
-
-def test_images_of_one_value_have_no_far_pixels():
-    assert far_from_most([extent(np.full((9, 9), value)) for value in (1.0, 1.0, 5.0)]) is None
 
 
 def test_pixels_far_outside_are_clipped_at_ten_widths():
@@ -109,7 +123,14 @@ def test_alpha_may_be_rounded():
     ],
 )
 def test_scale_shows_in_contrast_and_range(change, expected):
-    image = np.linspace(0.05, 0.95, 100).reshape(10, 10, 1)
+    image = np.linspace(0.05, 0.95, 2500).reshape(50, 50, 1)
     seen = seen_in([extent(image), extent(0.9 * image)])
-    assert seen == pytest.approx((0.045, 0.95, 0.81))
+    assert seen == pytest.approx((0.061, 0.932, 0.777), abs=0.02)
     assert plausible(change(image), seen) is expected
+
+
+def test_a_hot_spot_is_on_the_scale():
+    image = np.linspace(0.05, 0.95, 2500).reshape(50, 50, 1)
+    seen = seen_in([extent(image)])
+    image[3, 3] = 50
+    assert plausible(image, seen)

@@ -56,7 +56,7 @@ def write_case(path, seed):
     options["photometric"] = rng.choice(["minisblack", "miniswhite"]) if grey else "rgb"
     colours = 1 if grey else 3
     extras = max(channels - colours, 0)
-    meaning = str(rng.choice(["unassalpha", "assocalpha", "unspecified"]))
+    meaning = str(rng.choice(["unassalpha", "unspecified"]))
     if channels > 1:
         options["planarconfig"] = "separate" if planar else "contig"
     if extras:
@@ -298,3 +298,18 @@ def test_header_decodes_no_pixel(tmp_path, monkeypatch):
     tifffile.imwrite(tmp_path / "image.tif", COLOUR)
     monkeypatch.setattr(tifffile.TiffPage, "asarray", None)
     assert ImageFile(tmp_path / "image.tif").shape == COLOUR.shape
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_colours_are_divided_by_the_alpha_that_they_are_multiplied_by(tmp_path, dtype):
+    opaque = np.iinfo(dtype).max if dtype != np.float32 else 1
+    colours = np.linspace(0.1, 0.9, 3 * 20).reshape(4, 5, 3)
+    alpha = np.full((4, 5, 1), 0.5)
+    alpha[0], alpha[1] = 1, 0
+    stored = (np.dstack([colours * alpha, alpha]) * opaque).astype(dtype)
+    tifffile.imwrite(tmp_path / "image.tif", stored, photometric="rgb", extrasamples=["assocalpha"])
+    read = np.asarray(ImageFile(tmp_path / "image.tif"))
+    assert read.dtype == dtype
+    np.testing.assert_array_equal(read[..., 3], stored[..., 3])
+    expected = np.where(alpha > 0, colours, 0) * opaque
+    np.testing.assert_allclose(read[..., :3], expected, atol=3 if opaque > 1 else 1e-6)
