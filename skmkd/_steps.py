@@ -67,7 +67,7 @@ class RecordedStep(Step):
     ) -> None:
         super().__init__(cloner, terms, betas)
         self._n_steps = 0
-        self._stream = torch.cuda.Stream()
+        self._stream = torch.cuda.Stream(self._rate.device)
         self._recorded: dict[int, tuple[torch.cuda.CUDAGraph, Batch, Terms]] = {}
 
     def _adam(self, weights: list[nn.Parameter], betas: tuple[float, float]) -> torch.optim.Adam:
@@ -76,6 +76,10 @@ class RecordedStep(Step):
 
     def __call__(self, batch: Batch, rate: float) -> Terms:
         """Update the weights at a learning rate; return the loss terms from before."""
+        with torch.cuda.device(self._rate.device):
+            return self._step(batch, rate)
+
+    def _step(self, batch: Batch, rate: float) -> Terms:
         self._rate.fill_(rate)
         self._n_steps += 1
         if self._n_steps <= WARM_UP:
