@@ -103,7 +103,8 @@ def _settle(images: Images, tolerant: bool) -> None:
         other = next(i for i, kind in kinds.items() if kind != kinds[first])
         raise ValueError(
             f"The images of X must all be of one kind; {images.name(first)} is {kinds[first]}, "
-            f"{images.name(other)} {kinds[other]}."
+            f"{images.name(other)} {kinds[other]}. on_error='skip' leaves out those of other kinds "
+            "than most."
         )
     if headers:
         images.kind = Counter(kinds.values()).most_common(1)[0][0]
