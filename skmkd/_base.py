@@ -141,9 +141,9 @@ class BaseDistillationDetector(OutlierMixin, ThresholdMixin, SavingMixin, ABC):
         generator = private_generator(self._seed)
         automatic = self.cache in ("auto", None)
         budget = int(CACHE_SHARE * available_memory() if automatic else self.cache)
-        draws = self._has_own_cloner  # whose layers may, as dropout does
-        generators = forked_rng(self._seed, self.device_) if draws else nullcontext()
-        with plain_arithmetic(True, self.device_), generators:
+        # layers of a user's own cloner may draw, as dropout does
+        forked = forked_rng(self._seed, self.device_) if self._has_own_cloner else nullcontext()
+        with plain_arithmetic(True, self.device_), forked:
             source = self._build_source()
             self.source_, self._origin = source.network, source.origin
             self.critical_layers_ = tuple(s.layer for s in source.stages if s.critical)

@@ -12,12 +12,15 @@ from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
 
 from skmkd._images.channels import common_channels
-from skmkd._images.images import Broken, Images
-from skmkd._images.inputs import as_images, header, list_shape
+from skmkd._images.images import Images, as_numbers
+from skmkd._images.inputs import as_images, listed
 from skmkd._images.pixel_range import (
     FIXED,
+    OPAQUE,
+    Extent,
     PixelRange,
     extent,
+    kind_of,
     learned_range,
     seen_in,
 )
@@ -52,7 +55,7 @@ def check_images(estimator: BaseEstimator, X: Any, *, reset: bool) -> Images:
         if None not in images.shape:
             estimator.n_features_in_ = prod(images.shape)
         if images.pixel_range is None:
-            _learn_range(images, name_isolated=True)
+            _warn_of_isolated(images, _learn_range(images))
         estimator.pixel_range_ = images.pixel_range
         estimator._seen_pixels = images.seen
         return images
@@ -78,9 +81,11 @@ def image_list(items: np.ndarray | Sequence[ArrayLike]) -> Images:
     """
     if len(items) == 0:
         raise ValueError("X must hold at least one image; got none.")
-    images = Images(items, list_shape(list(items)))
+    images = listed(list(items))
     _settle(images, tolerant=False)
-    _learn_range(images, name_isolated=False)
+    images.pixel_range = _given_range(images, "auto")
+    if images.pixel_range is None:
+        _learn_range(images)
     return images
 
 
@@ -93,11 +98,9 @@ def _settle(images: Images, tolerant: bool) -> None:
         If their kinds differ and that is not tolerated.
     """
     if images.of_one_size:
-        images.kind = header(images.items[0], 0)[1]
+        images.kind = kind_of(as_numbers(images.items[0], 0).dtype)
         return
-    opened = [(i, item) for i, item in enumerate(images.items) if not isinstance(item, Broken)]
-    headers = {i: header(item, i) for i, item in opened}
-    kinds = {i: kind for i, (_, kind) in headers.items()}
+    kinds = {i: kind for i, (_, kind) in images.headers.items()}
     if len(set(kinds.values())) > 1 and not tolerant:
         first, *_ = kinds
         other = next(i for i, kind in kinds.items() if kind != kinds[first])
@@ -106,11 +109,10 @@ def _settle(images: Images, tolerant: bool) -> None:
             f"{images.name(other)} {kinds[other]}. on_error='skip' leaves out those of other kinds "
             "than most."
         )
-    if headers:
+    if kinds:
         images.kind = Counter(kinds.values()).most_common(1)[0][0]
-        shapes = [shape for shape, kind in headers.values() if kind == images.kind]
-        channels = common_channels(shape[2] if len(shape) == 3 else 1 for shape in shapes)
-        images.shape = (None, None, channels)
+        alike = [channels for channels, kind in images.headers.values() if kind == images.kind]
+        images.shape = (None, None, common_channels(alike))
 
 
 def _given_range(images: Images, given: Any) -> PixelRange | None:
@@ -123,17 +125,20 @@ def _given_range(images: Images, given: Any) -> PixelRange | None:
     return PixelRange(*FIXED[kind], kind) if kind in FIXED else None
 
 
-def _learn_range(images: Images, name_isolated: bool) -> None:
-    """Set the range of pixels as the images use it, and warn of a value that alone sets it."""
-    images.pixel_range = _given_range(images, "auto")
-    if images.pixel_range is not None:
-        return
+def _learn_range(images: Images) -> list[Extent]:
+    """Set the range of pixels as the images use it, and return what each uses."""
     extents = [extent(image) for image in images]
     images.pixel_range = learned_range(extents, str(images.kind), images.shape[2] == 4)
     images.seen = seen_in(extents)
+    return extents
+
+
+def _warn_of_isolated(images: Images, extents: Sequence[Extent]) -> None:
+    """Warn of a value that is far from all others and alone sets the range of pixels."""
+    assert images.pixel_range is not None  # learned from the extents
     low, high, _ = images.pixel_range
     isolated = [i for i, each in enumerate(extents) if each.isolated in (low, high)]
-    if name_isolated and isolated:
+    if isolated:
         warn(
             f"{images.name(isolated[0])} has a pixel of {extents[isolated[0]].isolated:g}, far "
             f"from all others, so that the pixel range is {low:g} to {high:g}. If it marks missing "
@@ -144,5 +149,7 @@ def _learn_range(images: Images, name_isolated: bool) -> None:
 def _blank(estimator: BaseEstimator) -> np.ndarray:
     """Return an image of one pixel, with the lowest value that the estimator has learned."""
     low, _, kind = estimator.pixel_range_
-    dtype = np.float32 if kind == "float" else np.dtype(kind)
-    return np.full((1, 1, estimator.image_shape_[2]), low, dtype=dtype)
+    if kind == "float":
+        return np.full((1, 1, estimator.image_shape_[2]), low, np.float32)
+    held = np.clip(low, 0, OPAQUE[kind])  # a given range may be wider than the type
+    return np.full((1, 1, estimator.image_shape_[2]), held, np.dtype(kind))

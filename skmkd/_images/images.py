@@ -8,12 +8,11 @@ from operator import itemgetter
 from typing import Any
 
 import numpy as np
-from PIL import ImageOps
 from PIL.Image import Image
 
 from skmkd._images.channels import with_channels
 from skmkd._images.image_files import ImageFile, UnreadableImageError
-from skmkd._images.pictures import plain_mode
+from skmkd._images.pictures import plain_pixels
 from skmkd._images.pixel_range import FIXED, LARGEST, PixelRange, clipped, kind_of, plausible
 from skmkd._warnings import warn
 
@@ -53,6 +52,8 @@ class Images:
         The kind of number that pixels must be.
     pixel_range : PixelRange or None
         What new images are compared with.
+    headers : dict of int to (int, str)
+        Channels and kind of number of the items of a list that could be opened.
     seen : tuple of 3 floats or None
         What most pixels at fit are between, and the smallest such difference in an image.
     unreadable : set of int
@@ -64,6 +65,7 @@ class Images:
         self.shape = shape
         self.kind: str | None = None
         self.pixel_range: PixelRange | None = None
+        self.headers: dict[int, tuple[int, str]] = {}
         self.seen: tuple[float, float, float] | None = None
         self.unreadable: set[int] = set()
         self._blank = blank
@@ -165,7 +167,7 @@ class Images:
             raise ValueError("contains infinity or a value too large for dtype('float32').")
         if self.pixel_range is None:
             return image
-        image = clipped(image, self.pixel_range, self.shape[2] == 4)
+        image = clipped(image, (low, high), self.pixel_range, self.shape[2] == 4)
         if self.seen is not None:
             self._plausible.append(plausible(image, self.seen))
         return image
@@ -249,10 +251,7 @@ def as_numbers(item: Any, index: int) -> np.ndarray:
 def _pixels(image: Image, index: int) -> np.ndarray:
     """Convert an image of Pillow as files are converted."""
     try:
-        mode, dtype = plain_mode(image)
-        upright = ImageOps.exif_transpose(image)
-        pixels = upright if upright.mode == mode else upright.convert(mode)
-        return np.asarray(pixels).astype(dtype, copy=False)
+        return plain_pixels(image, in_place=False)
     except (OSError, SyntaxError, ValueError, AssertionError) as error:
         name = getattr(image, "filename", "")
         raise UnreadableImageError(

@@ -40,7 +40,7 @@ def as_images(estimator: BaseEstimator, X: Any, reset: bool) -> Images:
     if may_be_list and is_path_list(X):
         images = _open_files(X, estimator.max_pixels, skip=estimator.on_error == "skip")
     elif may_be_list and _is_image_list(X):
-        images = Images(list(X), list_shape(X))
+        images = listed(list(X))
     else:
         array = X if hasattr(X, "ndim") else _as_array(X)
         if array.ndim < 3:
@@ -147,25 +147,23 @@ def _open_files(paths: Sequence[str | os.PathLike[str]], max_pixels: int, skip: 
             if not skip:
                 raise
             files[index] = Broken(error)
-    if all(isinstance(file, Broken) for file in files):
-        return Images(files, (None, None, 1))
-    return Images(files, list_shape(files))
+    return listed(files)
 
 
-def list_shape(X: Sequence[Any]) -> ImageShape:
-    """Return the shape of the images of a list, whose sizes and channels may differ."""
-    headers = {i: header(item, i) for i, item in enumerate(X) if not isinstance(item, Broken)}
-    return (
-        None,
-        None,
-        common_channels([_channels(shape, named(X[i], i)) for i, (shape, _) in headers.items()]),
-    )
+def listed(items: Sequence[Any]) -> Images:
+    """Return the images of a list, whose sizes, channels and kinds may differ.
 
-
-def header(item: Any, index: int) -> tuple[tuple[int, ...], str]:
-    """Return shape and kind of number of an image; of a file, no pixel is read."""
-    array = item if isinstance(item, ImageFile) else as_numbers(item, index)
-    return array.shape, kind_of(array.dtype)
+    Of a file, no pixel is read.
+    """
+    images = Images(items, (None, None, 1))
+    for i, item in enumerate(items):
+        if not isinstance(item, Broken):
+            array = item if isinstance(item, ImageFile) else as_numbers(item, i)
+            images.headers[i] = _channels(array.shape, named(item, i)), kind_of(array.dtype)
+    if images.headers:
+        found = [channels for channels, _ in images.headers.values()]
+        images.shape = (None, None, common_channels(found))
+    return images
 
 
 def _is_image_list(X: Any) -> bool:

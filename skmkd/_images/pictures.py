@@ -87,10 +87,16 @@ def plain_mode(image: Image.Image) -> tuple[str, np.dtype]:
     return ("L" if mode in ("1", "L") else "RGB"), np.dtype(np.uint8)
 
 
-def plain_pixels(image: Image.Image) -> np.ndarray:
-    """Decode an image of the kinds that Pillow has modes for, and turn it upright."""
+def plain_pixels(image: Image.Image, in_place: bool = True) -> np.ndarray:
+    """Decode an image of the kinds that Pillow has modes for, and turn it upright.
+
+    The image itself is turned if that may be done in place, which saves a copy.
+    """
     mode, dtype = plain_mode(image)
-    ImageOps.exif_transpose(image, in_place=True)
+    if in_place:
+        ImageOps.exif_transpose(image, in_place=True)
+    else:
+        image = ImageOps.exif_transpose(image)
     converted = image if image.mode == mode else image.convert(mode)
     return np.asarray(converted).astype(dtype, copy=False)
 

@@ -99,15 +99,17 @@ def learned_range(extents: Sequence[Extent], kind: str, has_alpha: bool) -> Pixe
     return PixelRange(low, high, kind)
 
 
-def clipped(image: np.ndarray, known: PixelRange, has_alpha: bool) -> np.ndarray:
-    """Return an image whose pixels are at most ten widths outside of the range.
+def clipped(
+    image: np.ndarray, extremes: tuple[float, float], known: PixelRange, has_alpha: bool
+) -> np.ndarray:
+    """Return an image of known extremes whose pixels are at most ten widths outside of the range.
 
     Raises
     ------
     ValueError
         If most pixels are further outside, or any are where there is alpha.
     """
-    low, high = float(image.min()), float(image.max())
+    low, high = extremes
     reach = (FAR_ALPHA if has_alpha else FAR) * known.width
     if known.low - reach <= low and high <= known.high + reach:
         return image

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC, TIFF, TiffFile, TiffFrame, TiffPage
 
@@ -19,7 +19,7 @@ from skmkd._images.contents import (
     upright_shape,
     with_grey_as_colour,
 )
-from skmkd._images.pictures import plain_mode
+from skmkd._images.pictures import plain_pixels
 
 STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two are BigTIFF
 ORIENTATION = 274
@@ -208,10 +208,7 @@ def check_complete(page: TiffPage) -> None:
 def decoded_by_pillow(path: str, page: TiffPage) -> np.ndarray:
     """Decode the first page with Pillow, with the numbers that tifffile would give."""
     with TiffImageFile(path) as image:
-        mode, dtype = plain_mode(image)
-        ImageOps.exif_transpose(image, in_place=True)
-        pixels = np.asarray(image if image.mode == mode else image.convert(mode))
-    pixels = pixels.astype(dtype, copy=False)
+        pixels = plain_pixels(image)
     return ~pixels if page.photometric == PHOTOMETRIC.MINISWHITE else pixels
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-RECTIFIERS = (F.relu, torch.relu)
+from skmkd._maps.attribution import RECTIFIERS
 
 
 class ConvReLU(nn.Conv2d):

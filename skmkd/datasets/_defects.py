@@ -126,8 +126,7 @@ def _with_defect(
     image: np.ndarray, pixel_range: PixelRange, draw: Draw, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw until the defect is visible and within `AREA`: image (H, W, C), mask (H, W)."""
-    low, high, _ = pixel_range
-    scale = (high - low) or 1.0
+    low, scale = pixel_range.low, pixel_range.width
     n_colours = min(image.shape[2], 3)  # not alpha
     pixels = (image[..., :n_colours].astype(np.float64) - low) / scale
     for attempt in [draw] * N_TRIES + [_spot]:

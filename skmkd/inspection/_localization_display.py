@@ -269,7 +269,7 @@ def outline(ax: Axes, mask: np.ndarray, colour: str) -> None:
 def pictures(images: Images) -> Iterator[np.ndarray]:
     """Yield images for drawing: (H, W) or (H, W, C), from 0 to 1."""
     assert images.pixel_range is not None  # set by check_images and image_list
-    low, high, _ = images.pixel_range
+    low, width = images.pixel_range.low, images.pixel_range.width
     for image in images:
-        scaled = np.clip((image - low) / ((high - low) or 1.0), 0, 1)
+        scaled = np.clip((image - low) / width, 0, 1)
         yield scaled[..., 0] if scaled.shape[2] == 1 else scaled

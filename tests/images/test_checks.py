@@ -429,3 +429,26 @@ def test_images_far_outside_of_a_given_range_are_left_out():
     X[3] *= 1e6
     with pytest.warns(UserWarning, match=r"X\[3\] must lie near .*It is left out"):
         fitted_to(X, on_error="skip", pixel_range=(0, 1))
+
+
+def test_each_image_of_a_list_is_converted_once_before_it_is_read():
+    class Counted:
+        converted = 0
+
+        def __array__(self, dtype=None, copy=None):
+            self.converted += 1
+            return GREY
+
+    X = [Counted() for _ in range(3)]
+    images = check_images(Estimator(), X, reset=True)
+    before = [item.converted for item in X]
+    list(images)
+    assert [item.converted - n for item, n in zip(X, before, strict=True)] == [1] * 3
+    assert before[1:] == [1, 1]  # for shape and kind; the first also tells a list of images
+
+
+@pytest.mark.parametrize("given", [(-2, 4095), (300, 400)])
+def test_a_given_range_may_be_wider_than_the_type(tmp_path, given):
+    estimator = fitted_to([GREY, GREY], on_error="skip", pixel_range=given)
+    images = check_images(estimator, [tmp_path / "nowhere.png"], reset=False)
+    assert [image.shape for image in images] == [(1, 1, 1)]
