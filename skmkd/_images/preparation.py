@@ -48,7 +48,8 @@ class Preprocessing:
 
     def __call__(self, images: Sequence[np.ndarray], device: torch.device = CPU) -> Tensor:
         """Turn n images of one shape (H, W, C) into a float32 tensor (n, 3, height, width)."""
-        white = self.pixel_range.width
+        low, high, _ = self.pixel_range
+        white = (high - low) or 1.0
         pixels = np.stack(images) if len(images) > 1 else images[0][None]
         n, height, width, _ = pixels.shape
         rows = max(1, STRIP_PIXELS // (n * width)) if device == CPU else height
