@@ -158,10 +158,17 @@ PLATE = (2048, 2448)  # height and width of a photograph, in pixels
 PLATES = (40, 20, 20)  # photographs to learn from, good ones to test, bad ones to test
 SHIFT = 4  # of the plate between photographs, in pixels at most
 CONTRAST = (80, 110)  # between a scratch and the metal, in grey levels
+LIGHT = 0.02  # standard deviation of the light, as a share of it
 TINT = (np.arange(256)[:, None] * [1.0, 0.98, 0.94]).astype(np.uint8)  # RGB of each grey level
 
 
-def plates(_: str, __: Path | None, seed: int) -> Case:
+def plates(
+    _: str,
+    __: Path | None,
+    seed: int,
+    contrasts: tuple[float, float] = CONTRAST,
+    light: float = LIGHT,
+) -> Case:
     """Learn photographs of a metal plate; test others, good ones and ones with a scratch."""
     folder = Path(mkdtemp(prefix="plates"))
     atexit.register(rmtree, folder, ignore_errors=True)
@@ -173,9 +180,9 @@ def plates(_: str, __: Path | None, seed: int) -> Case:
         cover = np.zeros(PLATE, np.float32)
         if i >= n_learn + n_good:
             add_scratch(cover, metal, rng)
-        contrast = rng.choice([-1, 1]) * rng.uniform(*CONTRAST)
+        contrast = rng.choice([-1, 1]) * rng.uniform(*contrasts)
         shift = rng.integers(-SHIFT, SHIFT, 2, endpoint=True)
-        grey = photograph_of(plate + contrast * cover, metal, rng)
+        grey = photograph_of(plate + contrast * cover, metal, light, rng)
         paths.append(folder / f"{i:03}.jpg")
         Image.fromarray(TINT[np.roll(grey, shift, (0, 1))]).save(paths[-1], quality=90)
         masks.append(np.roll(cover >= 0.5, shift, (0, 1)))
@@ -216,12 +223,14 @@ def add_scratch(cover: np.ndarray, metal: np.ndarray, rng: np.random.Generator) 
             cover[window] = drawn
 
 
-def photograph_of(plate: np.ndarray, metal: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def photograph_of(
+    plate: np.ndarray, metal: np.ndarray, light: float, rng: np.random.Generator
+) -> np.ndarray:
     """Light and brush a plate, and add noise."""
-    light = 1 + 0.02 * smooth_noise(rng, 3, 3)
+    lit = 1 + light * smooth_noise(rng, 3, 3)
     brushed = 3 * metal * smooth_noise(rng, PLATE[0], 16)
     noise = 3 * rng.standard_normal(PLATE, dtype=np.float32)
-    return np.clip(light * (plate + brushed) + noise, 0, 255).astype(np.uint8)
+    return np.clip(lit * (plate + brushed) + noise, 0, 255).astype(np.uint8)
 
 
 def smooth_noise(rng: np.random.Generator, *shape: int) -> np.ndarray:
