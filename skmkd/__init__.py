@@ -4,6 +4,7 @@ from skmkd import datasets, inspection, metrics, model_selection
 from skmkd._loading import load
 from skmkd._memkd import MemKDDetector
 from skmkd._mkd import MKDDetector
+from skmkd._regions import regions
 from skmkd._version import __version__
 
 __all__ = [
@@ -15,4 +16,5 @@ __all__ = [
     "load",
     "metrics",
     "model_selection",
+    "regions",
 ]
