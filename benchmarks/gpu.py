@@ -118,7 +118,7 @@ def scores(n: int) -> Iterator[Row]:
     """Score and localize images in memory."""
     images = np.tile(textures(n // 10, SIDE), (10, 1, 1))
     detector = MKDDetector(device="cuda", max_iter=1, random_state=0).fit(images[:64])
-    dataset = detector._dataset(detector._check_images(images))
+    dataset = detector._dataset(detector._tiles(detector._check_images(images)))
     (batch,) = dataset.tensors([range(dataset.batch_size)])
     needed = operations(PlainLoop().source, batch[:1].cpu())  # the same convolutions
     found = {
@@ -158,7 +158,7 @@ def files(n: int, side: int = 512) -> Iterator[Row]:
             for i, path in enumerate(paths)
         )
         detector = MKDDetector(device="cuda", max_iter=1, random_state=0).fit(paths[:64])
-        dataset = detector._dataset(detector._check_images(paths))
+        dataset = detector._dataset(detector._tiles(detector._check_images(paths)))
         whole = [list(range(i, i + 256)) for i in range(0, n - 255, 256)]
         works = {
             "decoding": lambda: Parallel(os.cpu_count(), prefer="threads")(

@@ -36,7 +36,7 @@ def main() -> None:
         ).fit(images[:8])
         if detector.precision_ in {row["precision"] for row in rows}:
             continue
-        dataset = detector._dataset(detector._check_images(images))
+        dataset = detector._dataset(detector._tiles(detector._check_images(images)))
         batches = list(dataset.tensors(consecutive(range(len(images)), dataset.batch_size)))
         with torch.no_grad():
             needed = operations(detector.source_, batches[0]) / len(batches[0])

@@ -49,7 +49,7 @@ def main() -> None:
             device="cpu", image_size=side, max_iter=1, tol=None, precision="float32"
         ).fit(images[:8])
         cloner = detector.cloner_.train()
-        dataset = detector._dataset(detector._check_images(images))
+        dataset = detector._dataset(detector._tiles(detector._check_images(images)))
         optimizer = torch.optim.Adam(cloner.parameters())
         with cached(
             dataset, len(images), 10**9, with_features=True, required=True

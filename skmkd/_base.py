@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, ClassVar, Self
@@ -11,34 +11,32 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from sklearn.base import OutlierMixin, _fit_context
 from sklearn.utils import Tags
-from sklearn.utils.validation import check_is_fitted
-from torch import Tensor, nn
+from torch import nn
 
-from skmkd._features.batches import Batch, Dataset, ImageDataset, consecutive, inference_batch_size
+from skmkd._features.batches import Batch, Dataset
 from skmkd._features.cache import cached
-from skmkd._features.store import FeatureStore
 from skmkd._files.saving import SavingMixin
 from skmkd._images.checks import check_images
-from skmkd._images.images import Images
 from skmkd._images.inputs import ImagesLike
 from skmkd._images.preparation import Preprocessing
+from skmkd._images.roi import RoiLike, as_region
+from skmkd._images.sizes import network_size
+from skmkd._images.tiles import Tiles
 from skmkd._maps.discrepancy import Features
-from skmkd._maps.finishing import Maps, Output, localization_maps, resized_maps
 from skmkd._networks.layers import LayerRule
 from skmkd._networks.sources import IDENTITY, Source, build_source
-from skmkd._parameters import resized_shape
+from skmkd._parameters import tiling
 from skmkd._runtime import (
     CACHE_SHARE,
-    CPU,
     available_memory,
     draw_seed,
     forked_rng,
-    one_behind,
     plain_arithmetic,
     private_generator,
     resolve_device,
     resolve_precision,
 )
+from skmkd._scoring import ScoringMixin
 from skmkd._thresholds import ThresholdMixin
 from skmkd._training import (
     Plan,
@@ -48,10 +46,9 @@ from skmkd._training import (
     settle_batch_norm,
     training_epochs,
 )
-from skmkd._warnings import warn
 
 
-class BaseDistillationDetector(OutlierMixin, ThresholdMixin, SavingMixin, ABC):
+class BaseDistillationDetector(OutlierMixin, ScoringMixin, ThresholdMixin, SavingMixin, ABC):
     """Train a cloner to reproduce a frozen source's features of normal images.
 
     A subclass declares its parameters, builds its cloner, says what it outputs and learns, and
@@ -72,22 +69,13 @@ class BaseDistillationDetector(OutlierMixin, ThresholdMixin, SavingMixin, ABC):
     def _loss_terms(self, batch: Batch) -> Terms:
         """Return the loss terms of every image of a training batch."""
 
-    @abstractmethod
-    def _judge(
-        self, batch: Batch, scores: bool, maps: bool, method: str | None
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Return anomaly scores (n,) and raw maps (n, H, W), each None unless asked for."""
-
-    @abstractmethod
-    def _check_options(self, method: str | None = None) -> None:
-        """Check what the limits of single parameters cannot say."""
-
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(
         self,
         X: ImagesLike,
         y: Any = None,
         *,
+        roi: RoiLike = None,
         callback: Callable[[Self, int], Any] | None = None,
     ) -> Self:
         """Learn from normal images.
@@ -104,6 +92,8 @@ class BaseDistillationDetector(OutlierMixin, ThresholdMixin, SavingMixin, ABC):
             image files, which are read when they are needed.
         y : None
             Ignored: all images of X are taken to be normal.
+        roi : list of n regions, default=None
+            The region of interest of each image, as in the parameter `roi`, instead of that.
         callback : callable, default=None
             Called after each epoch as ``callback(detector, epoch)`` with a detector that can
             score and localize, but has no thresholds yet. Parameters that it sets, such as
@@ -127,13 +117,15 @@ class BaseDistillationDetector(OutlierMixin, ThresholdMixin, SavingMixin, ABC):
         """
         fitted = object.__new__(type(self))
         fitted.__dict__ = {k: v for k, v in vars(self).items() if not k.endswith("_")}
-        fitted._fit(X, callback)
+        fitted._fit(X, roi, callback)
         self.__dict__ = dict(vars(fitted))  # only now: a fit that fails leaves self unchanged
         return self
 
-    def _fit(self, X: Any, callback: Callable[[Self, int], Any] | None) -> None:
+    def _fit(self, X: Any, roi: Any, callback: Callable[[Self, int], Any] | None) -> None:
         self._check_options()
-        images = check_images(self, X, reset=True)
+        self._tiling = tiling(self)
+        self._roi = None if self.roi is None else as_region(self.roi)
+        images = check_images(self, X, reset=True, roi=self._roi if roi is None else roi)
         self.device_ = resolve_device(self.device)
         self.precision_ = resolve_precision(self.precision, self.device_)
         self._cloner_precision = self.precision_
@@ -143,14 +135,16 @@ class BaseDistillationDetector(OutlierMixin, ThresholdMixin, SavingMixin, ABC):
         budget = int(CACHE_SHARE * available_memory() if automatic else self.cache)
         # layers of a user's own cloner may draw, as dropout does
         forked = forked_rng(self._seed, self.device_) if self._has_own_cloner else nullcontext()
+        tiles = self._tiles(images)
+        learned = tiles if self._tiling.size is None else tiles.drawn(self.max_tiles, self._seed)
         with plain_arithmetic(True, self.device_), forked:
-            source = self._build_source()
+            source = self._build_source(tiles)
             self.source_, self._origin = source.network, source.origin
             self.critical_layers_ = tuple(s.layer for s in source.stages if s.critical)
             self._check_options()  # again, now that the layers are known
-            with self._cached(images, budget) as dataset:
+            with self._cached(learned, budget) as dataset:
                 plan = plan_training(
-                    len(images), self._prepare.size, self.batch_size, self.max_iter,
+                    len(learned), self._prepare.size, self.batch_size, self.max_iter,
                     self.tol is not None,
                 )  # fmt: skip
                 augmented = self.augmentation is not None
@@ -165,16 +159,16 @@ class BaseDistillationDetector(OutlierMixin, ThresholdMixin, SavingMixin, ABC):
                 self.cloner_ = self._build_cloner(source, first)
                 self.loss_curve_ = self._train(epochs, dataset, plan, callback)
                 self.n_iter_ = len(self.loss_curve_["total"])
-                self._set_training_thresholds(dataset, images)
+                self._set_training_thresholds(images, dataset if learned is tiles else None)
 
     @property
     def _has_own_cloner(self) -> bool:
         """Whether the cloner is a module of the user's."""
         return isinstance(getattr(self, "cloner", None), nn.Module)
 
-    def _build_source(self) -> Source:
+    def _build_source(self, tiles: Tiles) -> Source:
         """Build the source and, for its normalization, the preparation of images."""
-        size = resized_shape(self.image_size)
+        size = network_size(self.image_size, self._tiling, tiles.grids)
         source = build_source(
             self.source, self.source_weights, self.critical_layers, self._layer_rule, size,
             self.device_, self.precision_, self._seed,
@@ -183,18 +177,18 @@ class BaseDistillationDetector(OutlierMixin, ThresholdMixin, SavingMixin, ABC):
         self._prepare = Preprocessing(size, self.pixel_range_, *normalization)
         return source
 
-    def _cached(self, images: Images, budget: int) -> AbstractContextManager[Dataset]:
+    def _cached(self, tiles: Tiles, budget: int) -> AbstractContextManager[Dataset]:
         """Read images, and compute features, once for all epochs, as far as `cache` allows."""
         augmented = self.augmentation is not None
         with_features = self.cache is not None and not augmented
-        dataset = self._dataset(images, stored=with_features)
-        if self.cache is None and not images.are_files:
+        dataset = self._dataset(tiles, stored=with_features)
+        if self.cache is None and not tiles.images.are_files:
             return nullcontext(dataset)
         if augmented and self.verbose >= 1:
             print("Augmented images differ in every epoch, so their features are not cached.")
         return cached(
-            dataset, len(images), budget, with_features=with_features,
-            required=self.cache is not None, verbose=self.verbose,
+            dataset, budget, with_features=with_features, required=self.cache is not None,
+            verbose=self.verbose,
         )  # fmt: skip
 
     def _train(
@@ -226,136 +220,6 @@ class BaseDistillationDetector(OutlierMixin, ThresholdMixin, SavingMixin, ABC):
         )  # fmt: skip
         settle()
         return curve
-
-    def score_samples(self, X: ImagesLike) -> np.ndarray:
-        """Compute how normal each image is.
-
-        Parameters
-        ----------
-        X : array-like, list of array-like, or list of paths
-            Images as in `fit`, of the same channels, kind of number and pixel range; arrays of
-            the same size, too.
-
-        Returns
-        -------
-        scores : ndarray of shape (n,), float64
-            The negative anomaly score: higher = more normal. NaN for a file that cannot be read
-            where ``on_error="skip"``.
-
-        Raises
-        ------
-        NotFittedError
-            If the detector is not fitted.
-        ValueError
-            If X or a parameter is not as described.
-        """
-        images = self._check_images(X)
-        return np.array([output.score for output in self._outputs(images, maps=False)])
-
-    def localize(self, X: ImagesLike) -> Maps:
-        """Compute maps of where each image is anomalous.
-
-        Parameters
-        ----------
-        X : array-like, list of array-like, or list of paths
-            Images as in `score_samples`.
-
-        Returns
-        -------
-        maps : ndarray of shape (n, H, W), or list of n ndarrays of shape (H, W); float32
-            Localization maps of the images' own sizes, higher = more anomalous; a list if X is a
-            list of arrays or paths.
-
-        Raises
-        ------
-        NotFittedError
-            If the detector is not fitted.
-        ValueError
-            If X or a parameter is not as described.
-        """
-        return self._localize(X)
-
-    def _localize(self, X: ImagesLike, method: str | None = None) -> Maps:
-        images = self._check_images(X, method)
-        outputs = self._outputs(images, scores=False, method=method)
-        if not images.of_one_size:
-            return [output.map for output in outputs]
-        height, width, _ = images.shape
-        maps = np.empty((len(images), height or 0, width or 0), dtype=np.float32)
-        for output in outputs:
-            maps[output.index] = output.map
-        return maps
-
-    def _check_images(self, X: ImagesLike, method: str | None = None) -> Images:
-        """Check new images, and parameters, which may have changed since `fit`."""
-        check_is_fitted(self)
-        self._validate_params()
-        self._check_options(method)
-        return check_images(self, X, reset=False)
-
-    def _outputs(
-        self,
-        images: Images,
-        *,
-        scores: bool = True,
-        maps: bool = True,
-        method: str | None = None,
-        dataset: Dataset | None = None,
-        indices: Sequence[int] | None = None,
-    ) -> Iterator[Output]:
-        """Yield score and localization map of each image; all methods go through here.
-
-        The images at `indices`, all by default, are read from `dataset` if there is one. Maps are
-        made by `method`, or as the detector's parameters say.
-        """
-        dataset = dataset or self._dataset(images)
-        batches = consecutive(
-            range(len(images)) if indices is None else indices, dataset.batch_size
-        )
-        judged = self._judgements(dataset, batches, scores, maps, method)
-        for chosen, anomaly, finished in judged if self.device_ == CPU else one_behind(judged):
-            n = len(chosen)
-            normal = [np.nan] * n if anomaly is None else (-anomaly).tolist()
-            own: Iterable[Any] = [None] * n
-            if finished is not None:
-                own = resized_maps(finished, images.sizes(chosen))
-            for index, score, single in zip(chosen, normal, own, strict=True):
-                if index in images.unreadable:
-                    score, single = np.nan, None if single is None else np.full_like(single, np.nan)
-                yield Output(index, score, single)
-        images.warn_of_scale()
-
-    def _judgements(
-        self,
-        dataset: Dataset,
-        batches: Sequence[Sequence[int]],
-        scores: bool,
-        maps: bool,
-        method: str | None,
-    ) -> Iterator[tuple[Sequence[int], Tensor | None, Tensor | None]]:
-        """Yield each batch of indices with its anomaly scores and finished maps, on the device."""
-        for chosen, batch in zip(batches, dataset.batches(batches, padded=True), strict=True):
-            with plain_arithmetic(False, self.device_):
-                anomaly, raw = (
-                    None if each is None else each[: len(chosen)]
-                    for each in self._judge(batch, scores, maps, method)
-                )
-                if raw is not None:
-                    raw = localization_maps(raw, self.smoothing_sigma, self.opening_size)
-            yield chosen, anomaly, raw
-
-    def _dataset(self, images: Images, *, stored: bool = True) -> ImageDataset:
-        """Return images with the source's features, through the feature store if there is one."""
-        source: Callable[[Tensor], Features] = self.source_
-        folder = self.feature_store
-        if self.memory != "deprecated":
-            warn("memory was renamed to feature_store and will be removed.", FutureWarning)
-            folder = getattr(self.memory, "location", self.memory)
-        if stored and folder is not None:
-            conditions = f"{self.precision_} {self.device_.type}"
-            source = FeatureStore(folder, self.source_, conditions)
-        batch_size = inference_batch_size(self._prepare.size, self.device_, self.precision_)
-        return ImageDataset(images, self._prepare, source, self.device_, batch_size)
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from skmkd._base import BaseDistillationDetector
 from skmkd._features.batches import Batch, consecutive
 from skmkd._images.inputs import ImagesLike
+from skmkd._images.roi import RoiLike
 from skmkd._maps.discrepancy import Features, direction_discrepancy, discrepancy_map, products
 from skmkd._maps.finishing import blurred_maximum
 from skmkd._networks.forward import ForwardCloner
-from skmkd._networks.layers import STAGE_ENDS, Stage
+from skmkd._networks.layers import STAGE_ENDS
 from skmkd._networks.precision import products_in, to_device
-from skmkd._networks.recall import MemoryCloner, MemoryPlan, entropy
+from skmkd._networks.recall import MemoryCloner, MemoryPlan, chosen_levels, entropy
 from skmkd._networks.residual import build_residual, style_of
 from skmkd._networks.reverse import ReverseCloner
 from skmkd._networks.sources import Source
@@ -73,9 +74,19 @@ class MemKDDetector(BaseDistillationDetector):
     normalization : {"source"} or None, default="source"
         Whether pixels, scaled to 0-1, are normalised as the training images of torchvision's
         weights were; with ImageNet's mean and deviation for a source that is a module.
-    image_size : int or tuple (height, width), default=128
-        What images are resized to, in pixels, bilinearly, without keeping the aspect. The
-        papers' is 256.
+    image_size : "auto", int or tuple (height, width), default="auto"
+        What images or tiles are resized to, in pixels, bilinearly, without keeping the aspect.
+        "auto" is 128 x 128 for images; tiles keep their size, up to 256 pixels a side.
+    tile_size : int, tuple (height, width) or None, default=None
+        Size of the tiles that images are cut into, in pixels of the image; each is learned and
+        scored as an image of its own. None takes images as a whole.
+    tile_overlap : float in [0, 0.5], default=0.25
+        Share of a tile, at least, that the next one has, too; maps fade from one to the other.
+    max_tiles : int, default=2000
+        Tiles that `fit` learns from at most, drawn at random; thresholds are of all tiles.
+    roi : tuple (top, left, bottom, right), array-like of shape (H, W), path or None, default=None
+        Region of interest in pixels of the image: a rectangle, or a mask or its file, not 0 inside.
+        What is outside is neither learned nor scored, and 0 in maps.
     image_shape : tuple (H, W) or (H, W, C), or None, default=None
         Shape of the images in the rows of a 2-D X. None means square grey images if their length
         is a square number, else images of one row.
@@ -99,8 +110,7 @@ class MemKDDetector(BaseDistillationDetector):
         Course of the learning rate: "one_cycle" rises from 0 in the first 30 % of all steps, and
         then falls to 0, so that the last weights are settled.
     betas : tuple of two floats, default=(0.5, 0.999)
-        How much of Adam's running means of the gradient and of its square is kept at a step,
-        from 0 to below 1.
+        How much Adam keeps of its running means at a step, from 0 to below 1.
     contamination : float in (0, 0.5], default=0.05
         Share of the training images below the threshold of `predict`, and of those with a pixel
         above that of `predict_mask`.
@@ -134,15 +144,11 @@ class MemKDDetector(BaseDistillationDetector):
 
     Attributes
     ----------
-    source_ : nn.Module
-        The frozen source: images (n, 3, H, W) to a dict of critical layer -> activations.
-    cloner_ : nn.Module
-        The trained cloner: images, or the source's features, to a dict of critical layer ->
-        activations. ``memories`` hold ``keys`` and ``values`` (memory_size, channels), by level.
-    critical_layers_ : tuple of str
-        The layers in use, the finest grid's first.
-    memory_levels_ : tuple of int
-        The memories in use.
+    source_, cloner_ : nn.Module
+        Frozen source, trained cloner: images (n, 3, H, W), or the source's features, to a dict of
+        critical layer -> activations. ``cloner_.memories`` hold ``keys`` and ``values`` by level.
+    critical_layers_, memory_levels_ : tuple of str, tuple of int
+        The layers, the finest grid's first, and the memories in use.
     offset_, map_offset_ : float
         Thresholds of `predict` and `predict_mask`, in the units of scores and maps.
     n_iter_ : int
@@ -153,9 +159,8 @@ class MemKDDetector(BaseDistillationDetector):
     image_shape_ : tuple (H, W, C)
         Shape of the training images; H and W are None if they came as a list.
     pixel_range_ : tuple (low, high, kind)
-        The pixel values that are scaled to 0 and 1, and the kind of number, which new images must
-        have, too: "bool", "uint8", "uint16" or "float". Pixels outside by more than ten times the
-        range are clipped.
+        The pixel values that are scaled to 0 and 1, and the kind of number of all images: "bool",
+        "uint8", "uint16" or "float". Pixels outside by more than ten times the range are clipped.
     device_, precision_ : torch.device, str
         Where the networks are, and their number format, on any hardware.
     n_features_in_, feature_names_in_ : int, ndarray of shape (`n_features_in_`,)
@@ -171,9 +176,8 @@ class MemKDDetector(BaseDistillationDetector):
     -----
     Scores are float64, higher = more normal; maps are float32, higher = more anomalous. A map
     sums over the critical layers one minus the cosine of both networks' features at each
-    position, brought to `image_size` bilinearly, and is blurred; an image is as anomalous as the
-    maximum of that. Training minimises, summed over the critical layers, one minus the
-    cosine of each *whole* layer, plus the weighted losses of the memories, summed over these.
+    position, resized bilinearly, and is blurred; an image is as anomalous as its maximum. Training
+    minimises one minus the cosine of each *whole* layer, plus the weighted losses of the memories.
 
     With ``memory_size=0``, "reverse" is plain reverse distillation; ``source="wide_resnet50_2"``,
     ``source_weights="imagenet"``, ``image_size=256``, ``max_iter=200``, ``batch_size=16`` and
@@ -236,7 +240,11 @@ class MemKDDetector(BaseDistillationDetector):
         orthogonality_weight: float = 0.1,
         critical_layers: str | int | Sequence[str] = "auto",
         normalization: str | None = "source",
-        image_size: int | tuple[int, int] = 128,
+        image_size: str | int | tuple[int, int] = "auto",
+        tile_size: int | tuple[int, int] | None = None,
+        tile_overlap: float = 0.25,
+        max_tiles: int = 2000,
+        roi: RoiLike = None,
         image_shape: tuple[int, ...] | None = None,
         pixel_range: str | tuple[float, float] = "auto",
         augmentation: str | None = None,
@@ -272,6 +280,10 @@ class MemKDDetector(BaseDistillationDetector):
         self.critical_layers = critical_layers
         self.normalization = normalization
         self.image_size = image_size
+        self.tile_size = tile_size
+        self.tile_overlap = tile_overlap
+        self.max_tiles = max_tiles
+        self.roi = roi
         self.image_shape = image_shape
         self.pixel_range = pixel_range
         self.augmentation = augmentation
@@ -295,20 +307,23 @@ class MemKDDetector(BaseDistillationDetector):
         self.verbose = verbose
         self.memory = memory
 
-    def recall_entropy(self, X: ImagesLike) -> dict[int, np.ndarray]:
+    def recall_entropy(self, X: ImagesLike, *, roi: RoiLike = None) -> dict[int, np.ndarray]:
         """Compute how widely each recall is spread over the items of a memory.
 
         Parameters
         ----------
         X : array-like, list of array-like, or list of paths
             Images as in `score_samples`.
+        roi : region or list of n regions, default=None
+            As in `score_samples`.
 
         Returns
         -------
         entropy : dict of int to ndarray of shape (n, h, w), float32
-            For every memory, by its level, the entropy of the weights at each position of its
-            grid, in nats: 0 where one item alone is recalled, ``log(memory_size)`` where all are
-            alike. NaN for a file that cannot be read where ``on_error="skip"``.
+            Of n images or, with `tile_size`, tiles, and for every memory, by its level: the
+            entropy of the weights at each position of its grid, in nats. It is 0 where one item
+            alone is recalled, ``log(memory_size)`` where all are alike, and NaN for a file that
+            cannot be read where ``on_error="skip"``.
 
         Raises
         ------
@@ -317,17 +332,18 @@ class MemKDDetector(BaseDistillationDetector):
         ValueError
             If X is not as described.
         """
-        images = self._check_images(X)
-        dataset = self._dataset(images)
+        images = self._check_images(X, roi=roi)
+        dataset = self._dataset(self._tiles(images))
         found: dict[int, list[np.ndarray]] = {level: [] for level in self.memory_levels_}
-        batches = consecutive(range(len(images)), dataset.batch_size)
+        batches = consecutive(range(len(dataset.tiles)), dataset.batch_size)
         for chosen, batch in zip(batches, dataset.batches(batches, padded=True), strict=True):
             with plain_arithmetic(False, self.device_):
                 inputs = self.cloner_.memory_inputs(self._cloner_output(batch))
                 for level, (memory, features) in inputs.items():
                     weights = memory.attention(features)[: len(chosen)].cpu()
                     spread = entropy(weights).numpy()
-                    spread[[index in images.unreadable for index in chosen]] = np.nan
+                    unread = [dataset.tiles.place(tile)[0] in images.unreadable for tile in chosen]
+                    spread[unread] = np.nan
                     found[level].append(spread)
         return {level: np.concatenate(parts) for level, parts in found.items()}
 
@@ -336,7 +352,9 @@ class MemKDDetector(BaseDistillationDetector):
         stages = tuple(stage for stage in source.stages if stage.critical)
         signed = tuple(n for n, activations in first.target.items() if activations.min() < 0)
         style = style_of(source.whole)
-        self.memory_levels_ = self._choose_memory_levels(stages)
+        n_levels = len(stages) - (self.paradigm == "forward")
+        given = self.memory_levels if self.memory_size else ()
+        self.memory_levels_ = chosen_levels(given, n_levels, self.paradigm)
         plan = MemoryPlan(self.memory_size, self.memory_levels_, float(self.memory_temperature))
         size, generator = self._prepare.size, private_generator(self._seed)
         kind: type[ReverseCloner | ForwardCloner] = ReverseCloner
@@ -344,21 +362,6 @@ class MemKDDetector(BaseDistillationDetector):
             kind, style = ForwardCloner, style._replace(width=1)
         make = partial(kind, stages, size, style, signed, plan)
         return to_device(build_residual(make, generator), self.device_)
-
-    def _choose_memory_levels(self, stages: Sequence[Stage]) -> tuple[int, ...]:
-        possible = range(1, len(stages) + (self.paradigm == "reverse"))
-        if self.memory_size == 0:
-            return ()
-        if self.memory_levels == "auto":
-            return tuple(possible)
-        chosen = tuple(level for level in possible if level in self.memory_levels)
-        if len(chosen) < len(self.memory_levels):
-            raise ValueError(
-                f"memory_levels must be among {list(possible)}, each once, with "
-                f"paradigm={self.paradigm!r} and {len(stages)} critical layers; got "
-                f"{self.memory_levels}."
-            )
-        return chosen
 
     def _cloner_output(self, batch: Batch) -> Features:
         forward = isinstance(self.cloner_, ForwardCloner)
@@ -369,13 +372,14 @@ class MemKDDetector(BaseDistillationDetector):
         target, output = batch.target, self._cloner_output(batch)
         pairs = (products(target[layer], output[layer]) for layer in self.critical_layers_)
         directions = (direction_discrepancy(each, "vector") for each in pairs)
-        total = _total(directions)  # (n,)
+        total = torch.stack(list(directions)).sum(0)  # (n,)
         parts = {"distillation": total}
         if self.memory_levels_:
             normal = {name: target.get(name, seen.detach()) for name, seen in output.items()}
             inputs = self.cloner_.memory_inputs(normal).values()
-            exemplar = _total(m.exemplar_loss(seen[: self.n_exemplars]) for m, seen in inputs)
-            orthogonality = _total(m.orthogonality_loss() for m, _ in inputs)
+            exemplars = [m.exemplar_loss(seen[: self.n_exemplars]) for m, seen in inputs]
+            exemplar = torch.stack(exemplars).sum(0)
+            orthogonality = torch.stack([m.orthogonality_loss() for m, _ in inputs]).sum(0)
             total = total + self.exemplar_weight * exemplar
             total = total + self.orthogonality_weight * orthogonality
             parts["exemplar"] = exemplar.expand(len(batch.images))
@@ -383,18 +387,13 @@ class MemKDDetector(BaseDistillationDetector):
         return {"total": total, **parts}
 
     def _judge(
-        self, batch: Batch, scores: bool, maps: bool, method: str | None
+        self, batch: Batch, scores: bool, maps: bool, method: str | None, inside: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None]:
         size, output = self._prepare.size, self._cloner_output(batch)
         raw = discrepancy_map(batch.target, output, self.critical_layers_, size, 0.0, 1.0)
-        anomaly = blurred_maximum(raw, self.smoothing_sigma) if scores else None
+        anomaly = blurred_maximum(raw, self.smoothing_sigma, inside) if scores else None
         return anomaly, raw if maps else None
 
     def _settings(self) -> tuple[dict[str, Any], dict[str, Any]]:
         sigma = {"smoothing_sigma": self.smoothing_sigma}
         return sigma, {**sigma, "opening_size": self.opening_size}
-
-
-def _total(losses: Iterable[Tensor]) -> Tensor:
-    """Sum losses over layers or memories."""
-    return torch.stack(list(losses)).sum(0)

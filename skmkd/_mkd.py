@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from skmkd._base import BaseDistillationDetector
 from skmkd._features.batches import Batch
-from skmkd._images.inputs import ImagesLike
+from skmkd._images.roi import RoiLike
 from skmkd._maps.attribution import OPTIONS, gradient_map
 from skmkd._maps.discrepancy import (
     Features,
@@ -23,8 +23,8 @@ from skmkd._maps.discrepancy import (
     discrepancy_map,
     total_discrepancy,
 )
-from skmkd._maps.finishing import Maps, blurred_maximum
-from skmkd._networks.cloners import build_cloner, check_cloner_output, cloner_blocks
+from skmkd._maps.finishing import blurred_maximum
+from skmkd._networks.cloners import check_cloner_output, make_cloner
 from skmkd._networks.layers import REDUCTIONS
 from skmkd._networks.precision import products_in, to_device
 from skmkd._networks.sources import Source
@@ -75,8 +75,19 @@ class MKDDetector(BaseDistillationDetector):
     normalization : {"source"} or None, default="source"
         Whether pixels, scaled to 0-1, are normalised as for torchvision's weights; for a module,
         with ImageNet's mean and deviation.
-    image_size : int or tuple (height, width), default=128
-        What images are resized to, in pixels, bilinearly, without keeping the aspect.
+    image_size : "auto", int or tuple (height, width), default="auto"
+        What images or tiles are resized to, in pixels, bilinearly, without keeping the aspect.
+        "auto" is 128 x 128 for images; tiles keep their size, up to 256 pixels a side.
+    tile_size : int, tuple (height, width) or None, default=None
+        Size of the tiles that images are cut into, in pixels of the image; each is learned and
+        scored as an image of its own. None takes images as a whole.
+    tile_overlap : float in [0, 0.5], default=0.25
+        Share of a tile, at least, that the next one has, too; maps fade from one to the other.
+    max_tiles : int, default=2000
+        Tiles that `fit` learns from at most, drawn at random; thresholds are of all tiles.
+    roi : tuple (top, left, bottom, right), array-like of shape (H, W), path or None, default=None
+        Region of interest in pixels of the image: a rectangle, or a mask or its file, not 0 inside.
+        What is outside is neither learned nor scored, and 0 in maps.
     image_shape : tuple (H, W) or (H, W, C), or None, default=None
         Shape of the images in the rows of a 2-D X. None means square grey images if their length
         is a square number, else images of one row.
@@ -156,9 +167,8 @@ class MKDDetector(BaseDistillationDetector):
     image_shape_ : tuple (H, W, C)
         Shape of the training images; H and W are None for a list.
     pixel_range_ : tuple (low, high, kind)
-        The pixel values that are scaled to 0 and 1, and the kind of number, which new images must
-        have, too: "bool", "uint8", "uint16" or "float". Pixels outside by more than ten times the
-        range are clipped.
+        The pixel values that are scaled to 0 and 1, and the kind of number of all images: "bool",
+        "uint8", "uint16" or "float". Pixels outside by more than ten times the range are clipped.
     device_, precision_ : torch.device, str
         Where the networks are, and their number format, on any hardware.
     n_features_in_, feature_names_in_ : int, ndarray of shape (`n_features_in_`,)
@@ -179,11 +189,10 @@ class MKDDetector(BaseDistillationDetector):
     the map; the paper compares and scores whole images, as `MKDDetector.paper` does. Images are
     scored in batches of one size, so that a score does not depend on the other images.
 
-    Not in the paper, but its authors' practice, are the absolute value of the gradient, summed over
-    channels, and a batch norm after every convolution of the cloner but the last of each block.
-    Gradients flow through the cloner only, as in the paper; its authors' program uses both networks
-    (``through_source``). Our own additions are batch norm statistics recomputed over all training
-    images after training, and a learning rate that follows one cycle.
+    Not in the paper, but in its authors' program, are the absolute value of the gradient, summed
+    over channels, and a batch norm after every convolution of the cloner but the last of each
+    block. Our own additions are batch norm statistics recomputed over all training images after
+    training, and a learning rate that follows one cycle.
 
     After `fit`, `image_score`, `score_layers`, `value_weight`, `direction`, the parameters of maps,
     `on_error` and `feature_store` act at once, all others at the next `fit`.
@@ -227,7 +236,11 @@ class MKDDetector(BaseDistillationDetector):
         direction: str = "position",
         image_score: str = "map_max",
         normalization: str | None = "source",
-        image_size: int | tuple[int, int] = 128,
+        image_size: str | int | tuple[int, int] = "auto",
+        tile_size: int | tuple[int, int] | None = None,
+        tile_overlap: float = 0.25,
+        max_tiles: int = 2000,
+        roi: RoiLike = None,
         image_shape: tuple[int, ...] | None = None,
         pixel_range: str | tuple[float, float] = "auto",
         augmentation: str | None = None,
@@ -263,6 +276,10 @@ class MKDDetector(BaseDistillationDetector):
         self.image_score = image_score
         self.normalization = normalization
         self.image_size = image_size
+        self.tile_size = tile_size
+        self.tile_overlap = tile_overlap
+        self.max_tiles = max_tiles
+        self.roi = roi
         self.image_shape = image_shape
         self.pixel_range = pixel_range
         self.augmentation = augmentation
@@ -314,42 +331,11 @@ class MKDDetector(BaseDistillationDetector):
         """
         return cls(**(PAPER | parameters))
 
-    def localize(self, X: ImagesLike, method: str | None = None) -> Maps:
-        """Compute maps of where each image is anomalous.
-
-        Parameters
-        ----------
-        X : array-like, list of array-like, or list of paths
-            Images as in `score_samples`.
-        method : str, default=None
-            One of the methods of the parameter `localization`; None takes that parameter's.
-
-        Returns
-        -------
-        maps : ndarray of shape (n, H, W), or list of n ndarrays of shape (H, W); float32
-            Localization maps of the images' own sizes, higher = more anomalous; a list if X is a
-            list of arrays or paths.
-
-        Raises
-        ------
-        NotFittedError
-            If the detector is not fitted.
-        ValueError
-            If X or a parameter is not as described, or there is no such method.
-        """
-        return self._localize(X, method)
-
     def _build_cloner(self, source: Source, first: Batch) -> nn.Module:
         """Build the cloner, check its output, and set λ so that both terms are balanced."""
         target, size = first.target, self._prepare.size
-        if isinstance(self.cloner, nn.Module):
-            cloner = copy.deepcopy(self.cloner)
-        else:
-            signed = {layer for layer, activations in target.items() if activations.min() < 0}
-            blocks = cloner_blocks(source.stages, size, self.cloner, signed)
-            cloner = build_cloner(blocks, size, private_generator(self._seed))
-        if not any(p.requires_grad for p in cloner.parameters()):
-            raise ValueError("cloner must have a parameter that requires a gradient.")
+        generator = private_generator(self._seed)
+        cloner = make_cloner(self.cloner, source.stages, size, target, generator)
         cloner = to_device(cloner, self.device_)
         with torch.no_grad():
             untrained = copy.deepcopy(cloner).train()(first.images)
@@ -376,7 +362,7 @@ class MKDDetector(BaseDistillationDetector):
         return total_discrepancy(value, direction, self.value_weight, self.direction_weight_)
 
     def _judge(
-        self, batch: Batch, scores: bool, maps: bool, method: str | None
+        self, batch: Batch, scores: bool, maps: bool, method: str | None, inside: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None]:
         method = (method or self.localization) if maps else None
         images, target = batch
@@ -388,7 +374,8 @@ class MKDDetector(BaseDistillationDetector):
         if by_maximum or method == "discrepancy":
             output, size = self._cloner_output(batch), self._prepare.size
             discrepancy = discrepancy_map(target, output, self.score_layers_, size, *weights)
-            anomaly = blurred_maximum(discrepancy, self.smoothing_sigma) if by_maximum else None
+            if by_maximum:
+                anomaly = blurred_maximum(discrepancy, self.smoothing_sigma, inside)
             raw = discrepancy if method == "discrepancy" else None
         if scores and not by_maximum:
             anomaly = self._loss(target, self._cloner_output(batch))

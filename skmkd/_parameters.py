@@ -17,6 +17,8 @@ from sklearn.utils._param_validation import (
 )
 from torch import nn
 
+from skmkd._images.sizes import height_and_width
+from skmkd._images.tiles import Tiling
 from skmkd._maps.attribution import METHODS, OPTIONS, USED
 from skmkd._runtime import PRECISIONS
 
@@ -30,7 +32,16 @@ SHARED: dict[str, list[Any]] = {
         tuple,
     ],
     "normalization": [StrOptions({"source"}), None],
-    "image_size": [Interval(Integral, 1, None, closed="left"), tuple, list],
+    "image_size": [
+        StrOptions({"auto"}),
+        Interval(Integral, 1, None, closed="left"),
+        tuple,
+        list,
+    ],
+    "tile_size": [Interval(Integral, 1, None, closed="left"), tuple, list, None],
+    "tile_overlap": [Interval(Real, 0, 0.5, closed="both")],
+    "max_tiles": [Interval(Integral, 2, None, closed="left")],
+    "roi": ["array-like", str, os.PathLike, None],
     "image_shape": [tuple, list, None],
     "pixel_range": [StrOptions({"auto"}), tuple, list],
     "augmentation": [StrOptions({"mild"}), None],
@@ -97,14 +108,12 @@ LOCALIZATION: dict[str, list[Any]] = {
 }
 
 
-def resized_shape(image_size: int | Sequence[int]) -> tuple[int, int]:
-    """Return height and width for a side or (height, width), in pixels."""
-    size = tuple(image_size) if isinstance(image_size, Sequence) else (image_size, image_size)
-    if len(size) != 2 or not all(isinstance(s, (int, np.integer)) and s > 0 for s in size):
-        raise ValueError(
-            f"image_size must be a side or (height, width) in pixels; got {image_size!r}."
-        )
-    return int(size[0]), int(size[1])
+def tiling(detector: Any) -> Tiling:
+    """Return how a detector's parameters cut images into tiles."""
+    if detector.tile_size is None:
+        return Tiling()
+    size = height_and_width(detector.tile_size, "tile_size")
+    return Tiling(size, float(detector.tile_overlap))
 
 
 def check_pixel_range(pixel_range: Any) -> None:
@@ -147,9 +156,12 @@ def check_common(detector: Any) -> None:
     Raises
     ------
     ValueError
-        If `image_size` has no meaning, `opening_size` is even, or `tol` would cut a cycle short.
+        If `image_size` or `tile_size` has no meaning, `opening_size` is even, or `tol` would cut
+        a cycle short.
     """
-    resized_shape(detector.image_size)
+    if detector.image_size != "auto":
+        height_and_width(detector.image_size, "image_size")
+    tiling(detector)
     check_pixel_range(detector.pixel_range)
     if detector.opening_size % 2 == 0:
         raise ValueError(f"opening_size must be odd; got {detector.opening_size}.")
@@ -203,9 +215,11 @@ def check_memkd(detector: Any, method: str | None = None) -> None:
     Raises
     ------
     ValueError
-        If `betas` are out of range, or as in `check_common`.
+        If `betas` are out of range, a method is given, or as in `check_common`.
     """
     check_common(detector)
+    if method is not None:
+        raise ValueError(f"method must be None for MemKDDetector; got {method!r}.")
     betas = detector.betas
     if len(betas) != 2 or not all(
         isinstance(beta, (int, float)) and 0 <= beta < 1 for beta in betas

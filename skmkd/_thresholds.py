@@ -16,6 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 from skmkd._features.batches import Dataset
 from skmkd._images.images import Images
 from skmkd._images.inputs import ImagesLike
+from skmkd._images.roi import RoiLike
 from skmkd._maps.finishing import Maps
 from skmkd._training import divergence
 
@@ -74,7 +75,7 @@ class ThresholdMixin(BaseEstimator, ABC):
     def _settings(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return all that scores and maps depend on and that can change after `fit`."""
 
-    def _set_training_thresholds(self, dataset: Dataset, images: Images) -> None:
+    def _set_training_thresholds(self, images: Images, dataset: Dataset | None) -> None:
         """Set the thresholds that the allowed share of training images exceeds."""
         scores = [o.score for o in self._outputs(images, maps=False, dataset=dataset)]
         if not np.isfinite(scores).all():
@@ -94,7 +95,7 @@ class ThresholdMixin(BaseEstimator, ABC):
         settings = dict(zip(("offset_", "map_offset_"), self._settings(), strict=True))
         self._thresholds_hold_for = copy.deepcopy(settings)
 
-    def calibrate(self, X: ImagesLike, *, fpr: float = 0.05) -> Self:
+    def calibrate(self, X: ImagesLike, *, fpr: float = 0.05, roi: RoiLike = None) -> Self:
         """Set both thresholds from normal images that were held out of `fit`.
 
         The cloner fits its training images better than new ones, so the thresholds of `fit` raise
@@ -109,6 +110,8 @@ class ThresholdMixin(BaseEstimator, ABC):
             At least ``1 / fpr - 1`` normal images, as in `score_samples`.
         fpr : float in (0, 1), default=0.05
             False-positive rate, as a share of normal images.
+        roi : region or list of n regions, default=None
+            As in `score_samples`.
 
         Returns
         -------
@@ -123,7 +126,7 @@ class ThresholdMixin(BaseEstimator, ABC):
         ValueError
             If `fpr` is out of range, or X is not as described or too small for it.
         """
-        images = self._check_images(X)
+        images = self._check_images(X, roi=roi)
         if self.on_error == "skip":
             images = images.usable()
         check_fpr(fpr, len(images))
@@ -132,13 +135,15 @@ class ThresholdMixin(BaseEstimator, ABC):
         self._set_offsets(-conformal_threshold(-scores, fpr), conformal_threshold(maxima, fpr))
         return self
 
-    def decision_function(self, X: ImagesLike) -> np.ndarray:
+    def decision_function(self, X: ImagesLike, *, roi: RoiLike = None) -> np.ndarray:
         """Compute the signed distance of each score to the threshold.
 
         Parameters
         ----------
         X : array-like, list of array-like, or list of paths
             Images as in `score_samples`.
+        roi : region or list of n regions, default=None
+            As in `score_samples`.
 
         Returns
         -------
@@ -154,30 +159,34 @@ class ThresholdMixin(BaseEstimator, ABC):
             ``offset_`` was set.
         """
         threshold = self._threshold("offset_")
-        return self.score_samples(X) - threshold
+        return self.score_samples(X, roi=roi) - threshold
 
-    def predict(self, X: ImagesLike) -> np.ndarray:
+    def predict(self, X: ImagesLike, *, roi: RoiLike = None) -> np.ndarray:
         """Classify images as normal or anomalous.
 
         Parameters
         ----------
         X : array-like, list of array-like, or list of paths
             Images as in `score_samples`.
+        roi : region or list of n regions, default=None
+            As in `score_samples`.
 
         Returns
         -------
         labels : ndarray of shape (n,), int
             +1 for normal images, -1 for anomalies and for images without a score.
         """
-        return np.where(self.decision_function(X) >= 0, 1, -1)  # NaN is not normal
+        return np.where(self.decision_function(X, roi=roi) >= 0, 1, -1)  # NaN is not normal
 
-    def predict_mask(self, X: ImagesLike) -> Maps:
+    def predict_mask(self, X: ImagesLike, *, roi: RoiLike = None) -> Maps:
         """Mark the anomalous pixels of each image.
 
         Parameters
         ----------
         X : array-like, list of array-like, or list of paths
             Images as in `score_samples`.
+        roi : region or list of n regions, default=None
+            As in `score_samples`.
 
         Returns
         -------
@@ -194,7 +203,7 @@ class ThresholdMixin(BaseEstimator, ABC):
             ``map_offset_`` was set.
         """
         threshold = self._threshold("map_offset_")
-        maps = self.localize(X)
+        maps = self.localize(X, roi=roi)
         if isinstance(maps, list):
             return [~(single <= threshold) for single in maps]
         return ~(maps <= threshold)

@@ -37,9 +37,9 @@ def test_plain_loop_scores_and_localizes_as_skmkd_does(monkeypatch):
     loop.cloner.load_state_dict(dict(zip(names, fitted, strict=True)))
     prepared = detector._prepare(list(images[..., None])).contiguous()
     assert_allclose(-loop.score(prepared), detector.score_samples(images), rtol=1e-5)
-    dataset = detector._dataset(detector._check_images(images))
+    dataset = detector._dataset(detector._tiles(detector._check_images(images)))
     (batch,) = dataset.batches([range(len(images))])
-    _, expected = detector._judge(batch, scores=False, maps=True, method=None)
+    _, expected = detector._judge(batch, scores=False, maps=True, method=None, inside=None)
     for parameters in (False, True):
         got = loop.gradients(prepared, parameters)
         assert_allclose(got, expected, rtol=1e-3, atol=1e-6)
@@ -65,6 +65,10 @@ SCRIPTS = {
     "path": ("", {"functions", "changes"}),
     "scaling": ("--numbers --sides 32 64", {"fit s"}),
     "score": ("--runs 1 --images 4 --side 32", {"ratio", "source of peak", "whole of peak"}),
+    "small_defects": (
+        "--case strips --only 32x512 --images 2 --epochs 1 --held-out 20",
+        {"AUROC", "fit s", "s an image", "peak MB"},
+    ),
     "step": ("--runs 1 --sides 32", {"step / floor"}),
 }
 
@@ -127,6 +131,20 @@ def test_functions_of_other_threads_are_counted_once(monkeypatch):
         thread.join()
 
     assert path.first_calls(work) == [("made.py", "outer"), ("made.py", "inner")]
+
+
+def test_peaks_of_maps_are_counted_on_small_defects_and_beside_them(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
+    from benchmarks import small_defects
+
+    case = small_defects.strips(0)
+    assert case.y.tolist() == [1] * 24 + [-1] * 24
+    for image, mask, y in zip(case.test, case.masks, case.y, strict=True):
+        assert mask.sum() == (0 if y == 1 else 12 * 12)
+        assert (image[mask] == 25).all()
+        if y == -1:
+            assert small_defects.peak_is_near(mask, mask)
+            assert not small_defects.peak_is_near(np.roll(mask, (0, 1000), (0, 1)), mask)
 
 
 def worktrees():

@@ -7,6 +7,7 @@ import pytest
 from sklearn.utils._param_validation import validate_parameter_constraints
 
 from skmkd import MemKDDetector, MKDDetector
+from skmkd._images.tiles import Tiling
 from skmkd._maps.attribution import METHODS, OPTIONS
 from skmkd._parameters import (
     LOCALIZATION,
@@ -14,8 +15,8 @@ from skmkd._parameters import (
     MKD,
     check_memkd,
     check_mkd,
-    resized_shape,
     score_layers,
+    tiling,
 )
 
 # Each parameter alone
@@ -97,16 +98,13 @@ def test_limits_of_a_parameter(constraints, name, good, bad):
         assert str(raised.value).endswith(f"Got {value!r} instead.")
 
 
-@pytest.mark.parametrize("image_size", [(8, 8, 8), (8,), (0, 8), (8.5, 8), ()])
-def test_bad_image_size(image_size):
-    with pytest.raises(ValueError, match="image_size must be a side or .* got"):
-        resized_shape(image_size)
-
-
-def test_image_size_of_either_kind():
-    assert resized_shape(32) == (32, 32)
-    assert resized_shape([16, np.int64(24)]) == (16, 24)
-    assert {type(side) for side in resized_shape([16, np.int64(24)])} == {int}
+def test_tiling_of_either_kind():
+    parameters = SimpleNamespace(tile_size=None, tile_overlap=0.25)
+    assert tiling(parameters) == Tiling(None, 0.0)
+    parameters.tile_size = 32
+    assert tiling(parameters) == Tiling((32, 32), 0.25)
+    parameters.tile_size = [16, 24]
+    assert tiling(parameters) == Tiling((16, 24), 0.25)
 
 
 # Layers of scores

@@ -51,7 +51,7 @@ class Baseline(BaseEstimator):
     def _features(self, X: Any) -> Iterator[dict[str, Tensor]]:
         detector = self._detector
         self._images = detector._check_images(X)
-        dataset = detector._dataset(self._images)
+        dataset = detector._dataset(detector._tiles(self._images))
         batches = consecutive(range(len(self._images)), dataset.batch_size)
         for batch in dataset.batches(batches):
             yield {name: activations.float() for name, activations in batch.target.items()}

@@ -69,7 +69,7 @@ class MapScores(BaseEstimator):
         """Return a map of directions (n, h, w) for each critical layer."""
         detector = self._detector
         images = detector._check_images(X)
-        dataset = detector._dataset(images)
+        dataset = detector._dataset(detector._tiles(images))
         batches = consecutive(range(len(images)), dataset.batch_size)
         found = []
         with torch.no_grad():

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skmkd._images.images import Images
 from skmkd._images.preparation import Preprocessing
+from skmkd._images.tiles import Tiles
 from skmkd._maps.discrepancy import Features
 from skmkd._networks.precision import run_in_batches
 from skmkd._runtime import CPU, gpu_memory, plain_arithmetic
@@ -47,7 +47,12 @@ class Batch(NamedTuple):
 
 
 class Dataset(Protocol):
-    """Images by their indices, as often as needed."""
+    """Tiles of images by their indices, as often as needed."""
+
+    @property
+    def tiles(self) -> Tiles:
+        """What the indices stand for."""
+        ...
 
     @property
     def batch_size(self) -> int:
@@ -95,12 +100,12 @@ def consecutive(indices: Sequence[int], size: int) -> list[Sequence[int]]:
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """Read and prepare images, and compute their features.
+    """Read and prepare tiles of images, and compute their features.
 
     Parameters
     ----------
-    images : Images
-        Checked images, read when they are needed.
+    tiles : Tiles
+        Of checked images, read when they are needed.
     prepare : Preprocessing
         Images (H, W, C) to a tensor (n, 3, height, width).
     source : callable
@@ -111,7 +116,7 @@ class ImageDataset:
         Images that the source processes at once.
     """
 
-    images: Images
+    tiles: Tiles
     prepare: Preprocessing
     source: Callable[[Tensor], Features]
     device: torch.device
@@ -128,13 +133,13 @@ class ImageDataset:
                 while sum(len(parts) for _, parts in islice(ahead, 1, None)) < n_threads:
                     if (indices := next(batches, None)) is None:
                         break
-                    runs = self.images.runs(indices, RUN_PIXELS[self._prepared_on.type])
+                    runs = self.tiles.runs(indices, RUN_PIXELS[self._prepared_on.type])
                     ahead.append((indices, [pool.submit(self._read, run) for run in runs]))
                 if not ahead:
                     return
                 indices, parts = ahead.popleft()
                 images = torch.cat([part.result() for part in parts])
-                self.images.warn_of_unreadable(indices)
+                self.tiles.warn_of_unreadable(indices)
                 yield images.to(self.device, memory_format=torch.channels_last)
         finally:
             pool.shutdown(cancel_futures=True)
@@ -146,7 +151,7 @@ class ImageDataset:
 
     def _read(self, indices: Sequence[int]) -> Tensor:
         with plain_arithmetic(False, self.device):
-            images = [self.images.read(index) for index in indices]
+            images = [self.tiles.read(index) for index in indices]
             same = (list(group) for _, group in groupby(images, np.shape))
             return torch.cat([self.prepare(each, self._prepared_on) for each in same])
 

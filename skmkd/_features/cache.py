@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from skmkd._features.batches import Batch, Dataset, ImageDataset, consecutive, padded_size
+from skmkd._images.tiles import Tiles
 from skmkd._maps.discrepancy import Features
 from skmkd._runtime import CACHE_SHARE, CPU, gpu_memory, sent
 from skmkd._warnings import warn
@@ -43,6 +44,11 @@ class CachedDataset:
     rows: Rows
 
     batch_size: int
+
+    @property
+    def tiles(self) -> Tiles:
+        """What the indices stand for."""
+        return self.origin.tiles
 
     def tensors(self, batches: Iterable[Sequence[int]]) -> Iterator[Tensor]:
         """Yield the prepared images of each batch."""
@@ -73,7 +79,6 @@ class CachedDataset:
 @contextmanager
 def cached(
     dataset: ImageDataset,
-    n_images: int,
     budget: int,
     *,
     with_features: bool,
@@ -86,8 +91,6 @@ def cached(
     ----------
     dataset : ImageDataset
         Read once, in order.
-    n_images : int
-        Number of images.
     budget : int
         Bytes up to which the cache is in memory: on a GPU, if it takes a quarter of what is free
         there at most. A larger one is a temporary file, which is deleted when the context ends or
@@ -106,7 +109,7 @@ def cached(
     """
     with ExitStack() as files:
         try:
-            rows = _fill(dataset, n_images, budget, with_features, files, verbose)
+            rows = _fill(dataset, budget, with_features, files, verbose)
         except UnstorableError as error:
             with suppress(OSError):
                 files.close()  # frees the space of what was written
@@ -167,12 +170,12 @@ def _writing() -> Iterator[None]:
 
 def _fill(
     dataset: ImageDataset,
-    n_images: int,
     budget: int,
     with_features: bool,
     files: ExitStack,
     verbose: int,
 ) -> Rows:
+    n_images = len(dataset.tiles)
     indices = consecutive(range(n_images), dataset.batch_size)
     if with_features:
         batches = dataset.batches(indices)

@@ -25,6 +25,8 @@ from torch import Tensor
 from skmkd._files.migration import FORMAT
 from skmkd._images.pixel_range import PixelRange
 from skmkd._images.preparation import Preprocessing
+from skmkd._images.roi import Region
+from skmkd._images.tiles import Tiling
 from skmkd._networks.cloners import Block
 from skmkd._networks.layers import Stage
 from skmkd._networks.recall import MemoryPlan
@@ -138,7 +140,9 @@ def _plain(tensor: Tensor) -> Tensor:
 
 # Values that JSON does not know are objects whose only key is their kind: {"$tuple": [1, 2]}
 
-RECORDS = (Block, MemoryPlan, Origin, PixelRange, Preprocessing, Stage, Style)
+RECORDS = (
+    Block, MemoryPlan, Origin, PixelRange, Preprocessing, Region, Stage, Style, Tiling,
+)  # fmt: skip
 Kind = tuple[str, Callable[[Any], Any], Callable[[Any], Any]]  # name, to JSON and back
 
 
@@ -151,6 +155,24 @@ def _record(record: Any) -> Kind:
     )
 
 
+class Mask:
+    """Stands for arrays of booleans, which are stored as the lengths of runs of equal ones."""
+
+    @staticmethod
+    def encode(mask: np.ndarray) -> list[Any]:
+        """Return the shape, and the lengths of runs of False and True in turn."""
+        edges = np.flatnonzero(np.diff(mask.ravel(), prepend=False, append=False))
+        return [list(mask.shape), np.diff(edges, prepend=0, append=mask.size).tolist()]
+
+    @staticmethod
+    def decode(saved: list[Any]) -> np.ndarray:
+        """Return the mask."""
+        shape, runs = saved
+        if sum(runs) != math.prod(shape):
+            raise ValueError("a mask in it has another size than it says.")
+        return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(shape)
+
+
 KINDS: dict[type, Kind] = {
     float: ("$float", repr, float),  # nan and inf
     tuple: ("$tuple", list, tuple),
@@ -160,6 +182,7 @@ KINDS: dict[type, Kind] = {
         lambda array: [array.dtype.str, list(array.shape), array.ravel().tolist()],
         lambda saved: np.array(saved[2], dtype=saved[0]).reshape(saved[1]),
     ),
+    Mask: ("$mask", Mask.encode, Mask.decode),
     np.generic: (
         "$scalar",
         lambda scalar: [scalar.dtype.str, scalar.item()],
@@ -184,6 +207,7 @@ def _encode(value: Any, name: str) -> Any:
         return {key: _encode(item, f"{name}.{key}") for key, item in value.items()}
     kind = np.generic if isinstance(value, np.generic) else type(value)
     kind = PurePath if isinstance(value, PurePath) else kind
+    kind = Mask if kind is np.ndarray and value.dtype == bool else kind
     if kind not in KINDS or not _has_plain_numbers(value):
         raise ValueError(
             f"save can store numbers, text, paths, arrays, and lists, tuples and dicts of these; "

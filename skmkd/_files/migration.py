@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-FORMAT = 4  # raised whenever what a file holds, or its meaning, changes
+from skmkd._images.tiles import Tiling
+
+FORMAT = 5  # raised whenever what a file holds, or its meaning, changes
 
 
 def upgrade(values: dict[str, Any], version: int) -> dict[str, Any]:
     """Return the values of a file of any earlier format as the current one has them."""
-    for step in (_from_format_1, _from_format_2, _from_format_3)[version - 1 :]:
+    steps = (_from_format_1, _from_format_2, _from_format_3, _from_format_4)[version - 1 :]
+    for step in steps:
         values = step(values)
     return values
 
@@ -49,3 +52,11 @@ def _from_format_3(values: dict[str, Any]) -> dict[str, Any]:
     The extremes of the training images' pixels were not noted.
     """
     return {**values, "attributes": {**values["attributes"], "_seen_pixels": None}}
+
+
+def _from_format_4(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of a file of format 4 as format 5 has them.
+
+    Images were taken as a whole.
+    """
+    return {**values, "attributes": {**values["attributes"], "_tiling": Tiling(), "_roi": None}}

@@ -24,11 +24,14 @@ from skmkd._images.pixel_range import (
     learned_range,
     seen_in,
 )
+from skmkd._images.roi import as_regions
 from skmkd._warnings import warn
 
 
-def check_images(estimator: BaseEstimator, X: Any, *, reset: bool) -> Images:
+def check_images(estimator: BaseEstimator, X: Any, *, reset: bool, roi: Any = None) -> Images:
     """Check X, and learn from it (``reset=True``) or compare it with what was learned.
+
+    Of each image, only the region of interest is read, if there is one.
 
     Sets ``image_shape_``, ``pixel_range_`` and, where images have one size, ``n_features_in_``
     on the estimator when ``reset`` is true.
@@ -40,10 +43,12 @@ def check_images(estimator: BaseEstimator, X: Any, *, reset: bool) -> Images:
     ------
     ValueError
         If X is empty, ragged, not numeric, not finite, of another size, channel count or
-        pixel range than at fit, or holds a single image at fit.
+        pixel range than at fit, or holds a single image at fit; or if `roi` does not fit.
     """
     images = as_images(estimator, X, reset)
     skip = estimator.on_error == "skip"
+    if roi is not None:
+        images.look_at(as_regions(roi, len(images)), skip)
     if reset:
         _settle(images, tolerant=skip)
         images.pixel_range = _given_range(images, estimator.pixel_range)
@@ -67,6 +72,7 @@ def check_images(estimator: BaseEstimator, X: Any, *, reset: bool) -> Images:
     known = estimator.pixel_range_
     checked = Images(images.items, (height, width, fitted[2]), _blank(estimator) if skip else None)
     checked.kind, checked.pixel_range = known.kind, known
+    checked.regions = images.regions
     checked.seen = estimator._seen_pixels
     return checked
 

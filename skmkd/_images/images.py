@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
-from operator import itemgetter
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,6 +12,7 @@ from skmkd._images.channels import with_channels
 from skmkd._images.image_files import ImageFile, UnreadableImageError
 from skmkd._images.pictures import plain_pixels
 from skmkd._images.pixel_range import FIXED, LARGEST, PixelRange, clipped, kind_of, plausible
+from skmkd._images.roi import Region
 from skmkd._warnings import warn
 
 SEVERAL = 5  # images that show whether they are on the scale of those of fit
@@ -54,6 +53,8 @@ class Images:
         What new images are compared with.
     headers : dict of int to (int, str)
         Channels and kind of number of the items of a list that could be opened.
+    regions : list of n Region, or None
+        The part of each image that is read; None means all of it.
     seen : tuple of 3 floats or None
         What most pixels at fit are between, and the smallest such difference in an image.
     unreadable : set of int
@@ -66,6 +67,7 @@ class Images:
         self.kind: str | None = None
         self.pixel_range: PixelRange | None = None
         self.headers: dict[int, tuple[int, str]] = {}
+        self.regions: list[Region] | None = None
         self.seen: tuple[float, float, float] | None = None
         self.unreadable: set[int] = set()
         self._blank = blank
@@ -92,23 +94,47 @@ class Images:
         """Name an image in an error, by its path if it has one."""
         return named(self.items[index], index)
 
-    def sizes(self, indices: Iterable[int]) -> list[tuple[int, int]]:
+    def frames(self, indices: Iterable[int]) -> list[tuple[int, int]]:
         """Return height and width of the images at the indices, without reading pixels."""
         height, width, _ = self.shape
         if height is not None and width is not None:
             return [(height, width) for _ in indices]
         return [np.shape(self.items[i])[:2] for i in indices]
 
-    def runs(self, indices: Sequence[int], n_pixels: int) -> list[list[int]]:
-        """Split indices into runs of neighbours of one size, of at most so many pixels in all."""
-        runs = []
-        for (height, width), group in groupby(
-            zip(self.sizes(indices), indices, strict=True), key=itemgetter(0)
-        ):
-            same = [index for _, index in group]
-            step = max(1, n_pixels // (height * width))
-            runs += [same[start : start + step] for start in range(0, len(same), step)]
-        return runs
+    def sizes(self, indices: Iterable[int]) -> list[tuple[int, int]]:
+        """Return height and width of what is read of the images at the indices."""
+        if self.regions is None:
+            return self.frames(indices)
+        return [
+            (1, 1) if isinstance(self.items[i], Broken) else self.regions[i].size for i in indices
+        ]
+
+    def mask(self, index: int) -> np.ndarray | None:
+        """Return what counts of the pixels that are read of an image; None for all."""
+        if self.regions is None or isinstance(self.items[index], Broken):
+            return None
+        return self.regions[index].mask
+
+    def look_at(self, regions: list[Region], skip: bool) -> None:
+        """Read of each image its region only.
+
+        Raises
+        ------
+        ValueError
+            If a region is not one of images of that size; with `skip`, an image of a list becomes
+            one that cannot be read.
+        """
+        for i, frame in enumerate(self.frames(range(len(self)))):
+            if isinstance(self.items[i], Broken):
+                continue
+            try:
+                regions[i].check(frame)
+            except ValueError as error:
+                unfit = UnreadableImageError(f"{self.name(i)} {error}")
+                if self.of_one_size or not skip:
+                    raise unfit from None
+                self.items[i] = Broken(unfit)
+        self.regions = regions
 
     def read(self, index: int) -> np.ndarray:
         """Return an image of shape (H, W, C), or the blank if it cannot be read."""
@@ -140,6 +166,9 @@ class Images:
         try:
             if self.kind is not None and kind != self.kind:
                 raise ValueError(self._kind_expected(kind))
+            if self.regions is not None:
+                self.regions[index].check(image.shape)  # some headers do not tell
+                image = self.regions[index].cut(image)
             image = with_channels(image, self.shape[2])
             if kind not in FIXED:
                 image = self._checked(image)
@@ -192,6 +221,7 @@ class Images:
             raise ValueError(f"X must hold images that can be read; got {len(self)}, and none can.")
         images = Images([self.items[i] for i in kept], self.shape)
         images.kind, images.pixel_range = self.kind, self.pixel_range
+        images.regions = self.regions and [self.regions[i] for i in kept]
         images.seen = self.seen
         return images
 

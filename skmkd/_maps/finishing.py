@@ -59,9 +59,31 @@ def _gaussian(side: int, sigma: float, device: torch.device) -> Tensor:
     return torch.from_numpy(matrix).float().to(device)
 
 
-def blurred_maximum(maps: Tensor, sigma: float) -> Tensor:  # (n, H, W) -> (n,)
-    """Return the maximum of each blurred map, as an anomaly score of the image."""
-    return blur(maps, sigma).amax((1, 2))
+def blurred_maximum(
+    maps: Tensor, sigma: float, inside: Tensor | None = None
+) -> Tensor:  # (n, H, W) -> (n,)
+    """Return the maximum of each blurred map, or of what is inside, as an anomaly score."""
+    blurred = blur(maps, sigma)
+    if inside is not None:
+        blurred = blurred.masked_fill(~inside, -torch.inf)
+    return blurred.amax((1, 2))
+
+
+def resized_masks(
+    masks: Sequence[np.ndarray | None], size: tuple[int, int], device: torch.device
+) -> Tensor | None:
+    """Return where resized images hold something of their masks: (n, H, W), bool.
+
+    None, for an image or for all of them, means everywhere.
+    """
+    if all(mask is None for mask in masks):
+        return None
+    inside = torch.ones(len(masks), *size, dtype=torch.bool)
+    for row, mask in zip(inside, masks, strict=True):
+        if mask is not None:
+            floats = torch.from_numpy(mask.astype(np.float32))
+            row.copy_(F.adaptive_max_pool2d(floats[None], size)[0] > 0)
+    return inside.to(device)
 
 
 def grey_opening(maps: Tensor, size: int) -> Tensor:  # (n, H, W)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
@@ -89,6 +90,30 @@ def build_cloner(
             nn.init.xavier_uniform_(module.weight, generator=generator)
         elif isinstance(module, nn.BatchNorm2d):
             module.reset_parameters()
+    return cloner
+
+
+def make_cloner(
+    kind: str | nn.Module,
+    stages: Sequence[Stage],
+    size: tuple[int, int],
+    target: Features,
+    generator: torch.Generator,
+) -> nn.Module:
+    """Copy the cloner of a user, or build one that gives activations like the target's.
+
+    Raises
+    ------
+    ValueError
+        If it has nothing to learn.
+    """
+    if isinstance(kind, nn.Module):
+        cloner = copy.deepcopy(kind)
+    else:
+        signed = {layer for layer, activations in target.items() if activations.min() < 0}
+        cloner = build_cloner(cloner_blocks(stages, size, kind, signed), size, generator)
+    if not any(p.requires_grad for p in cloner.parameters()):
+        raise ValueError("cloner must have a parameter that requires a gradient.")
     return cloner
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -22,6 +22,26 @@ class MemoryPlan(NamedTuple):
     def output_channels(self, level: int, channels: int) -> int:
         """Return the number of channels after `MemoryCloner.append_recall`."""
         return channels * (2 if level in self.levels else 1)
+
+
+def chosen_levels(given: str | Sequence[int], n_levels: int, paradigm: str) -> tuple[int, ...]:
+    """Return the levels that have a memory, of those that can: all, if it is "auto".
+
+    Raises
+    ------
+    ValueError
+        If a level is given that cannot.
+    """
+    possible = tuple(range(1, n_levels + 1))
+    if given == "auto":
+        return possible
+    chosen = tuple(level for level in possible if level in given)
+    if len(chosen) < len(given):
+        raise ValueError(
+            f"memory_levels must be among {list(possible)}, each once, with "
+            f"paradigm={paradigm!r} and these critical layers; got {given}."
+        )
+    return chosen
 
 
 def attention(features: Tensor, items: Tensor, temperature: float) -> Tensor:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from skmkd._images.image_files import ImageFile
+from skmkd._images.roi import read_mask
 from skmkd._warnings import warn
 
-JPEG = (".jpg", ".jpeg")
 ASPECT = 0.02  # by which that of a mask may differ from its image's, as by rounding
 
 
@@ -74,17 +74,3 @@ def of_size(mask: np.ndarray, size: tuple[int, ...], file: Path, image: Path) ->
 def nothing_anomalous(image: Path) -> np.ndarray:
     """Return an all-False mask of the image's size, without decoding its pixels."""
     return np.zeros(ImageFile(image).shape[:2], dtype=bool)
-
-
-def read_mask(file: Path) -> np.ndarray:
-    """Return a mask (H, W), bool: True where the file's pixels are not 0, black or transparent.
-
-    JPEG turns black to dark grey near edges: there, a pixel is True if a channel is above 127.
-    """
-    pixels = np.asarray(ImageFile(file))
-    lossy = Path(file).suffix.lower() in JPEG
-    marked = np.greater(pixels, 127) if lossy else np.not_equal(pixels, 0)
-    if marked.ndim == 2:
-        return marked
-    anything = np.logical_or.reduce(marked[..., :3], axis=2)
-    return anything & marked[..., 3] if marked.shape[2] == 4 else anything

@@ -21,6 +21,7 @@ from skmkd._features.batches import (
 )
 from skmkd._images.checks import Images, PixelRange, check_images
 from skmkd._images.preparation import Preprocessing
+from skmkd._images.tiles import Tiles, Tiling
 from skmkd._networks.layers import REDUCTIONS
 from skmkd._networks.sources import IDENTITY, build_source
 
@@ -34,7 +35,8 @@ def built(source, layers=2, precision="float32"):
 
 def dataset(images, source=None, size=4):
     prepare = Preprocessing((8, 8), PixelRange(0.0, 1.0, "float"), *IDENTITY)
-    return ImageDataset(images, prepare, source or built(TinySource()), CPU, size)
+    tiles = Tiles.cut(images, Tiling())
+    return ImageDataset(tiles, prepare, source or built(TinySource()), CPU, size)
 
 
 @pytest.fixture
@@ -288,7 +290,7 @@ def test_unreadable_files_are_warned_of_before_their_batch(tmp_path, images):
     paths[0].write_bytes(paths[0].read_bytes()[:100])
     detector = tiny_detector(on_error="skip").fit(images)
     found = check_images(detector, paths, reset=False)
-    tensors = detector._dataset(found).tensors([[0, 1], [2, 3]])
+    tensors = detector._dataset(detector._tiles(found)).tensors([[0, 1], [2, 3]])
     with pytest.warns(UserWarning, match=r"0.png.*It is skipped"):
         next(tensors)
     assert len(next(tensors)) == 2

@@ -26,6 +26,7 @@ class Reader:
     """Images of one constant each, and layers computed from them; notes what is read."""
 
     device = torch.device("cpu")
+    tiles = range(N)
 
     def __init__(self, dtype=torch.float32, batch_size=3):
         self.read, self.computed, self.dtype = [], 0, dtype
@@ -48,7 +49,7 @@ class Reader:
 
 
 def caching(reader, budget, *, with_features=True, required=True):
-    return cached(reader, N, budget=budget, with_features=with_features, required=required)
+    return cached(reader, budget, with_features=with_features, required=required)
 
 
 def bytes_needed(dtype=torch.float32):
@@ -305,9 +306,9 @@ def test_each_file_is_decoded_once_per_fit(paths, images, decoded, passes, chang
 def test_memory_that_a_cache_may_take(monkeypatch, paths, cache, budget):
     budgets = []
 
-    def noted(dataset, n_images, budget, **options):
+    def noted(dataset, budget, **options):
         budgets.append(budget)
-        return cached(dataset, n_images, 10**6, **options)
+        return cached(dataset, 10**6, **options)
 
     monkeypatch.setattr(_base, "available_memory", lambda: 1000)
     monkeypatch.setattr(_base, "cached", noted)

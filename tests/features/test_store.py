@@ -19,6 +19,7 @@ from skmkd._features.batches import ImageDataset
 from skmkd._features.store import FeatureStore, layer_keys
 from skmkd._images.checks import Images, PixelRange
 from skmkd._images.preparation import Preprocessing
+from skmkd._images.tiles import Tiles, Tiling
 from skmkd._networks.layers import REDUCTIONS
 from skmkd._networks.sources import IDENTITY, build_source
 
@@ -67,7 +68,8 @@ def test_orders_batches_subsets_folds_and_single_images_share_entries(tmp_path):
     def read(indices, size, batches):
         """Compare features of some images of X, in batches, with the source's."""
         store = FeatureStore(tmp_path, source, "x")
-        data = ImageDataset(Images(X[indices], (8, 8, 3)), prepare, store, CPU, size)
+        tiles = Tiles.cut(Images(X[indices], (8, 8, 3)), Tiling())
+        data = ImageDataset(tiles, prepare, store, CPU, size)
         for batch in data.batches(batches, padded=True):
             for layer, activations in source.source(batch.images).items():
                 torch.testing.assert_close(batch.target[layer], activations, rtol=1e-5, atol=1e-5)

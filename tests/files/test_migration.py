@@ -3,7 +3,9 @@ from __future__ import annotations
 import copy
 
 from skmkd._files.migration import FORMAT, upgrade
+from skmkd._images.tiles import Tiling
 
+WHOLE = {"_tiling": Tiling(None, 0.0), "_roi": None}
 SETTINGS = {
     "offset_": {"image_score": "loss", "value_weight": 1.0},
     "map_offset_": {"localization": "gradient"},
@@ -16,7 +18,7 @@ def values_of(detector, **attributes):
 
 def of_today(detector, **attributes):
     """Return values as a file of a format up to 2 has them after its upgrade."""
-    known = {"_cloner_precision": "float32", "_seen_pixels": None}
+    known = {"_cloner_precision": "float32", "_seen_pixels": None, **WHOLE}
     values = values_of(detector, **attributes, **known)
     return {**values, "parameters": {"schedule": "constant"}}
 
@@ -60,4 +62,9 @@ def test_cloners_up_to_format_2_are_in_float32_and_were_trained_at_a_constant_ra
 def test_extremes_were_not_noted_up_to_format_3():
     old = values_of("MKDDetector", _cloner_precision="bfloat16")
     new = values_of("MKDDetector", _cloner_precision="bfloat16", _seen_pixels=None)
-    assert upgrade(old, 3) == new
+    assert upgrade(old, 3) == {**new, "attributes": new["attributes"] | WHOLE}
+
+
+def test_images_were_whole_up_to_format_4():
+    old = values_of("MKDDetector", precision_="float32")
+    assert upgrade(old, 4) == values_of("MKDDetector", precision_="float32", **WHOLE)

@@ -8,7 +8,6 @@ from sklearn.base import BaseEstimator
 
 from skmkd._images.checks import check_images
 from skmkd._images.image_files import UnreadableImageError
-from skmkd._images.images import Images
 
 
 class Estimator(BaseEstimator):
@@ -69,14 +68,3 @@ def test_nothing_is_left_if_no_file_can_be_read(tmp_path):
         pytest.raises(ValueError, match="got 2, and none can"),
     ):
         check_images(Estimator(on_error="skip"), [tmp_path / name for name in "ab"], reset=True)
-
-
-def test_runs_are_neighbours_of_one_size_of_limited_area():
-    large, small = np.zeros((600, 600), np.uint8), np.zeros((30, 40), np.uint8)
-    images = Images([large] * 3 + [small] * 400 + [large], (None, None, 1))
-    order = [*range(404)][::-1]
-    runs = images.runs(order, 2**18)
-    assert [index for run in runs for index in run] == order
-    assert [len(run) for run in runs] == [1, 218, 182, 1, 1, 1]
-    assert images.runs([5, 6, 7, 0, 5], 2 * 30 * 40) == [[5, 6], [7], [0], [5]]
-    assert images.runs([], 1) == []

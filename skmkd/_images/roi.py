@@ -1,0 +1,161 @@
+"""Regions of interest: the part of an image that is learned from, scored and drawn."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from skmkd._images.image_files import ImageFile
+
+JPEG = (".jpg", ".jpeg")
+Box = tuple[int, int, int, int]  # top, left, bottom, right, in pixels; half-open
+RoiLike = ArrayLike | Sequence[int] | str | os.PathLike[str] | Sequence[Any] | None
+WANTED = "a rectangle (top, left, bottom, right), a mask (H, W) or the path of one"
+
+
+@dataclass(frozen=True)
+class Region:
+    """A rectangle of an image, and a mask of what counts within it.
+
+    Parameters
+    ----------
+    box : tuple (top, left, bottom, right)
+        The rectangle in pixels, half-open.
+    mask : ndarray of shape (bottom - top, right - left), bool, or None
+        True = inside. None means all of the rectangle.
+    frame : tuple (H, W) or None
+        Size that the image must have; None for any that holds the rectangle.
+    """
+
+    box: Box
+    mask: np.ndarray | None = None
+    frame: tuple[int, int] | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the rectangle."""
+        top, left, bottom, right = self.box
+        return bottom - top, right - left
+
+    def check(self, frame: Sequence[int]) -> None:
+        """Check that the region is one of images of a size (H, W).
+
+        Raises
+        ------
+        ValueError
+            If it is not.
+        """
+        height, width = frame[:2]
+        if self.frame is not None and self.frame != (height, width):
+            raise ValueError(
+                f"must have the size of the mask roi, {self.frame}; got {(height, width)}."
+            )
+        if self.box[2] > height or self.box[3] > width:
+            raise ValueError(f"must hold the rectangle roi={self.box}; got {(height, width)}.")
+
+    def cut(self, image: np.ndarray) -> np.ndarray:  # (H, W, C) -> (h, w, C)
+        """Return the rectangle of an image; pixels outside the mask have the mean of those inside.
+
+        What is outside has no influence, and its border is as weak as one colour makes it.
+        """
+        top, left, bottom, right = self.box
+        image = image[top:bottom, left:right]
+        if self.mask is None:
+            return image
+        mean = image.mean(axis=(0, 1), where=self.mask[..., None], dtype=np.float64)
+        mean = mean.round() if image.dtype.kind in "biu" else mean
+        return np.where(self.mask[..., None], image, mean.astype(image.dtype))
+
+    def placed(self, map_: np.ndarray, frame: tuple[int, int]) -> np.ndarray:  # (h, w) -> (H, W)
+        """Return the map of a whole image, 0 outside the region, from that of the rectangle."""
+        top, left, bottom, right = self.box
+        whole = np.zeros(frame, dtype=map_.dtype)
+        whole[top:bottom, left:right] = map_ if self.mask is None else map_ * self.mask
+        return whole
+
+
+def as_region(roi: Any, name: str = "roi") -> Region:
+    """Return the region that a rectangle, a mask or the path of a mask describes, or a region.
+
+    Raises
+    ------
+    ValueError
+        If it describes none, or an empty one.
+    """
+    if isinstance(roi, Region):
+        return roi
+    if isinstance(roi, (str, os.PathLike)):
+        return _of_mask(read_mask(Path(roi)), name)
+    try:
+        array = np.asarray(roi)
+    except ValueError:
+        raise ValueError(f"{name} must be {WANTED}; got ragged sequences.") from None
+    if array.ndim == 2 and array.dtype.kind in "biuf":
+        return _of_mask(array != 0, name)
+    if array.shape != (4,) or array.dtype.kind not in "iu":
+        raise ValueError(f"{name} must be {WANTED}; got {_shortened(roi)}.")
+    top, left, bottom, right = array.tolist()
+    if not (0 <= top < bottom and 0 <= left < right):
+        raise ValueError(
+            f"{name} must be (top, left, bottom, right) with 0 <= top < bottom and "
+            f"0 <= left < right; got {(top, left, bottom, right)}."
+        )
+    return Region((top, left, bottom, right))
+
+
+def _of_mask(mask: np.ndarray, name: str) -> Region:
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    if not len(rows):
+        raise ValueError(f"{name} must hold pixels that are not 0; got a mask without any.")
+    top, bottom, left, right = (
+        int(side) for side in (rows[0], rows[-1] + 1, columns[0], columns[-1] + 1)
+    )
+    inside = mask[top:bottom, left:right]
+    return Region((top, left, bottom, right), None if inside.all() else inside.copy(), mask.shape)
+
+
+def _shortened(roi: Any) -> str:
+    text = repr(roi)
+    return text if len(text) <= 60 else f"{type(roi).__name__} of shape {np.shape(roi)}"
+
+
+def as_regions(roi: Any, n: int) -> list[Region]:
+    """Return the region of each of n images: one for all, or a list of one each.
+
+    Raises
+    ------
+    ValueError
+        If there are not as many as images, or as in `as_region`.
+    """
+    if not _is_one_each(roi):
+        return [as_region(roi)] * n
+    if len(roi) != n:
+        raise ValueError(f"roi must be one region, or one for each of {n} images; got {len(roi)}.")
+    return [as_region(each, f"roi[{i}]") for i, each in enumerate(roi)]
+
+
+def _is_one_each(roi: Any) -> bool:
+    if isinstance(roi, (list, tuple)):
+        return not all(isinstance(side, Integral) for side in roi)
+    return isinstance(roi, np.ndarray) and (roi.ndim == 3 or roi.dtype == object)
+
+
+def read_mask(file: Path) -> np.ndarray:
+    """Return a mask (H, W), bool: True where the file's pixels are not 0, black or transparent.
+
+    JPEG turns black to dark grey near edges: there, a pixel is True if a channel is above 127.
+    """
+    pixels = np.asarray(ImageFile(file))
+    lossy = file.suffix.lower() in JPEG
+    marked = np.greater(pixels, 127) if lossy else np.not_equal(pixels, 0)
+    if marked.ndim == 2:
+        return marked
+    anything = np.logical_or.reduce(marked[..., :3], axis=2)
+    return anything & marked[..., 3] if marked.shape[2] == 4 else anything

@@ -1,0 +1,55 @@
+"""The size at which networks see images, or tiles of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from skmkd._images.tiles import Grid, Size, Tiling
+from skmkd._warnings import warn
+
+SIDE = 128  # of an image, if nothing else is said
+TILE_SIDE = 256  # of a tile, at most
+FACTOR = 4.0  # by which images are shrunk at most without a warning
+SEEN = 4  # pixels of the resized image that a defect must have to be seen
+
+
+def height_and_width(value: Any, name: str) -> Size:
+    """Return height and width for a side or (height, width), in pixels.
+
+    Raises
+    ------
+    ValueError
+        If it is neither.
+    """
+    sides = tuple(value) if isinstance(value, Sequence) else (value, value)
+    if len(sides) != 2 or not all(isinstance(s, (int, np.integer)) and s > 0 for s in sides):
+        raise ValueError(f"{name} must be a side or (height, width) in pixels; got {value!r}.")
+    return int(sides[0]), int(sides[1])
+
+
+def network_size(image_size: Any, tiling: Tiling, grids: Sequence[Grid]) -> Size:
+    """Return the size that images, or tiles, are resized to.
+
+    If it is "auto", tiles keep their size, up to 256 pixels a side, and images are shrunk to 128 x
+    128 pixels. A warning tells if that is less than a quarter of what they have.
+    """
+    if image_size != "auto":
+        return height_and_width(image_size, "image_size")
+    size = (SIDE, SIDE)
+    if tiling.size is not None:
+        scale = min(1.0, TILE_SIDE / max(tiling.size))
+        size = round(tiling.size[0] * scale), round(tiling.size[1] * scale)
+    shrunk = median(max(cut.tile[0] / size[0], cut.tile[1] / size[1]) for cut in grids)
+    if shrunk > FACTOR:
+        height, width = grids[0].tile
+        warn(
+            f"{'Images' if tiling.size is None else 'Tiles'} of up to {height} x {width} pixels "
+            f"are shrunk to {size[0]} x {size[1]}, so that defects of less than about "
+            f"{round(SEEN * shrunk)} pixels are not seen. Set tile_size to cut images up, or "
+            "image_size to the size that is enough for you."
+        )
+    return size

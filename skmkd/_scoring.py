@@ -1,0 +1,200 @@
+"""Scores and maps: of every tile, and from these of every image."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from skmkd._features.batches import Batch, Dataset, ImageDataset, consecutive, inference_batch_size
+from skmkd._features.store import FeatureStore
+from skmkd._images.checks import check_images
+from skmkd._images.images import Images
+from skmkd._images.inputs import ImagesLike
+from skmkd._images.roi import RoiLike
+from skmkd._images.tiles import Tiles
+from skmkd._maps.discrepancy import Features
+from skmkd._maps.finishing import (
+    Maps,
+    Output,
+    localization_maps,
+    resized_maps,
+    resized_masks,
+)
+from skmkd._maps.merging import image_output
+from skmkd._runtime import CPU, one_behind, plain_arithmetic
+from skmkd._warnings import warn
+
+
+class ScoringMixin(BaseEstimator, ABC):
+    """Score and localize images with networks that have learned."""
+
+    @abstractmethod
+    def _judge(
+        self, batch: Batch, scores: bool, maps: bool, method: str | None, inside: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Return anomaly scores (n,) and raw maps (n, H, W), each None unless asked for.
+
+        Maxima are of what is `inside` (n, H, W), or of everything.
+        """
+
+    @abstractmethod
+    def _check_options(self, method: str | None = None) -> None:
+        """Check what the limits of single parameters cannot say."""
+
+    def score_samples(self, X: ImagesLike, *, roi: RoiLike = None) -> np.ndarray:
+        """Compute how normal each image is.
+
+        Parameters
+        ----------
+        X : array-like, list of array-like, or list of paths
+            Images as in `fit`, of the same channels, kind of number and pixel range; arrays of
+            the same size, too.
+        roi : region or list of n regions, default=None
+            The region of interest of these images, as in the parameter `roi`, or of each of them;
+            None is the one that `fit` took from the parameter.
+
+        Returns
+        -------
+        scores : ndarray of shape (n,), float64
+            The negative anomaly score: higher = more normal. NaN for a file that cannot be read
+            where ``on_error="skip"``.
+
+        Raises
+        ------
+        NotFittedError
+            If the detector is not fitted.
+        ValueError
+            If X or a parameter is not as described.
+        """
+        images = self._check_images(X, roi=roi)
+        return np.array([output.score for output in self._outputs(images, maps=False)])
+
+    def localize(self, X: ImagesLike, method: str | None = None, *, roi: RoiLike = None) -> Maps:
+        """Compute maps of where each image is anomalous.
+
+        Parameters
+        ----------
+        X : array-like, list of array-like, or list of paths
+            Images as in `score_samples`.
+        method : str, default=None
+            One of the methods of the parameter `localization` of `MKDDetector`; None takes that
+            parameter's. `MemKDDetector` has no others.
+        roi : region or list of n regions, default=None
+            As in `score_samples`. Outside, maps are 0.
+
+        Returns
+        -------
+        maps : ndarray of shape (n, H, W), or list of n ndarrays of shape (H, W); float32
+            Localization maps of the images' own sizes, higher = more anomalous; a list if X is a
+            list of arrays or paths.
+
+        Raises
+        ------
+        NotFittedError
+            If the detector is not fitted.
+        ValueError
+            If X or a parameter is not as described, or there is no such method.
+        """
+        images = self._check_images(X, method, roi)
+        outputs = self._outputs(images, scores=False, method=method)
+        if not images.of_one_size:
+            return [output.map for output in outputs]
+        height, width, _ = images.shape
+        maps = np.empty((len(images), height or 0, width or 0), dtype=np.float32)
+        for output in outputs:
+            maps[output.index] = output.map
+        return maps
+
+    def _check_images(
+        self, X: ImagesLike, method: str | None = None, roi: RoiLike = None
+    ) -> Images:
+        """Check new images, and parameters, which may have changed since `fit`."""
+        check_is_fitted(self)
+        self._validate_params()
+        self._check_options(method)
+        return check_images(self, X, reset=False, roi=self._roi if roi is None else roi)
+
+    def _outputs(
+        self,
+        images: Images,
+        *,
+        scores: bool = True,
+        maps: bool = True,
+        method: str | None = None,
+        dataset: Dataset | None = None,
+        indices: Sequence[int] | None = None,
+    ) -> Iterator[Output]:
+        """Yield score and localization map of each image; all methods go through here.
+
+        The images at `indices`, all by default, are read from `dataset` if there is one. Maps are
+        made by `method`, or as the detector's parameters say. An image has the score of its most
+        anomalous tile.
+        """
+        dataset = dataset or self._dataset(self._tiles(images))
+        tiles = dataset.tiles
+        chosen = tiles.of(range(len(images)) if indices is None else indices)
+        of_tiles = self._tile_outputs(dataset, chosen, scores, maps, method)
+        for index, parts in groupby(of_tiles, key=lambda part: tiles.place(part.index)[0]):
+            yield image_output(index, parts, tiles)
+        images.warn_of_scale()
+
+    def _tile_outputs(
+        self, dataset: Dataset, chosen: Sequence[int], scores: bool, maps: bool, method: str | None
+    ) -> Iterator[Output]:
+        """Yield score and map of each tile, in pixels of its image."""
+        batches = consecutive(chosen, dataset.batch_size)
+        judged = self._judgements(dataset, batches, scores, maps, method)
+        for batch, anomaly, finished in judged if self.device_ == CPU else one_behind(judged):
+            n = len(batch)
+            normal = [np.nan] * n if anomaly is None else (-anomaly).tolist()
+            own: Iterable[Any] = [None] * n
+            if finished is not None:
+                own = resized_maps(finished, dataset.tiles.sizes(batch))
+            for tile, score, single in zip(batch, normal, own, strict=True):
+                yield Output(tile, score, single)
+
+    def _judgements(
+        self,
+        dataset: Dataset,
+        batches: Sequence[Sequence[int]],
+        scores: bool,
+        maps: bool,
+        method: str | None,
+    ) -> Iterator[tuple[Sequence[int], Tensor | None, Tensor | None]]:
+        """Yield each batch of tiles with anomaly scores and finished maps, on the device."""
+        for chosen, batch in zip(batches, dataset.batches(batches, padded=True), strict=True):
+            with plain_arithmetic(False, self.device_):
+                masks = dataset.tiles.masks(chosen)
+                masks += [None] * (len(batch.images) - len(chosen))
+                inside = resized_masks(masks, self._prepare.size, self.device_)
+                anomaly, raw = (
+                    None if each is None else each[: len(chosen)]
+                    for each in self._judge(batch, scores, maps, method, inside)
+                )
+                if raw is not None:
+                    raw = localization_maps(raw, self.smoothing_sigma, self.opening_size)
+            yield chosen, anomaly, raw
+
+    def _tiles(self, images: Images) -> Tiles:
+        """Return the tiles that images are cut into; each is whole if `tile_size` is None."""
+        return Tiles.cut(images, self._tiling)
+
+    def _dataset(self, tiles: Tiles, *, stored: bool = True) -> ImageDataset:
+        """Return tiles with the source's features, through the feature store if there is one."""
+        source: Callable[[Tensor], Features] = self.source_
+        folder = self.feature_store
+        if self.memory != "deprecated":
+            warn("memory was renamed to feature_store and will be removed.", FutureWarning)
+            folder = getattr(self.memory, "location", self.memory)
+        if stored and folder is not None:
+            conditions = f"{self.precision_} {self.device_.type}"
+            source = FeatureStore(folder, self.source_, conditions)
+        batch_size = inference_batch_size(self._prepare.size, self.device_, self.precision_)
+        return ImageDataset(tiles, self._prepare, source, self.device_, batch_size)

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from skmkd._images.sizes import height_and_width, network_size
+from skmkd._images.tiles import Tiling, grid
+
+
+@pytest.mark.parametrize("size", [(8, 8, 8), (8,), (0, 8), (8.5, 8), (), 0, None, "big"])
+def test_bad_size(size):
+    with pytest.raises(ValueError, match="tile_size must be a side or .* got"):
+        height_and_width(size, "tile_size")
+
+
+def test_size_of_either_kind():
+    assert height_and_width(32, "image_size") == (32, 32)
+    assert height_and_width([16, np.int64(24)], "image_size") == (16, 24)
+    assert {type(side) for side in height_and_width([16, np.int64(24)], "image_size")} == {int}
+
+
+def sizes(*frames, tile_size=None):
+    tiling = Tiling(tile_size, 0.25)
+    return tiling, [grid(frame, tiling) for frame in frames]
+
+
+def test_an_explicit_size_is_taken_without_a_word():
+    assert network_size((16, 8), *sizes((4000, 4000))) == (16, 8)
+
+
+@pytest.mark.parametrize(
+    ("frames", "tile_size", "expected"),
+    [
+        ([(100, 100)] * 3, None, (128, 128)),
+        ([(512, 512)], None, (128, 128)),  # shrunk four times, not more
+        ([(512, 512)] * 2 + [(5000, 5000)], None, (128, 128)),  # most are
+        ([(2048, 2048)], (64, 96), (64, 96)),
+        ([(2048, 2048)], (512, 256), (256, 128)),
+        ([(2048, 2048)], (1024, 1024), (256, 256)),
+    ],
+)
+def test_automatic_size(frames, tile_size, expected):
+    assert network_size("auto", *sizes(*frames, tile_size=tile_size)) == expected
+
+
+@pytest.mark.parametrize(
+    ("frames", "tile_size", "words"),
+    [
+        ([(2048, 2448)], None, r"Images of up to 2048 x 2448 .* to 128 x 128, .*about 76 pixels"),
+        ([(130, 1024)], None, "about 32 pixels"),
+        ([(4096, 4096)], (2048, 1024), r"Tiles of up to 2048 x 1024 .* to 256 x 128.*32 pixels"),
+    ],
+)
+def test_images_that_are_shrunk_a_lot_are_warned_of(frames, tile_size, words):
+    with pytest.warns(UserWarning, match=f"{words}.*tile_size.*image_size"):
+        network_size("auto", *sizes(*frames, tile_size=tile_size))
