@@ -2,7 +2,7 @@
 
 Run as ``python -m benchmarks.small_defects`` from the folder of the project, on Linux. All images
 are synthetic. "plates" are those of the accuracy protocols: JPEG files of 2448 x 2048 pixels, with
-scratches of 15 to 30; on "faint plates" scratches have half the contrast, and the light varies four
+scratches of 15 to 30; on "faint-plates" scratches have half the contrast, and the light varies four
 times as much. "strips" are grey and striped, 64 x 2048 pixels, with dark squares of 12 x 12. Of the
 normal images to learn from, the last ones are held out of the fit and set the thresholds of
 `calibrate`. Scores, their time and their memory (the peak of what is anonymous) are those of a
@@ -38,18 +38,18 @@ FPR = 0.1  # of calibrate
 PLATES: dict[str, dict[str, Any]] = {
     "128": {},
     "256": {"image_size": 256},
-    "512 x 612": {"image_size": (512, 612), "batch_size": 4},
-    "tiles of 256 at 128": {"tile_size": 256, "image_size": 128},
-    "tiles of 512 at 128": {"tile_size": 512, "image_size": 128},
-    "tiles of 512 at 256": {"tile_size": 512, "image_size": 256},
-    "tiles of 1024 at 256": {"tile_size": 1024, "image_size": 256},
+    "512x612": {"image_size": (512, 612), "batch_size": 4},
+    "tiles-256-at-128": {"tile_size": 256, "image_size": 128},
+    "tiles-512-at-128": {"tile_size": 512, "image_size": 128},
+    "tiles-512-at-256": {"tile_size": 512, "image_size": 256},
+    "tiles-1024-at-256": {"tile_size": 1024, "image_size": 256},
 }
 STRIPS: dict[str, dict[str, Any]] = {
     "128": {},
-    "32 x 512": {"image_size": (32, 512)},
-    "64 x 512": {"image_size": (64, 512)},
-    "64 x 2048": {"image_size": (64, 2048)},
-    "tiles of 64 x 256": {"tile_size": (64, 256), "image_size": (64, 256)},
+    "32x512": {"image_size": (32, 512)},
+    "64x512": {"image_size": (64, 512)},
+    "64x2048": {"image_size": (64, 2048)},
+    "tiles-64x256": {"tile_size": (64, 256), "image_size": (64, 256)},
 }
 
 
@@ -73,9 +73,16 @@ def strips(seed: int) -> Case:
 
 CASES = {  # what draws a case from a seed, and settings to try on it
     "plates": (partial(plates, "", None), PLATES),
-    "faint plates": (partial(plates, "", None, contrasts=(40, 60), light=0.08), PLATES),
+    "faint-plates": (partial(plates, "", None, contrasts=(40, 60), light=0.08), PLATES),
     "strips": (strips, STRIPS),
 }
+
+
+def first(case: Case, n: int | None) -> Case:
+    """Keep the first n good and the first n bad images to test."""
+    kept = [i for y in (1, -1) for i in np.flatnonzero(case.y == y)[:n]]
+    test, masks = ([each[i] for i in kept] for each in (case.test, case.masks))
+    return case._replace(test=test, y=case.y[kept], masks=masks)
 
 
 def judge(detector: MKDDetector, case: Case) -> dict[str, Any]:
@@ -126,6 +133,7 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--case", choices=CASES, default="plates")
     arguments.add_argument("--only", nargs="+", choices=names, metavar="SETTINGS", default=names)
+    arguments.add_argument("--images", type=int, help="to test, good and bad each (default: all)")
     arguments.add_argument("--held-out", type=int, default=10, help="normal images for calibrate")
     arguments.add_argument("--seeds", type=int, nargs="+", default=[0])
     arguments.add_argument("--epochs", type=int, help="max_iter (default: the detector's)")
@@ -136,7 +144,7 @@ def main() -> None:
         print(json.dumps(judge(load(given.judge / "detector.skmkd"), case)))
         return
     draw, settings_of = CASES[given.case]
-    cases = [draw(seed) for seed in given.seeds]
+    cases = [first(draw(seed), given.images) for seed in given.seeds]
     length = {} if given.epochs is None else {"max_iter": given.epochs}
     rows = []
     for name, settings in settings_of.items():
