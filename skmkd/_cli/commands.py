@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import inspect
-import json
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing
 from functools import partial
-from io import BytesIO, StringIO, TextIOWrapper
 from operator import attrgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple, TextIO
+from typing import Any
 
 import numpy as np
 from PIL.Image import Image
@@ -23,16 +20,21 @@ from tqdm import tqdm
 
 from skmkd import datasets
 from skmkd._cli.evaluation import StoredArrays, image_metrics, pixel_metrics
-from skmkd._cli.outputs import Failures, check_complete, of_each
+from skmkd._cli.localization import COLUMNS as REGION_COLUMNS
+from skmkd._cli.localization import compact_map, picture, region_rows, write_files
+from skmkd._cli.outputs import Failures, check_complete, in_threads, map_shape, of_each
 from skmkd._cli.paths import good_images, is_within, new_images, output_paths, split_paths
-from skmkd._cli.report import THUMBNAIL, Entry, overlay, write_report
-from skmkd._files.archive import check_target, write_whole
+from skmkd._cli.report import THUMBNAIL, Entry, write_report
+from skmkd._cli.tables import SURROGATES, Table, output_stream, to_json
+from skmkd._files.archive import check_target
+from skmkd._images.images import Images
 from skmkd._images.inputs import as_images
 from skmkd._loading import load
+from skmkd._maps.finishing import Output
 from skmkd._memkd import MemKDDetector
 from skmkd._mkd import MKDDetector
+from skmkd._regions import regions
 from skmkd._thresholds import check_fpr
-from skmkd.inspection._localization_display import pictures
 
 MAX_PICTURES = 100  # in a report
 METHODS: dict[str, Callable[..., Any]] = {"mkd": MKDDetector, "memkd": MemKDDetector}
@@ -44,7 +46,6 @@ NOT_CALIBRATED = (
     "The thresholds were set on the training images and will give too many false alarms on new "
     "images. Set them on other images: --hold-out SHARE or --calibrate FOLDER."
 )
-SURROGATES = "surrogateescape"  # writes file names that are not valid text byte for byte
 COLUMNS = ("path", "score", "decision", "threshold")
 LAYOUTS: dict[str, Callable[..., Any]] = {
     "folder": datasets.load_image_folder,
@@ -108,43 +109,70 @@ def score(args: argparse.Namespace) -> None:
     failures: Failures = []
     rows_on_terminal = args.output is None and sys.stdout.isatty()
     with output_stream(args.output, keep=True) as stream:
-        table = csv.writer(stream, lineterminator="\n")
-        if args.format == "csv":
-            table.writerow(COLUMNS)
+        table = Table(stream, args.format, COLUMNS)
         outputs = iter_outputs(detector, paths, failures, maps=False, bar=not rows_on_terminal)
         for path, output in outputs:
-            row = [str(path), output.score, output.score - threshold, threshold]
-            if args.format == "csv":
-                table.writerow(row)
-            else:
-                stream.write(to_json(dict(zip(COLUMNS, row, strict=True))) + "\n")
-            stream.flush()
+            table.write([(str(path), output.score, output.score - threshold, threshold)])
             entries.append(Entry(str(path), output.score, None))
     if args.report:
         lowest = [Path(entry.path) for entry in lowest_scores(entries)]
-        pictured = [report_entry(result) for result in iter_results(detector, lowest, [])]
+        map_threshold = detector._threshold("map_offset_")
+
+        def draw(result: Result) -> Entry:
+            path, (images, output) = result
+            return report_entry(path, output, picture(images, output, map_threshold))
+
+        with closing(in_threads(draw, iter_results(detector, lowest, []))) as drawn:
+            pictured = list(tqdm(drawn, total=len(lowest), disable=None))
         save_report(args, detector, entries, pictured)
     check_complete(failures, len(paths))
 
 
 def localize(args: argparse.Namespace) -> None:
-    """Write the localization map of each image, as an array and as a picture.
+    """Write the localization map of each image, a picture of it, and a table of all regions.
 
-    The map is a float32 array of shape (H, W) in NumPy's .npy format, higher = more anomalous. The
-    picture is a .png of the image, with pixels above the map threshold coloured from yellow (at the
-    threshold) to red (at 1.5 times the threshold).
+    The map is an array in NumPy's .npy format, higher = more anomalous. The picture is a .jpg of
+    the image, at most 1024 pixels wide and high, with pixels above the map threshold coloured from
+    yellow (at the threshold) to red (at 1.5 times the threshold). The table, regions.csv, has a row
+    for each connected region above the map threshold, largest first: the path and the number of the
+    region within the image; its box (top, left, bottom, right; the last two are the first row and
+    column outside), area and centroid (row, column) in pixels of the image; peak and mean of the
+    map.
     """
     if args.report and not is_within(args.report, args.output):
         check_target(args.report)
-    detector, targets = load_model(args), output_paths(args.images, args.output)
+    table_path = args.output / f"regions.{args.format}"
+    detector, targets = load_model(args), output_paths(args.images, args.output, table_path)
+    threshold = detector._threshold("map_offset_")
+    find = partial(
+        regions, threshold=threshold, min_area=args.min_area, low_threshold=args.low_threshold
+    )
+    find([])  # checks its parameters before anything is written
+
+    def write(result: Result) -> tuple[Entry, list[tuple[str | float, ...]]]:
+        path, (images, output) = result
+        drawn = picture(images, output, threshold)
+        write_files(targets[path], drawn, stored_map(detector, output.map, args.maps))
+        found = region_rows(path, find([output.map])[0])
+        if args.report:
+            return report_entry(path, output, drawn), found
+        return Entry(str(path), output.score, None), found
+
     failures: Failures = []
     entries: list[Entry] = []
     pictured: list[Entry] = []
-    for result in iter_results(detector, list(targets), failures):
-        save_result(result, targets[result.path])
-        entries.append(Entry(str(result.path), result.score, None))
-        if args.report:
-            pictured = lowest_scores([*pictured, report_entry(result)])
+    results = iter_results(detector, list(targets), failures)
+    args.output.mkdir(parents=True, exist_ok=True)
+    with (
+        table_path.open("w", encoding="utf-8", errors=SURROGATES, newline="") as stream,
+        closing(in_threads(write, results)) as written,
+    ):
+        table = Table(stream, args.format, REGION_COLUMNS)
+        for entry, found in tqdm(written, total=len(targets), disable=None):
+            table.write(found)
+            entries.append(entry._replace(overlay=None))
+            if args.report:
+                pictured = lowest_scores([*pictured, entry])
     if args.report:
         save_report(args, detector, entries, pictured)
     check_complete(failures, len(targets))
@@ -216,25 +244,13 @@ def is_deprecated(value: Any) -> bool:
     return isinstance(value, str) and value == "deprecated"
 
 
-def to_json(facts: dict[str, Any], indent: int | None = None) -> str:
-    """Return JSON, with NaN written as null."""
-    plain = {name: None if value != value else value for name, value in facts.items()}
-    return json.dumps(plain, indent=indent, default=repr, allow_nan=False)
-
-
 def load_model(args: argparse.Namespace) -> Any:
     """Load the model with the options `--device` and `--on-error`."""
     detector = load(args.model, device=args.device)
     return detector if args.on_error is None else detector.set_params(on_error=args.on_error)
 
 
-class Result(NamedTuple):
-    """Score and localization map of one image."""
-
-    path: Path
-    score: float
-    map: np.ndarray  # (H, W)
-    picture: Image  # the map over the image
+Result = tuple[Path, tuple[Images, Output]]  # the images are those that the output is of one of
 
 
 def iter_outputs(
@@ -250,33 +266,26 @@ def iter_outputs(
 
 
 def iter_results(detector: Any, paths: Sequence[Path], failures: Failures) -> Iterator[Result]:
-    """Yield the result of each image; only one batch is held in memory."""
-    threshold = detector._threshold("map_offset_")
+    """Yield score and map of each image, with the images; one batch of maps is held in memory."""
 
-    def results(part: Sequence[Path]) -> Iterator[tuple[Any, Any]]:
+    def results(part: Sequence[Path]) -> Iterator[tuple[Images, Output]]:
         images = detector._check_images(part)
-        return zip(detector._outputs(images), pictures(images), strict=True)
+        return ((images, output) for output in detector._outputs(images))
 
-    each = of_each(results, paths, failures)
-    for path, (output, image) in tqdm(each, total=len(paths), disable=None):
-        picture = overlay(image, output.map, threshold)
-        yield Result(path, output.score, output.map, picture)
+    return of_each(results, paths, failures)
 
 
-def save_result(result: Result, target: Path) -> None:
-    """Write the map of an image as .npy and its picture as .png."""
-    array, image = BytesIO(), BytesIO()
-    np.save(array, result.map)
-    result.picture.save(image, "PNG")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(target.with_name(f"{target.name}.npy"), array.getvalue())
-    write_whole(target.with_name(f"{target.name}.png"), image.getvalue())
+def stored_map(detector: Any, single: np.ndarray, kind: str) -> np.ndarray | None:
+    """Return a map as `--maps` says, or None for no map."""
+    if kind == "small":
+        return compact_map(single, map_shape(detector, single.shape))
+    return single if kind == "full" else None
 
 
-def report_entry(result: Result) -> Entry:
-    """Return the report's entry of a result, with its picture scaled down in place."""
-    result.picture.thumbnail((THUMBNAIL, THUMBNAIL))
-    return Entry(str(result.path), result.score, result.picture)
+def report_entry(path: Path, output: Output, drawn: Image) -> Entry:
+    """Return the report's entry of an image, with its picture scaled down in place."""
+    drawn.thumbnail((THUMBNAIL, THUMBNAIL))
+    return Entry(str(path), output.score, drawn)
 
 
 def lowest_scores(entries: Sequence[Entry]) -> list[Entry]:
@@ -295,24 +304,3 @@ def save_report(
     with output_stream(args.report) as stream:
         threshold = detector._threshold("offset_")
         write_report(stream, merged, threshold, args.model.name, shown=MAX_PICTURES)
-
-
-@contextmanager
-def output_stream(path: Path | None, *, keep: bool = False) -> Iterator[TextIO]:
-    """Yield standard output, or a buffer that is written to the file at the end.
-
-    With `keep`, what was written before an error is kept, too.
-    """
-    if path is None:
-        if isinstance(sys.stdout, TextIOWrapper):
-            sys.stdout.reconfigure(errors=SURROGATES)
-        yield sys.stdout
-        return
-    buffer = StringIO()
-    try:
-        yield buffer
-    except Exception:
-        if keep:
-            write_whole(path, buffer.getvalue().encode(errors=SURROGATES))
-        raise
-    write_whole(path, buffer.getvalue().encode(errors=SURROGATES))

@@ -1,13 +1,18 @@
-"""What is computed for each image, whether or not others fail."""
+"""What is computed for each image, whether or not others fail, and what several threads do."""
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
+N_THREADS = min(4, os.cpu_count() or 1)
 NAMED = 5  # failures that an error names
 
 
@@ -55,6 +60,36 @@ def of_each(
     half = len(rest) // 2
     yield from of_each(compute, rest[:half], failures)
     yield from of_each(compute, rest[half:], failures)
+
+
+def in_threads(
+    work: Callable[[Item], Result], items: Iterable[Item]
+) -> Generator[Result, None, None]:
+    """Yield the result of each item, in order; threads work while the next items are made.
+
+    At most twice as many items as threads wait, since each may hold a large map. Close the
+    generator to stop early: items that are worked on are finished, and others left.
+    """
+    waiting: deque[Future[Result]] = deque()
+    pool = ThreadPoolExecutor(N_THREADS)
+    try:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > 2 * N_THREADS:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def map_shape(detector: Any, size: tuple[int, int]) -> tuple[int, int]:
+    """Return the size of an image's map that holds all its detail.
+
+    The networks see images resized, and a map has no more detail than that.
+    """
+    height, width = (min(sides) for sides in zip(size, detector._prepare.size, strict=True))
+    return height, width
 
 
 def about(path: Path, reason: str) -> str:

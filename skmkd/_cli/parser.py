@@ -28,6 +28,7 @@ from skmkd._cli.commands import (
     localize,
     score,
 )
+from skmkd._cli.tables import FORMATS
 from skmkd._version import __version__
 
 EPILOG = """exit codes: 0 success, 1 error (see the message), 2 invalid command line, 130
@@ -165,15 +166,13 @@ def build_parser() -> argparse.ArgumentParser:
                 "-o", "--output", type=Path, metavar="FILE",
                 help="file to write (default: standard output)",
             )  # fmt: skip
-            sub.add_argument(
-                "--format", choices=["csv", "jsonl"], default="csv",
-                help="CSV or JSON lines (default: csv)",
-            )  # fmt: skip
         else:
-            sub.add_argument(
-                "-o", "--output", type=Path, required=True, metavar="FOLDER",
-                help="folder to write maps and pictures to",
-            )  # fmt: skip
+            add_localize_options(sub)
+        sub.add_argument(
+            "--format", choices=FORMATS, default="csv",
+            help=f"{'rows' if run is score else 'table of regions'} as CSV or JSON lines "
+            "(default: csv)",
+        )  # fmt: skip
         sub.add_argument(
             "--report", type=Path, metavar="HTML",
             help="write an HTML page with all scores and pictures of the most anomalous images",
@@ -213,6 +212,28 @@ def add_debug_option(command: argparse.ArgumentParser, default: Any) -> None:
     command.add_argument(
         "--debug", action="store_true", default=default, help="show the full traceback of an error"
     )
+
+
+def add_localize_options(command: argparse.ArgumentParser) -> None:
+    """Add what `localize` writes, and where."""
+    command.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="FOLDER",
+        help="folder to write maps, pictures and the table to",
+    )  # fmt: skip
+    command.add_argument(
+        "--maps", choices=["small", "full", "none"], default="small",
+        help="small: at most at the image_size of the model, in float16 (float32 if the values are "
+        "beyond its range); full: at the image's size, in float32; none: no maps (default: small)",
+    )  # fmt: skip
+    command.add_argument(
+        "--min-area", type=int, default=1, metavar="PIXELS",
+        help="leave regions of fewer pixels out of the table (default: 1)",
+    )  # fmt: skip
+    command.add_argument(
+        "--low-threshold", type=float, metavar="VALUE",
+        help="extend regions over connected pixels of the map above this value, which is below the "
+        "map threshold (default: the map threshold)",
+    )  # fmt: skip
 
 
 def add_model_options(command: argparse.ArgumentParser) -> None:

@@ -78,11 +78,17 @@ def is_within(path: Path, folder: Path) -> bool:
     return Path(os.path.abspath(folder)) in Path(os.path.abspath(path)).parents
 
 
-def output_paths(places: Sequence[Path], output: Path) -> dict[Path, Path]:
+def output_paths(places: Sequence[Path], output: Path, table: Path) -> dict[Path, Path]:
     """Return the output path of each image in an output folder, without suffix.
 
     Output paths mirror the folder of the images. With several folders, the name of each folder
     comes first. Files in the output folder are earlier results, and are not read as images.
+
+    Raises
+    ------
+    ValueError
+        If two images have the same output path, one is beside an output of its name, or the table
+        would replace one.
     """
     output = Path(os.path.abspath(output))
     targets: dict[Path, Path] = {}
@@ -101,12 +107,18 @@ def output_paths(places: Sequence[Path], output: Path) -> dict[Path, Path]:
                     f"{other} and {path}."
                 )
             targets[path] = target
-    inputs = {path.resolve() for path in targets}
+    inputs = {path.resolve(): path for path in targets}
+    stems = {resolved.with_suffix(""): path for resolved, path in inputs.items()}
     for target in targets.values():
-        for name in (f"{target.name}.png", f"{target.name}.npy"):
-            if (overwritten := target.with_name(name)).resolve() in inputs:
+        for name in (f"{target.name}.jpg", f"{target.name}.npy"):
+            written = target.with_name(name)
+            if (beside := stems.get(written.resolve().with_suffix(""))) is not None:
                 raise ValueError(
-                    "--output must not be the folder of the images; "
-                    f"{overwritten} would be overwritten."
+                    f"--output must not be the folder of the images; {written} would be written "
+                    f"beside, or over, {beside}."
                 )
+    if (replaced := inputs.get(table.resolve())) is not None:
+        raise ValueError(
+            f"--output must be another folder; {table} would be written over {replaced}."
+        )
     return targets

@@ -16,7 +16,9 @@ from numpy.typing import ArrayLike
 from PIL import Image
 
 OPACITY = 0.6  # of the colours over an image
+LISTED = 1000  # images that the table of the report has rows of
 THUMBNAIL = 256  # longest side of a picture in the report, in pixels
+QUALITY = 60  # of JPEG: a hundred pictures of fine textures take less than 3 MB
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 220, 56, 16, 24, 46  # of the histogram; margins
 
 HISTOGRAM = Template("""\
@@ -79,18 +81,20 @@ def overlay(image: ArrayLike, single: ArrayLike, threshold: float) -> Image.Imag
     if pixels.shape[2] == 4:
         alpha = pixels[..., 3:]
         pixels = alpha * pixels[..., :3] + (1 - alpha)
-    values = np.asarray(single, dtype=float)
-    heat = np.clip((values - threshold) / (abs(threshold) / 2 or 1.0), 0, 1)
+    values = np.asarray(single)
+    shown = np.empty((*values.shape, 3), np.float32)
+    shown[:] = pixels
+    above = values > threshold
+    heat = np.clip((values[above] - threshold) / (abs(threshold) / 2 or 1.0), 0, 1)
     colours = np.stack([np.ones_like(heat), 1 - heat, np.zeros_like(heat)], axis=-1)
-    mixed = (1 - OPACITY) * pixels + OPACITY * colours
-    shown = np.where((values > threshold)[..., None], mixed, pixels)  # (H, W, 3)
+    shown[above] = (1 - OPACITY) * shown[above] + OPACITY * colours
     return Image.fromarray(np.rint(255 * np.clip(shown, 0, 1)).astype(np.uint8))
 
 
 def write_report(
     stream: TextIO, entries: Sequence[Entry], threshold: float, title: str, shown: int = 100
 ) -> None:
-    """Write a page with a histogram of the scores and a table of the images, lowest score first.
+    """Write a page with a histogram of the scores and a table of the lowest scores, lowest first.
 
     The page contains its style, script and pictures, and its content security policy blocks all
     network access. It is pure ASCII, so it can be written in any encoding.
@@ -109,7 +113,7 @@ def write_report(
         Maximum number of pictures; the images with the lowest scores get one.
     """
     scores = np.array([entry.score for entry in entries], dtype=float)
-    order = np.argsort(scores, kind="stable")  # NaN last
+    order = np.argsort(scores, kind="stable")[:LISTED]  # NaN last
     rows = [table_row(entries[i], threshold, pictured=n < shown) for n, i in enumerate(order)]
     template = files("skmkd._cli").joinpath("report.html").read_text(encoding="utf-8")
     page = Template(template).substitute(
@@ -120,6 +124,7 @@ def write_report(
         threshold=f"{threshold:.4g}",
         histogram=histogram(scores[np.isfinite(scores)], threshold),
         shown=shown,
+        unlisted=unlisted(len(entries) - len(order)),
         rows="".join(rows),
     )
     stream.write(ascii_only(page))
@@ -133,6 +138,14 @@ def ascii_only(markup: str) -> str:
 def counted(n: int, singular: str, plural: str) -> str:
     """Return a number with its noun."""
     return f"<b>{n}</b> {singular if n == 1 else plural}"
+
+
+def unlisted(n: int) -> str:
+    """Return a sentence on the images that have no row."""
+    if n == 0:
+        return ""
+    are = "other is" if n == 1 else "others are"
+    return f" The {LISTED} images with the lowest scores are listed; {n} {are} not."
 
 
 def verdict(score: float, threshold: float) -> str:
@@ -159,7 +172,7 @@ def img_element(picture: Image.Image, path: str) -> str:
     """Return a picture, scaled down, as an img element with a data URL."""
     small, file = picture.convert("RGB"), BytesIO()
     small.thumbnail((THUMBNAIL, THUMBNAIL))
-    small.save(file, "JPEG", quality=90, subsampling=0)
+    small.save(file, "JPEG", quality=QUALITY, subsampling=0)
     data = b64encode(file.getvalue()).decode()
     return f'<img alt="Overlay of {path}" src="data:image/jpeg;base64,{data}">'
 

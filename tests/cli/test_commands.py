@@ -260,8 +260,10 @@ def test_localize_writes_maps_and_pictures(place, detector, tmp_path):
     assert main([str(word) for word in words]) == 0
     maps = detector.localize(list_images(place / "set/other"))
     for i, expected in enumerate(maps):
-        assert_array_equal(np.load(tmp_path / f"maps/set/other/{i}.npy"), expected)
-        with Image.open(tmp_path / f"maps/set/other/{i}.png") as picture:
+        stored = np.load(tmp_path / f"maps/set/other/{i}.npy")
+        assert stored.dtype == np.float16
+        assert_array_equal(stored, expected.astype(np.float16))
+        with Image.open(tmp_path / f"maps/set/other/{i}.jpg") as picture:
             assert picture.size == (25, 25)
             assert (np.ptp(np.asarray(picture), axis=2) > 0).any() == (
                 expected.max() > detector.map_offset_
@@ -270,6 +272,92 @@ def test_localize_writes_maps_and_pictures(place, detector, tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert page.count("<img ") == 19
     assert page.count("5.png</th>") == 3
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_localize_writes_the_regions_of_the_library(place, detector, form, tmp_path):
+    words = ["localize", place / "model.skmkd", place / "set/other", "-o", tmp_path / "maps",
+             "--format", form, "--min-area", "4", "--low-threshold", "0.5"]  # fmt: skip
+    assert main([str(word) for word in words]) == 0
+    text = (tmp_path / f"maps/regions.{form}").read_text()
+    if form == "csv":
+        read = list(csv.DictReader(text.splitlines()))
+    else:
+        read = [json.loads(line) for line in text.splitlines()]
+    paths = list_images(place / "set/other")
+    found = skmkd.regions(
+        detector.localize(paths), detector.map_offset_, min_area=4, low_threshold=0.5
+    )
+    expected = [
+        {
+            "path": str(path), "region": number, **dict(zip(
+                ("top", "left", "bottom", "right"), region.box, strict=True
+            )),
+            "area": region.area, "row": region.centroid[0], "column": region.centroid[1],
+            "peak": region.peak, "mean": region.mean,
+        }
+        for path, each in zip(paths, found, strict=True)
+        for number, region in enumerate(each, start=1)
+    ]  # fmt: skip
+    assert expected
+    as_read = {"path": str, "row": float, "column": float, "peak": float, "mean": float}
+    assert expected == [{n: as_read.get(n, int)(v) for n, v in row.items()} for row in read]
+
+
+@pytest.mark.parametrize("kind", ["full", "none"])
+def test_maps_of_localize_are_as_wanted(place, detector, kind, tmp_path):
+    words = ["localize", place / "model.skmkd", place / "learn", "-o", tmp_path, "--maps", kind]
+    assert main([str(word) for word in words]) == 0
+    assert len(list(tmp_path.glob("*.jpg"))) == 16
+    stored = [tmp_path / f"{path.stem}.npy" for path in list_images(place / "learn")]
+    if kind == "none":
+        assert not any(path.exists() for path in stored)
+        return
+    for path, expected in zip(stored, detector.localize(list_images(place / "learn")), strict=True):
+        assert np.load(path).dtype == np.float32
+        assert_array_equal(np.load(path), expected)
+
+
+def test_small_maps_have_the_resolution_of_the_networks(place, tmp_path):
+    Image.open(place / "learn/0.png").resize((300, 20)).save(tmp_path / "wide.png")
+    words = ["localize", place / "model.skmkd", tmp_path / "wide.png", "-o", tmp_path / "maps"]
+    assert main([str(word) for word in words]) == 0
+    assert np.load(tmp_path / "maps/wide.npy").shape == (20, 32)
+    with Image.open(tmp_path / "maps/wide.jpg") as picture:
+        assert picture.size == (300, 20)
+
+
+def test_errors_of_writing_reach_the_user(place, tmp_path, monkeypatch, capsys):
+    write, calls = commands.write_files, []
+
+    def fill_up(target, *arguments):
+        calls.append(target)
+        if target.name == "3":
+            raise OSError("No space left on device")
+        write(target, *arguments)
+
+    monkeypatch.setattr(commands, "write_files", fill_up)
+    (tmp_path / "new").mkdir()
+    for i in range(200):
+        (tmp_path / f"new/{i}.png").symlink_to(place / "learn/0.png")
+    words = ["localize", place / "model.skmkd", tmp_path / "new", "-o", tmp_path / "maps"]
+    assert main([str(word) for word in words]) == 1
+    assert capsys.readouterr().err == "skmkd: error: No space left on device\n"
+    assert len(calls) < 50
+    assert {path.name for path in (tmp_path / "maps").iterdir()} >= {
+        "0.jpg", "0.npy", "1.jpg", "1.npy", "2.jpg", "2.npy", "regions.csv",
+    }  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:.*It is skipped")
+def test_unreadable_images_have_no_regions(place, tmp_path):
+    (tmp_path / "bad.png").write_bytes((place / "learn/0.png").read_bytes()[:200])
+    words = ["localize", place / "model.skmkd", tmp_path / "bad.png", "-o", tmp_path / "maps",
+             "--on-error", "skip"]  # fmt: skip
+    assert main([str(word) for word in words]) == 0
+    assert (tmp_path / "maps/regions.csv").read_text().count("\n") == 1
+    assert np.isnan(np.load(tmp_path / "maps/bad.npy")).all()
+    assert (tmp_path / "maps/bad.jpg").is_file()
 
 
 @pytest.mark.filterwarnings("ignore:.*label images")
@@ -336,7 +424,7 @@ def test_commands_of_the_readme_run(place, tmp_path, monkeypatch):
     scores = [float(row["score"]) for row in rows]
     assert_allclose(scores, detector.score_samples(paths), rtol=1e-12)
     maps = [np.load(f"maps/{path.stem}.npy") for path in paths]
-    assert_array_equal(maps, detector.localize(paths))
+    assert_array_equal(maps, np.array(detector.localize(paths)).astype(np.float16))
     assert Path("report.html").read_text().count("<img ") == len(paths)
 
 
@@ -485,7 +573,9 @@ def test_earlier_results_are_not_read_as_images(place, tmp_path):
     for _ in range(2):
         words = ["localize", place / "model.skmkd", tmp_path, "-o", tmp_path / "maps"]
         assert main([str(word) for word in words]) == 0
-        assert sorted(p.name for p in (tmp_path / "maps").iterdir()) == ["0.npy", "0.png"]
+        assert sorted(p.name for p in (tmp_path / "maps").iterdir()) == [
+            "0.jpg", "0.npy", "regions.csv",
+        ]  # fmt: skip
 
 
 @pytest.mark.filterwarnings("always")

@@ -1,14 +1,26 @@
-"""Each image has its result, whether or not others fail; errors name files."""
+"""Each image has its result, whether or not others fail; errors name files; threads keep order."""
 
 from __future__ import annotations
 
+import threading
+import time
+from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skmkd._cli.outputs import Failure, about, check_complete, of_each
+from skmkd._cli.outputs import (
+    N_THREADS,
+    Failure,
+    about,
+    check_complete,
+    in_threads,
+    map_shape,
+    of_each,
+)
 
 
 def upper_case(bad, calls=None):
@@ -91,3 +103,81 @@ def test_all_failures_are_counted_and_some_are_named():
         check_complete(failures[:2], 9)
     with pytest.raises(ValueError, match=r"bad\. 9 of 20 .*are 1\.png, .* 5\.png, \.\.\.\.$"):
         check_complete(failures, 20)
+
+
+@given(st.lists(st.integers(0, 3), max_size=30))
+def test_results_of_threads_are_in_order(delays):
+    def work(item):
+        index, delay = item
+        time.sleep(delay / 2000)
+        return index
+
+    assert list(in_threads(work, enumerate(delays))) == list(range(len(delays)))
+
+
+def test_few_items_wait_for_threads():
+    made, counted, released = [], [], threading.Event()
+
+    def items():
+        for i in range(100):
+            made.append(i)
+            yield i
+
+    def work(item):
+        released.wait(10)
+        return item
+
+    def look_and_release():
+        counted.append(len(made))
+        released.set()
+
+    threading.Timer(0.2, look_and_release).start()
+    assert list(in_threads(work, items())) == list(range(100))
+    assert N_THREADS <= counted[0] <= 2 * N_THREADS + 1
+
+
+def test_an_error_of_a_thread_comes_soon_and_ends_the_work():
+    worked = []
+
+    def work(item):
+        worked.append(item)
+        if item == 5:
+            raise OSError("disk full")
+        return item
+
+    found = []
+    with pytest.raises(OSError, match="disk full"):
+        found.extend(in_threads(work, range(1000)))
+    assert len(worked) < 50
+
+
+def test_closing_finishes_what_was_begun_and_leaves_the_rest():
+    begun, finished = [], []
+
+    def work(item):
+        begun.append(item)
+        time.sleep(0.02)
+        finished.append(item)
+
+    with closing(in_threads(work, range(1000))) as results:
+        next(results)
+    assert sorted(begun) == sorted(finished)
+    assert len(begun) <= 3 * N_THREADS + 1
+    time.sleep(0.1)
+    assert sorted(begun) == sorted(finished)
+
+
+def test_an_error_of_the_items_comes_at_its_place():
+    def items():
+        yield 1
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        list(in_threads(str, items()))
+
+
+def test_maps_have_no_more_detail_than_networks_see():
+    detector = SimpleNamespace(_prepare=SimpleNamespace(size=(128, 256)))
+    assert map_shape(detector, (2048, 2448)) == (128, 256)
+    assert map_shape(detector, (64, 2048)) == (64, 256)
+    assert map_shape(detector, (25, 30)) == (25, 30)

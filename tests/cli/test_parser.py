@@ -83,10 +83,21 @@ def test_values_are_read_as_python_writes_them(text, value):
         ("fit {place}/learn -o {place}/set", "something that is not a file: '{place}/set'"),
         ("score {place}/model.skmkd {place}/learn --report {new}/no/r.html", "There is no folder"),
         ("evaluate {place}/model.skmkd {place}/one_kind", "one kind only"),
-        ("localize {place}/model.skmkd {place}/learn -o {place}/learn", "would be overwritten"),
+        (
+            "localize {place}/model.skmkd {place}/learn -o {place}/learn",
+            "{place}/learn/0.jpg would be written beside, or over, {place}/learn/0.png",
+        ),
         (
             "localize {place}/model.skmkd {place}/learn/0.png -o {place}/learn",
-            "would be overwritten",
+            "--output must not be the folder of the images",
+        ),
+        (
+            "localize {place}/model.skmkd {place}/learn -o {new}/maps --low-threshold 1e9",
+            "low_threshold must be at most threshold",
+        ),
+        (
+            "localize {place}/model.skmkd {place}/learn -o {new}/maps --min-area 0",
+            "'min_area' parameter of regions must be",
         ),
         ("fit {place}/learn -o {new}/model.skmkd --batch-size 0", "'batch_size' parameter"),
         (
@@ -269,7 +280,7 @@ def test_ctrl_c_while_localizing_leaves_whole_files_only(place, tmp_path):
         (tmp_path / f"new/{i}.png").symlink_to(place / "learn/0.png")
     words = ["localize", place / "model.skmkd", tmp_path / "new", "-o", tmp_path / "maps"]
     with running(*words, "--report", tmp_path / "report.html") as process:
-        while not list(tmp_path.glob("maps/*.png")):
+        while not list(tmp_path.glob("maps/*.jpg")):
             assert process.poll() is None
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
@@ -277,6 +288,10 @@ def test_ctrl_c_while_localizing_leaves_whole_files_only(place, tmp_path):
     assert process.returncode == 130
     assert printed == "skmkd: interrupted\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["maps", "new"]
+    (header, *rows) = (tmp_path / "maps/regions.csv").read_text().split("\n")
+    assert rows.pop() == ""
+    assert all(row.count(",") == header.count(",") for row in rows)
+    (tmp_path / "maps/regions.csv").unlink()
     written = sorted((tmp_path / "maps").iterdir())
     assert 1 < len(written) < 4000
     for path in written:  # temporary files have another suffix

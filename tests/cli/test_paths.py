@@ -50,6 +50,33 @@ def test_labels_among_new_images_are_noticed(folder):
     assert len(new_images([folder / "good"])) == 2  # without a warning
 
 
+TABLE = Path("maps/regions.csv")
+
+
 def test_outputs_mirror_the_folder_of_the_images(folder):
-    targets = output_paths([folder / "good"], Path("maps"))
+    targets = output_paths([folder / "good"], Path("maps"), TABLE)
     assert list(targets.values()) == [Path("maps/2").absolute(), Path("maps/10").absolute()]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".npy"])
+def test_outputs_are_not_among_the_images(folder, suffix):
+    image = (folder / "good/2.png").rename(folder / f"good/2{suffix}")
+    with pytest.raises(ValueError, match="--output must not be the folder of the images"):
+        output_paths([image], folder / "good", TABLE)
+    (folder / "linked").symlink_to(folder / "good")
+    with pytest.raises(ValueError, match=r"beside, or over, \S*2\.(png|jpg|npy)\.$"):
+        output_paths([image], folder / "linked", TABLE)
+    assert list(output_paths([image], folder, TABLE)) == [image]
+
+
+def test_outputs_do_not_follow_links_to_images(folder):
+    (folder / "maps").mkdir()
+    (folder / "maps/2.jpg").symlink_to(folder / "good/10.png")
+    with pytest.raises(ValueError, match=r"maps/2\.jpg would be written beside, or over, \S*10"):
+        output_paths([folder / "good"], folder / "maps", TABLE)
+
+
+def test_the_table_replaces_no_image(folder):
+    image = (folder / "good/2.png").rename(folder / "good/regions.csv")
+    with pytest.raises(ValueError, match=r"regions\.csv would be written over \S*regions\.csv\."):
+        output_paths([image], folder, image)

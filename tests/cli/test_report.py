@@ -16,6 +16,7 @@ import pytest
 from numpy.testing import assert_array_equal
 from PIL import Image
 
+from skmkd._cli import report
 from skmkd._cli.report import Entry, bars, histogram, overlay, ticks, write_report
 
 NAN = float("nan")
@@ -155,6 +156,35 @@ def test_pictures_decode_and_are_limited_in_size_and_number():
     assert len(fewer.attributes("img", "src")) == 2
     assert "At most the 2 worst images" in fewer.texts["caption"][0]
     assert PICTURE.size == (600, 300)  # the caller's picture is not changed
+
+
+def test_the_report_of_many_images_is_small():
+    rng = np.random.default_rng(0)
+    n = 20_000
+    scores = rng.permutation(n) - 50.0
+    scores[:7] = NAN
+    folder = "/data/line 3/camera 2/2026-11-27/"
+    pixels = rng.normal(128, 40, (100, 300, 300)).clip(0, 255).astype(np.uint8)  # fine textures
+    textures = [Image.fromarray(each) for each in pixels]
+    order = np.argsort(scores)
+    shown = dict(zip(order[:100].tolist(), textures, strict=True))
+    entries = [Entry(f"{folder}{i:06}.jpg", s, shown.get(i)) for i, s in enumerate(scores)]
+    text = written(entries)
+    assert len(text) < 3_000_000
+    page = Page(text)
+    assert [row[0] for row in page.rows[1:]] == [f"{folder}{i:06}.jpg" for i in order[:1000]]
+    assert len(page.attributes("img", "src")) == 100
+    assert page.texts["b"][:3] == ["20000", str((scores < 0).sum()), "7"]
+    sentence = "The 1000 images with the lowest scores are listed; 19000 others are not."
+    assert sentence in page.texts["caption"][0]
+    counts = [int(count) for count in page.attributes("title", "data-count")]
+    assert sum(counts) == n - 7  # the histogram is that of all
+
+
+def test_images_without_a_row_are_counted(monkeypatch):
+    assert "are listed" not in written()
+    monkeypatch.setattr(report, "LISTED", 4)
+    assert "4 images with the lowest scores are listed; 1 other is not." in written()
 
 
 SCORES = {
