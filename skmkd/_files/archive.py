@@ -35,6 +35,7 @@ from skmkd._networks.sources import Origin
 from skmkd._version import __version__
 
 MAX_HEADER = 10**8  # bytes, the limit of safetensors itself
+MAX_MASK = 2**31  # pixels; few bytes may claim any number
 NO_CHECKSUM = "0" * 64  # in the checksum's field while the checksum is computed
 
 
@@ -168,8 +169,8 @@ class Mask:
     def decode(saved: list[Any]) -> np.ndarray:
         """Return the mask."""
         shape, runs = saved
-        if sum(runs) != math.prod(shape):
-            raise ValueError("a mask in it has another size than it says.")
+        if sum(runs) != math.prod(shape) or sum(runs) > MAX_MASK:
+            raise ValueError("a mask in it has another size than it says, or is too large.")
         return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(shape)
 
 

@@ -23,6 +23,7 @@ from skmkd._files.archive import read_archive, write_archive
 from skmkd._files.migration import FORMAT
 from skmkd._images.checks import PixelRange
 from skmkd._images.preparation import Preprocessing
+from skmkd._images.tiles import Tiling
 from skmkd._networks.cloners import Block
 
 VALUES = {"text": "é\n", "list": [1, (2.5, None)], "range": PixelRange(0.0, 1.0, "float")}
@@ -70,6 +71,8 @@ def assert_same(first, second):
         np.array(["a", "bcd"], dtype=object), Path("a/b"), torch.device("cuda:1"),
         PixelRange(0.0, 255.0, "uint8"), Block((1, 2), (3, 4), None, True),
         Preprocessing((1, 2), PixelRange(0.0, np.inf, "float"), (0.1,), (0.2,)),
+        np.array([[True, True, False], [False, True, True]]), np.zeros((3, 2), bool),
+        np.ones(4, bool), np.zeros((0, 2), bool), np.array(True), Tiling((3, 4), 0.25),
     ],
     ids=repr,
 )  # fmt: skip
@@ -193,6 +196,21 @@ def test_forged_values_cannot_name_code(tmp_path, monkeypatch):
     forge(path, values=json.dumps({"values": bomb}))
     assert read_archive(path)[0] == {"values": bomb}  # text, and nothing else
     assert os.listdir() == ["forged"]
+
+
+def test_a_mask_takes_few_bytes(tmp_path):
+    mask = np.zeros((1000, 2000), bool)
+    mask[100:900, 300:1500] = True
+    write_archive(tmp_path / "a", {"mask": mask}, {})
+    assert (tmp_path / "a").stat().st_size < 20_000
+    assert_same(read_archive(tmp_path / "a")[0]["mask"], mask)
+
+
+@pytest.mark.parametrize("saved", [[[2, 2], [1, 2]], [[10**9, 10**9], [10**18]], [[2], [3, -1]]])
+def test_a_mask_of_another_size_is_refused(tmp_path, saved):
+    path = tmp_path / "a.skmkd"
+    forge(path, values=json.dumps({"value": {"$mask": saved}}))
+    refused(path, "mask|negative")
 
 
 def test_a_newer_format(archive):
