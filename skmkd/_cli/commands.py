@@ -122,7 +122,7 @@ def score(args: argparse.Namespace) -> None:
             path, (images, output) = result
             return report_entry(path, output, picture(images, output, map_threshold))
 
-        with closing(in_threads(draw, iter_results(detector, lowest, []))) as drawn:
+        with closing(in_threads(draw, iter_results(detector, lowest, []), map_pixels)) as drawn:
             pictured = list(tqdm(drawn, total=len(lowest), disable=None))
         save_report(args, detector, entries, pictured)
     check_complete(failures, len(paths))
@@ -165,7 +165,7 @@ def localize(args: argparse.Namespace) -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     with (
         table_path.open("w", encoding="utf-8", errors=SURROGATES, newline="") as stream,
-        closing(in_threads(write, results)) as written,
+        closing(in_threads(write, results, map_pixels)) as written,
     ):
         table = Table(stream, args.format, REGION_COLUMNS)
         for entry, found in tqdm(written, total=len(targets), disable=None):
@@ -273,6 +273,12 @@ def iter_results(detector: Any, paths: Sequence[Path], failures: Failures) -> It
         return ((images, output) for output in detector._outputs(images))
 
     return of_each(results, paths, failures)
+
+
+def map_pixels(result: Result) -> int:
+    """Return the number of pixels of a map."""
+    _, (_, output) = result
+    return output.map.size
 
 
 def stored_map(detector: Any, single: np.ndarray, kind: str) -> np.ndarray | None:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 N_THREADS = min(4, os.cpu_count() or 1)
+WAITING = 2**26  # pixels, of the maps that wait for threads
 NAMED = 5  # failures that an error names
 
 
@@ -63,22 +64,22 @@ def of_each(
 
 
 def in_threads(
-    work: Callable[[Item], Result], items: Iterable[Item]
+    work: Callable[[Item], Result], items: Iterable[Item], n_pixels: Callable[[Item], int]
 ) -> Generator[Result, None, None]:
     """Yield the result of each item, in order; threads work while the next items are made.
 
-    At most twice as many items as threads wait, since each may hold a large map. Close the
-    generator to stop early: items that are worked on are finished, and others left.
+    Twice as many items as threads may wait, fewer if they are large. Close the generator to stop
+    early: items that are worked on are finished, and others left.
     """
-    waiting: deque[Future[Result]] = deque()
+    waiting: deque[tuple[int, Future[Result]]] = deque()
     pool = ThreadPoolExecutor(N_THREADS)
     try:
         for item in items:
-            waiting.append(pool.submit(work, item))
-            if len(waiting) > 2 * N_THREADS:
-                yield waiting.popleft().result()
+            waiting.append((n_pixels(item), pool.submit(work, item)))
+            while len(waiting) > 2 * N_THREADS or sum(pixels for pixels, _ in waiting) > WAITING:
+                yield waiting.popleft()[1].result()
         while waiting:
-            yield waiting.popleft().result()
+            yield waiting.popleft()[1].result()
     finally:
         pool.shutdown(cancel_futures=True)
 

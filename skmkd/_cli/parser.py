@@ -175,7 +175,8 @@ def build_parser() -> argparse.ArgumentParser:
         )  # fmt: skip
         sub.add_argument(
             "--report", type=Path, metavar="HTML",
-            help="write an HTML page with all scores and pictures of the most anomalous images",
+            help="write an HTML page with a histogram of all scores, the lowest ones, and pictures "
+            "of the most anomalous images",
         )  # fmt: skip
         add_model_options(sub)
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from skmkd._cli.outputs import (
     N_THREADS,
+    WAITING,
     Failure,
     about,
     check_complete,
@@ -105,6 +106,10 @@ def test_all_failures_are_counted_and_some_are_named():
         check_complete(failures, 20)
 
 
+def one(item):
+    return 1
+
+
 @given(st.lists(st.integers(0, 3), max_size=30))
 def test_results_of_threads_are_in_order(delays):
     def work(item):
@@ -112,7 +117,7 @@ def test_results_of_threads_are_in_order(delays):
         time.sleep(delay / 2000)
         return index
 
-    assert list(in_threads(work, enumerate(delays))) == list(range(len(delays)))
+    assert list(in_threads(work, enumerate(delays), one)) == list(range(len(delays)))
 
 
 def test_few_items_wait_for_threads():
@@ -132,8 +137,27 @@ def test_few_items_wait_for_threads():
         released.set()
 
     threading.Timer(0.2, look_and_release).start()
-    assert list(in_threads(work, items())) == list(range(100))
+    assert list(in_threads(work, items(), one)) == list(range(100))
     assert N_THREADS <= counted[0] <= 2 * N_THREADS + 1
+
+
+@pytest.mark.parametrize(("large", "most"), [(WAITING + 1, 1), (WAITING // 3, 4)])
+def test_fewer_large_items_wait(large, most):
+    held, highest = set(), []
+
+    def items():
+        for i in range(20):
+            held.add(i)
+            highest.append(len(held))
+            yield i
+
+    def work(item):
+        time.sleep(0.002)
+        return item
+
+    for item in in_threads(work, items(), lambda _: large):
+        held.remove(item)
+    assert max(highest) <= most
 
 
 def test_an_error_of_a_thread_comes_soon_and_ends_the_work():
@@ -147,7 +171,7 @@ def test_an_error_of_a_thread_comes_soon_and_ends_the_work():
 
     found = []
     with pytest.raises(OSError, match="disk full"):
-        found.extend(in_threads(work, range(1000)))
+        found.extend(in_threads(work, range(1000), one))
     assert len(worked) < 50
 
 
@@ -159,7 +183,7 @@ def test_closing_finishes_what_was_begun_and_leaves_the_rest():
         time.sleep(0.02)
         finished.append(item)
 
-    with closing(in_threads(work, range(1000))) as results:
+    with closing(in_threads(work, range(1000), one)) as results:
         next(results)
     assert sorted(begun) == sorted(finished)
     assert len(begun) <= 3 * N_THREADS + 1
@@ -173,7 +197,7 @@ def test_an_error_of_the_items_comes_at_its_place():
         raise MemoryError
 
     with pytest.raises(MemoryError):
-        list(in_threads(str, items()))
+        list(in_threads(str, items(), one))
 
 
 def test_maps_have_no_more_detail_than_networks_see():
