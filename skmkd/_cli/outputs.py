@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 N_THREADS = min(4, os.cpu_count() or 1)
-WAITING = 2**26  # pixels, of the maps that wait for threads
+WAITING = 2**25  # pixels, of the maps that wait for threads
 NAMED = 5  # failures that an error names
 
 
@@ -68,7 +68,7 @@ def in_threads(
 ) -> Generator[Result, None, None]:
     """Yield the result of each item, in order; threads work while the next items are made.
 
-    Twice as many items as threads may wait, fewer if they are large. Close the generator to stop
+    As many items as threads may wait, fewer if they are large. Close the generator to stop
     early: items that are worked on are finished, and others left.
     """
     waiting: deque[tuple[int, Future[Result]]] = deque()
@@ -76,7 +76,7 @@ def in_threads(
     try:
         for item in items:
             waiting.append((n_pixels(item), pool.submit(work, item)))
-            while len(waiting) > 2 * N_THREADS or sum(pixels for pixels, _ in waiting) > WAITING:
+            while len(waiting) > N_THREADS or sum(pixels for pixels, _ in waiting) > WAITING:
                 yield waiting.popleft()[1].result()
         while waiting:
             yield waiting.popleft()[1].result()
