@@ -19,6 +19,7 @@ from skmkd._cli.localization import (
     write_files,
 )
 from skmkd._images.checks import image_list
+from skmkd._images.roi import as_region
 from skmkd._maps.finishing import Output, resize_maps
 from skmkd._regions import regions
 
@@ -69,6 +70,25 @@ def test_pictures_of_small_images_have_their_pixels():
     image = np.random.default_rng(0).integers(0, 256, (20, 30), dtype=np.uint8)
     single = np.full((20, 30), NAN, np.float32)
     assert_array_equal(drawn(image, single), np.repeat(image[..., None], 3, axis=2))
+
+
+def test_pictures_show_what_is_outside_the_region_of_interest():
+    image = np.linspace(0, 1, 600, dtype=np.float32).reshape(20, 30)
+    kept = image.copy()
+    images = image_list([image])
+    image[0, :3] = NAN, np.inf, -np.inf
+    images.regions = [as_region((5, 5, 15, 15))]
+    pixels = np.asarray(picture(images, Output(0, 0.0, np.zeros((20, 30), np.float32)), 0.5))
+    assert np.abs(pixels[1:, :, 0] / 255 - kept[1:]).max() < 1 / 255
+    assert pixels[0, :3, 0].tolist() == [0, 255, 0]
+    assert_array_equal(image[0, :3], [NAN, np.inf, -np.inf])  # the caller's image is not changed
+
+
+def test_what_cannot_be_read_is_white():
+    images = image_list([np.zeros((4, 6), np.uint8)])
+    images.unreadable.add(0)
+    pixels = np.asarray(picture(images, Output(0, NAN, np.full((4, 6), NAN, np.float32)), 0.5))
+    assert_array_equal(pixels, np.full((4, 6, 3), 255))
 
 
 def test_a_map_in_its_own_size_is_only_rounded():
