@@ -19,7 +19,7 @@ from skmkd._files.saving import SavingMixin
 from skmkd._images.checks import check_images
 from skmkd._images.inputs import ImagesLike
 from skmkd._images.preparation import Preprocessing
-from skmkd._images.roi import RoiLike, as_region
+from skmkd._images.roi import RoiLike, as_roi
 from skmkd._images.sizes import network_size
 from skmkd._images.tiles import Tiles
 from skmkd._maps.discrepancy import Features
@@ -124,7 +124,7 @@ class BaseDistillationDetector(OutlierMixin, ScoringMixin, ThresholdMixin, Savin
     def _fit(self, X: Any, roi: Any, callback: Callable[[Self, int], Any] | None) -> None:
         self._check_options()
         self._tiling = tiling(self)
-        self._roi = None if self.roi is None else as_region(self.roi)
+        self._roi = None if self.roi is None else as_roi(self.roi)
         images = check_images(self, X, reset=True, roi=self._roi if roi is None else roi)
         self.device_ = resolve_device(self.device)
         self.precision_ = resolve_precision(self.precision, self.device_)

@@ -148,7 +148,8 @@ def test_arrays_are_documented_with_their_shapes(public):
 def test_public_names():
     namespaces = {"datasets", "inspection", "metrics", "model_selection"}
     assert (
-        set(skmkd.__all__) == {"MKDDetector", "MemKDDetector", "__version__", "load"} | namespaces
+        set(skmkd.__all__)
+        == {"MKDDetector", "MemKDDetector", "__version__", "load", "regions"} | namespaces
     )
     for namespace in namespaces:
         names = getattr(skmkd, namespace).__all__

@@ -7,8 +7,11 @@ import re
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
+
+from skmkd._images.tiles import grid
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -87,9 +90,11 @@ def in_threads(
 def map_shape(detector: Any, size: tuple[int, int]) -> tuple[int, int]:
     """Return the size of an image's map that holds all its detail.
 
-    The networks see images resized, and a map has no more detail than that.
+    The networks see tiles resized, and a map has no more detail than that.
     """
-    height, width = (min(sides) for sides in zip(size, detector._prepare.size, strict=True))
+    seen = size if detector._roi is None else detector._roi.size
+    pairs = zip(size, grid(seen, detector._tiling).tile, detector._prepare.size, strict=True)
+    height, width = (ceil(side * min(1, resized / tile)) for side, tile, resized in pairs)
     return height, width
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from skmkd._files.migration import FORMAT
 from skmkd._images.pixel_range import PixelRange
 from skmkd._images.preparation import Preprocessing
-from skmkd._images.roi import Region
+from skmkd._images.roi import Roi
 from skmkd._images.tiles import Tiling
 from skmkd._networks.cloners import Block
 from skmkd._networks.layers import Stage
@@ -142,7 +142,7 @@ def _plain(tensor: Tensor) -> Tensor:
 # Values that JSON does not know are objects whose only key is their kind: {"$tuple": [1, 2]}
 
 RECORDS = (
-    Block, MemoryPlan, Origin, PixelRange, Preprocessing, Region, Stage, Style, Tiling,
+    Block, MemoryPlan, Origin, PixelRange, Preprocessing, Roi, Stage, Style, Tiling,
 )  # fmt: skip
 Kind = tuple[str, Callable[[Any], Any], Callable[[Any], Any]]  # name, to JSON and back
 

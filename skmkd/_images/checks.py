@@ -24,7 +24,7 @@ from skmkd._images.pixel_range import (
     learned_range,
     seen_in,
 )
-from skmkd._images.roi import as_regions
+from skmkd._images.roi import as_rois
 from skmkd._warnings import warn
 
 
@@ -48,7 +48,7 @@ def check_images(estimator: BaseEstimator, X: Any, *, reset: bool, roi: Any = No
     images = as_images(estimator, X, reset)
     skip = estimator.on_error == "skip"
     if roi is not None:
-        images.look_at(as_regions(roi, len(images)), skip)
+        images.look_at(as_rois(roi, len(images)), skip)
     if reset:
         _settle(images, tolerant=skip)
         images.pixel_range = _given_range(images, estimator.pixel_range)

@@ -12,7 +12,7 @@ from skmkd._images.channels import with_channels
 from skmkd._images.image_files import ImageFile, UnreadableImageError
 from skmkd._images.pictures import plain_pixels
 from skmkd._images.pixel_range import FIXED, LARGEST, PixelRange, clipped, kind_of, plausible
-from skmkd._images.roi import Region
+from skmkd._images.roi import Roi
 from skmkd._warnings import warn
 
 SEVERAL = 5  # images that show whether they are on the scale of those of fit
@@ -53,7 +53,7 @@ class Images:
         What new images are compared with.
     headers : dict of int to (int, str)
         Channels and kind of number of the items of a list that could be opened.
-    regions : list of n Region, or None
+    regions : list of n Roi, or None
         The part of each image that is read; None means all of it.
     seen : tuple of 3 floats or None
         What most pixels at fit are between, and the smallest such difference in an image.
@@ -67,7 +67,7 @@ class Images:
         self.kind: str | None = None
         self.pixel_range: PixelRange | None = None
         self.headers: dict[int, tuple[int, str]] = {}
-        self.regions: list[Region] | None = None
+        self.regions: list[Roi] | None = None
         self.seen: tuple[float, float, float] | None = None
         self.unreadable: set[int] = set()
         self._blank = blank
@@ -115,7 +115,7 @@ class Images:
             return None
         return self.regions[index].mask
 
-    def look_at(self, regions: list[Region], skip: bool) -> None:
+    def look_at(self, regions: list[Roi], skip: bool) -> None:
         """Read of each image its region only.
 
         Raises

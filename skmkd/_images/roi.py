@@ -21,7 +21,7 @@ WANTED = "a rectangle (top, left, bottom, right), a mask (H, W) or the path of o
 
 
 @dataclass(frozen=True)
-class Region:
+class Roi:
     """A rectangle of an image, and a mask of what counts within it.
 
     Parameters
@@ -81,7 +81,7 @@ class Region:
         return whole
 
 
-def as_region(roi: Any, name: str = "roi") -> Region:
+def as_roi(roi: Any, name: str = "roi") -> Roi:
     """Return the region that a rectangle, a mask or the path of a mask describes, or a region.
 
     Raises
@@ -89,7 +89,7 @@ def as_region(roi: Any, name: str = "roi") -> Region:
     ValueError
         If it describes none, or an empty one.
     """
-    if isinstance(roi, Region):
+    if isinstance(roi, Roi):
         return roi
     if isinstance(roi, (str, os.PathLike)):
         return _of_mask(read_mask(Path(roi)), name)
@@ -107,10 +107,10 @@ def as_region(roi: Any, name: str = "roi") -> Region:
             f"{name} must be (top, left, bottom, right) with 0 <= top < bottom and "
             f"0 <= left < right; got {(top, left, bottom, right)}."
         )
-    return Region((top, left, bottom, right))
+    return Roi((top, left, bottom, right))
 
 
-def _of_mask(mask: np.ndarray, name: str) -> Region:
+def _of_mask(mask: np.ndarray, name: str) -> Roi:
     rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
     if not len(rows):
         raise ValueError(f"{name} must hold pixels that are not 0; got a mask without any.")
@@ -118,7 +118,7 @@ def _of_mask(mask: np.ndarray, name: str) -> Region:
         int(side) for side in (rows[0], rows[-1] + 1, columns[0], columns[-1] + 1)
     )
     inside = mask[top:bottom, left:right]
-    return Region((top, left, bottom, right), None if inside.all() else inside.copy(), mask.shape)
+    return Roi((top, left, bottom, right), None if inside.all() else inside.copy(), mask.shape)
 
 
 def _shortened(roi: Any) -> str:
@@ -126,19 +126,19 @@ def _shortened(roi: Any) -> str:
     return text if len(text) <= 60 else f"{type(roi).__name__} of shape {np.shape(roi)}"
 
 
-def as_regions(roi: Any, n: int) -> list[Region]:
+def as_rois(roi: Any, n: int) -> list[Roi]:
     """Return the region of each of n images: one for all, or a list of one each.
 
     Raises
     ------
     ValueError
-        If there are not as many as images, or as in `as_region`.
+        If there are not as many as images, or as in `as_roi`.
     """
     if not _is_one_each(roi):
-        return [as_region(roi)] * n
+        return [as_roi(roi)] * n
     if len(roi) != n:
         raise ValueError(f"roi must be one region, or one for each of {n} images; got {len(roi)}.")
-    return [as_region(each, f"roi[{i}]") for i, each in enumerate(roi)]
+    return [as_roi(each, f"roi[{i}]") for i, each in enumerate(roi)]
 
 
 def _is_one_each(roi: Any) -> bool:

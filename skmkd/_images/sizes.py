@@ -13,6 +13,8 @@ from skmkd._warnings import warn
 
 SIDE = 128  # of an image, if nothing else is said
 TILE_SIDE = 256  # of a tile, at most
+LONG = 3.0  # times as long as wide is an image whose aspect is kept
+MULTIPLE, LEAST = 16, 32  # of such an image's sides, in pixels
 FACTOR = 4.0  # by which images are shrunk at most without a warning
 SEEN = 4  # pixels of the resized image that a defect must have to be seen
 
@@ -34,22 +36,36 @@ def height_and_width(value: Any, name: str) -> Size:
 def network_size(image_size: Any, tiling: Tiling, grids: Sequence[Grid]) -> Size:
     """Return the size that images, or tiles, are resized to.
 
-    If it is "auto", tiles keep their size, up to 256 pixels a side, and images are shrunk to 128 x
-    128 pixels. A warning tells if that is less than a quarter of what they have.
+    If it is "auto", tiles keep their size, up to 256 pixels a side, and images have as many pixels
+    as one of 128 x 128. A warning tells if that is less than a quarter of theirs on a side.
     """
     if image_size != "auto":
         return height_and_width(image_size, "image_size")
-    size = (SIDE, SIDE)
     if tiling.size is not None:
         scale = min(1.0, TILE_SIDE / max(tiling.size))
         size = round(tiling.size[0] * scale), round(tiling.size[1] * scale)
+    else:
+        size = whole_size(median(cut.size[0] / cut.size[1] for cut in grids))
     shrunk = median(max(cut.tile[0] / size[0], cut.tile[1] / size[1]) for cut in grids)
     if shrunk > FACTOR:
         height, width = grids[0].tile
         warn(
-            f"{'Images' if tiling.size is None else 'Tiles'} of up to {height} x {width} pixels "
-            f"are shrunk to {size[0]} x {size[1]}, so that defects of less than about "
-            f"{round(SEEN * shrunk)} pixels are not seen. Set tile_size to cut images up, or "
-            "image_size to the size that is enough for you."
+            f"{'Images' if tiling.size is None else 'Tiles'} of {height} x {width} pixels are "
+            f"shrunk to {size[0]} x {size[1]}, and defects of less than about "
+            f"{round(SEEN * shrunk)} pixels will not be seen. Set tile_size to cut images up, or "
+            "image_size to silence this."
         )
     return size
+
+
+def whole_size(aspect: float) -> Size:
+    """Return a square, or, for images at least three times as long as wide, a rectangle.
+
+    Both have as many pixels. `aspect` is the height in widths.
+    """
+    if max(aspect, 1 / aspect) < LONG:
+        return SIDE, SIDE
+    exact = SIDE * min(aspect, 1 / aspect) ** 0.5
+    short = max(LEAST, MULTIPLE * round(exact / MULTIPLE))
+    long = MULTIPLE * round(SIDE**2 / short / MULTIPLE)
+    return (short, long) if aspect < 1 else (long, short)

@@ -22,6 +22,8 @@ from skmkd._cli.outputs import (
     map_shape,
     of_each,
 )
+from skmkd._images.roi import Roi
+from skmkd._images.tiles import Tiling
 
 
 def upper_case(bad, calls=None):
@@ -200,8 +202,20 @@ def test_an_error_of_the_items_comes_at_its_place():
         list(in_threads(str, items(), one))
 
 
+def fitted(tiling, roi=None, size=(128, 256)):
+    return SimpleNamespace(_prepare=SimpleNamespace(size=size), _tiling=tiling, _roi=roi)
+
+
 def test_maps_have_no_more_detail_than_networks_see():
-    detector = SimpleNamespace(_prepare=SimpleNamespace(size=(128, 256)))
+    detector = fitted(Tiling())
     assert map_shape(detector, (2048, 2448)) == (128, 256)
     assert map_shape(detector, (64, 2048)) == (64, 256)
     assert map_shape(detector, (25, 30)) == (25, 30)
+
+
+def test_maps_of_tiles_and_regions_have_the_detail_of_each_tile():
+    assert map_shape(fitted(Tiling((512, 512), 0.25)), (2048, 2448)) == (512, 1224)
+    assert map_shape(fitted(Tiling((512, 512), 0.25)), (200, 100)) == (128, 100)
+    assert map_shape(fitted(Tiling((64, 64), 0.25)), (2048, 2448)) == (2048, 2448)
+    roi = Roi((0, 0, 256, 256))
+    assert map_shape(fitted(Tiling(), roi), (1000, 1000)) == (500, 1000)

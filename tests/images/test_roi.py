@@ -5,7 +5,7 @@ import pytest
 from numpy.testing import assert_array_equal
 from PIL import Image
 
-from skmkd._images.roi import Region, as_region, as_regions
+from skmkd._images.roi import Roi, as_roi, as_rois
 
 MASK = np.zeros((6, 8), bool)
 MASK[1:5, 2:7] = True
@@ -15,16 +15,16 @@ HOLE[2, 3] = False
 
 def test_a_rectangle():
     for rectangle in [(1, 2, 5, 7), [1, 2, 5, 7], np.array([1, 2, 5, 7])]:
-        assert as_region(rectangle) == Region((1, 2, 5, 7))
+        assert as_roi(rectangle) == Roi((1, 2, 5, 7))
 
 
 def test_a_mask_that_is_a_rectangle_is_one_of_images_of_its_size():
     for mask in (MASK, MASK.astype(np.uint8) * 255, MASK.astype(float), MASK.tolist()):
-        assert as_region(mask) == Region((1, 2, 5, 7), None, (6, 8))
+        assert as_roi(mask) == Roi((1, 2, 5, 7), None, (6, 8))
 
 
 def test_a_mask_is_kept_within_its_rectangle():
-    region = as_region(HOLE)
+    region = as_roi(HOLE)
     assert region.box == (1, 2, 5, 7)
     assert_array_equal(region.mask, HOLE[1:5, 2:7])
     assert region.size == (4, 5)
@@ -33,12 +33,12 @@ def test_a_mask_is_kept_within_its_rectangle():
 def test_a_file_of_a_mask(tmp_path):
     Image.fromarray(HOLE.astype(np.uint8) * 255).save(tmp_path / "mask.png")
     for path in (tmp_path / "mask.png", str(tmp_path / "mask.png")):
-        assert_array_equal(as_region(path).mask, as_region(HOLE).mask)
+        assert_array_equal(as_roi(path).mask, as_roi(HOLE).mask)
 
 
 def test_a_region_is_itself():
-    region = as_region(HOLE)
-    assert as_region(region) is region
+    region = as_roi(HOLE)
+    assert as_roi(region) is region
 
 
 @pytest.mark.parametrize(
@@ -58,20 +58,20 @@ def test_a_region_is_itself():
 )
 def test_what_is_no_region(roi, message):
     with pytest.raises(ValueError, match=f"roi must .*{message}"):
-        as_region(roi)
+        as_roi(roi)
 
 
 def test_one_region_for_all_or_one_each(tmp_path):
     Image.fromarray(MASK).save(tmp_path / "mask.png")
-    assert as_regions((1, 2, 5, 7), 3) == [Region((1, 2, 5, 7))] * 3
-    assert as_regions(MASK, 2) == [as_region(MASK)] * 2
+    assert as_rois((1, 2, 5, 7), 3) == [Roi((1, 2, 5, 7))] * 3
+    assert as_rois(MASK, 2) == [as_roi(MASK)] * 2
     each = [(0, 0, 2, 2), MASK, tmp_path / "mask.png"]
-    assert as_regions(each, 3) == [as_region(roi) for roi in each]
-    assert as_regions(np.stack([MASK, ~MASK]), 2)[0] == as_region(MASK)
+    assert as_rois(each, 3) == [as_roi(roi) for roi in each]
+    assert as_rois(np.stack([MASK, ~MASK]), 2)[0] == as_roi(MASK)
     with pytest.raises(ValueError, match="one for each of 2 images; got 3"):
-        as_regions(each, 2)
+        as_rois(each, 2)
     with pytest.raises(ValueError, match=r"roi\[1\] must be"):
-        as_regions([(0, 0, 2, 2), (3, 3, 1, 1)], 2)
+        as_rois([(0, 0, 2, 2), (3, 3, 1, 1)], 2)
 
 
 @pytest.mark.parametrize("dtype", [bool, np.uint8, np.uint16, np.float32])
@@ -79,7 +79,7 @@ def test_what_is_outside_has_the_mean_of_what_is_inside(dtype):
     rng = np.random.default_rng(0)
     image = rng.random((6, 8, 3)) * (1 if dtype is np.float32 else 2 if dtype is bool else 200)
     image = image.astype(dtype)
-    found = as_region(HOLE).cut(image)
+    found = as_roi(HOLE).cut(image)
     assert found.dtype == dtype
     assert found.shape == (4, 5, 3)
     inside = HOLE[1:5, 2:7]
@@ -92,18 +92,18 @@ def test_what_is_outside_has_the_mean_of_what_is_inside(dtype):
 def test_what_is_outside_has_no_influence():
     image = np.random.default_rng(0).random((6, 8, 1))
     other = np.where(HOLE[..., None], image, np.nan)
-    assert_array_equal(as_region(HOLE).cut(image), as_region(HOLE).cut(other))
+    assert_array_equal(as_roi(HOLE).cut(image), as_roi(HOLE).cut(other))
 
 
 def test_a_map_is_placed_in_its_frame():
-    whole = as_region(HOLE).placed(np.ones((4, 5), np.float32), (6, 8))
+    whole = as_roi(HOLE).placed(np.ones((4, 5), np.float32), (6, 8))
     assert whole.dtype == np.float32
     assert_array_equal(whole > 0, HOLE)
 
 
 def test_images_of_another_size_do_not_fit():
     with pytest.raises(ValueError, match=r"size of the mask roi, \(6, 8\); got \(6, 9\)"):
-        as_region(HOLE).check((6, 9, 3))
+        as_roi(HOLE).check((6, 9, 3))
     with pytest.raises(ValueError, match=r"must hold the rectangle roi=\(1, 2, 5, 7\)"):
-        as_region((1, 2, 5, 7)).check((9, 6))
-    as_region((1, 2, 5, 7)).check((5, 7))
+        as_roi((1, 2, 5, 7)).check((9, 6))
+    as_roi((1, 2, 5, 7)).check((5, 7))

@@ -34,6 +34,10 @@ def test_an_explicit_size_is_taken_without_a_word():
         ([(100, 100)] * 3, None, (128, 128)),
         ([(512, 512)], None, (128, 128)),  # shrunk four times, not more
         ([(512, 512)] * 2 + [(5000, 5000)], None, (128, 128)),  # most are
+        ([(250, 100)], None, (128, 128)),
+        ([(64, 2048)], None, (32, 512)),
+        ([(300, 100)], None, (208, 80)),
+        ([(100, 500)] * 2 + [(100, 100)], None, (64, 256)),
         ([(2048, 2048)], (64, 96), (64, 96)),
         ([(2048, 2048)], (512, 256), (256, 128)),
         ([(2048, 2048)], (1024, 1024), (256, 256)),
@@ -46,9 +50,9 @@ def test_automatic_size(frames, tile_size, expected):
 @pytest.mark.parametrize(
     ("frames", "tile_size", "words"),
     [
-        ([(2048, 2448)], None, r"Images of up to 2048 x 2448 .* to 128 x 128, .*about 76 pixels"),
-        ([(130, 1024)], None, "about 32 pixels"),
-        ([(4096, 4096)], (2048, 1024), r"Tiles of up to 2048 x 1024 .* to 256 x 128.*32 pixels"),
+        ([(2048, 2448)], None, r"Images of 2048 x 2448 .* to 128 x 128, .*about 76 pixels"),
+        ([(400, 1024)], None, "about 32 pixels"),
+        ([(4096, 4096)], (2048, 1024), r"Tiles of 2048 x 1024 .* to 256 x 128.*32 pixels"),
     ],
 )
 def test_images_that_are_shrunk_a_lot_are_warned_of(frames, tile_size, words):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 from skmkd._images.images import Images
-from skmkd._images.roi import Region
+from skmkd._images.roi import Roi
 from skmkd._images.tiles import Tiles, Tiling, crossfades, grid
 
 SIDES = st.integers(1, 60)
@@ -77,7 +77,7 @@ def test_tiles_without_a_pixel_of_the_mask_are_left_out():
     mask = np.zeros((8, 12), bool)
     mask[1, 1] = mask[6, 9] = True
     images = Images(np.zeros((2, 8, 12), np.uint8), (8, 12, 1))
-    images.look_at([Region((0, 0, 8, 12), mask, (8, 12))] * 2, skip=False)
+    images.look_at([Roi((0, 0, 8, 12), mask, (8, 12))] * 2, skip=False)
     tiles = Tiles.cut(images, Tiling((4, 4), 0.0))
     assert len(tiles) == 4
     assert [tiles.grids[0].cells, tiles.grids[1].cells] == [[(0, 0), (1, 2)]] * 2

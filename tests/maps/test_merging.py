@@ -5,7 +5,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from skmkd._images.images import Images
-from skmkd._images.roi import Region
+from skmkd._images.roi import Roi
 from skmkd._images.tiles import Tiles, Tiling
 from skmkd._maps.finishing import Output
 from skmkd._maps.merging import image_output
@@ -78,7 +78,7 @@ def test_a_whole_image_has_its_own_map():
 def test_the_map_is_0_outside_a_region():
     mask = np.zeros(SIZE, bool)
     mask[3:9, 4:30] = mask[3:20, 4:8] = True
-    region = Region((3, 4, 20, 30), mask[3:20, 4:30], SIZE)
+    region = Roi((3, 4, 20, 30), mask[3:20, 4:30], SIZE)
     tiles = cut(Tiling((8, 8), 0.25), region)
     found = image_output(0, outputs(tiles), tiles)
     assert found.map.shape == SIZE
