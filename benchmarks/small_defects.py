@@ -36,17 +36,19 @@ NEAR = 12  # pixels between a map's peak and the defect that it is on, at most
 FPR = 0.1  # of calibrate
 
 PLATES: dict[str, dict[str, Any]] = {
-    "128": {},
+    "128": {"image_size": 128},
     "256": {"image_size": 256},
     "512x612": {"image_size": (512, 612), "batch_size": 4},
     "tiles-256-at-128": {"tile_size": 256, "image_size": 128},
     "tiles-512-at-128": {"tile_size": 512, "image_size": 128},
     "tiles-512-at-256": {"tile_size": 512, "image_size": 256},
     "tiles-1024-at-256": {"tile_size": 1024, "image_size": 256},
+    "tiles-1024-at-256-blur-1": {"tile_size": 1024, "image_size": 256, "smoothing_sigma": 1},
+    "tiles-768-at-256-blur-1": {"tile_size": 768, "image_size": 256, "smoothing_sigma": 1},
 }
 STRIPS: dict[str, dict[str, Any]] = {
-    "128": {},
-    "32x512": {"image_size": (32, 512)},
+    "128": {"image_size": 128},
+    "auto": {},  # 32 x 512
     "64x512": {"image_size": (64, 512)},
     "64x2048": {"image_size": (64, 2048)},
     "tiles-64x256": {"tile_size": (64, 256), "image_size": (64, 256)},

@@ -66,7 +66,7 @@ SCRIPTS = {
     "scaling": ("--numbers --sides 32 64", {"fit s"}),
     "score": ("--runs 1 --images 4 --side 32", {"ratio", "source of peak", "whole of peak"}),
     "small_defects": (
-        "--case strips --only 32x512 --images 2 --epochs 1 --held-out 20",
+        "--case strips --only auto --images 2 --epochs 1 --held-out 20",
         {"AUROC", "fit s", "s an image", "peak MB"},
     ),
     "step": ("--runs 1 --sides 32", {"step / floor"}),
