@@ -1,6 +1,6 @@
 """Image anomaly detection and localization by multiresolution knowledge distillation."""
 
-from skmkd import datasets, inspection, metrics, model_selection
+from skmkd import datasets, inspection, metrics, model_selection, monitoring
 from skmkd._loading import load
 from skmkd._memkd import MemKDDetector
 from skmkd._mkd import MKDDetector
@@ -16,5 +16,6 @@ __all__ = [
     "load",
     "metrics",
     "model_selection",
+    "monitoring",
     "regions",
 ]

@@ -68,7 +68,7 @@ NAMESPACES = [
     skmkd,
     *(
         getattr(skmkd, namespace)
-        for namespace in ("datasets", "inspection", "metrics", "model_selection")
+        for namespace in ("datasets", "inspection", "metrics", "model_selection", "monitoring")
     ),
 ]
 PUBLIC = [
@@ -146,7 +146,7 @@ def test_arrays_are_documented_with_their_shapes(public):
 
 
 def test_public_names():
-    namespaces = {"datasets", "inspection", "metrics", "model_selection"}
+    namespaces = {"datasets", "inspection", "metrics", "model_selection", "monitoring"}
     assert (
         set(skmkd.__all__)
         == {"MKDDetector", "MemKDDetector", "__version__", "load", "regions"} | namespaces
