@@ -9,14 +9,17 @@ from functools import partial
 from typing import Any, ClassVar, Self
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.base import OutlierMixin, _fit_context
 from sklearn.utils import Tags
 from torch import nn
 
+from skmkd._conformal import held_out
 from skmkd._features.batches import Batch, Dataset
 from skmkd._features.cache import cached
 from skmkd._files.saving import SavingMixin
 from skmkd._images.checks import check_images
+from skmkd._images.images import Images
 from skmkd._images.inputs import ImagesLike
 from skmkd._images.preparation import Preprocessing
 from skmkd._images.roi import RoiLike, as_roi
@@ -46,6 +49,7 @@ from skmkd._training import (
     settle_batch_norm,
     training_epochs,
 )
+from skmkd._warnings import warn
 
 
 class BaseDistillationDetector(OutlierMixin, ScoringMixin, ThresholdMixin, SavingMixin, ABC):
@@ -75,6 +79,7 @@ class BaseDistillationDetector(OutlierMixin, ScoringMixin, ThresholdMixin, Savin
         X: ImagesLike,
         y: Any = None,
         *,
+        groups: ArrayLike | None = None,
         roi: RoiLike = None,
         callback: Callable[[Self, int], Any] | None = None,
     ) -> Self:
@@ -92,6 +97,8 @@ class BaseDistillationDetector(OutlierMixin, ScoringMixin, ThresholdMixin, Savin
             image files, which are read when they are needed.
         y : None
             Ignored: all images of X are taken to be normal.
+        groups : array-like of shape (n,), default=None
+            The lot, day or object of each image; whole groups are held out for the thresholds.
         roi : list of n regions, default=None
             The region of interest of each image, as in the parameter `roi`, instead of that.
         callback : callable, default=None
@@ -117,11 +124,13 @@ class BaseDistillationDetector(OutlierMixin, ScoringMixin, ThresholdMixin, Savin
         """
         fitted = object.__new__(type(self))
         fitted.__dict__ = {k: v for k, v in vars(self).items() if not k.endswith("_")}
-        fitted._fit(X, roi, callback)
+        fitted._fit(X, groups, roi, callback)
         self.__dict__ = dict(vars(fitted))  # only now: a fit that fails leaves self unchanged
         return self
 
-    def _fit(self, X: Any, roi: Any, callback: Callable[[Self, int], Any] | None) -> None:
+    def _fit(
+        self, X: Any, groups: Any, roi: Any, callback: Callable[[Self, int], Any] | None
+    ) -> None:
         self._check_options()
         self._tiling = tiling(self)
         self._roi = None if self.roi is None else as_roi(self.roi)
@@ -130,6 +139,7 @@ class BaseDistillationDetector(OutlierMixin, ScoringMixin, ThresholdMixin, Savin
         self.precision_ = resolve_precision(self.precision, self.device_)
         self._cloner_precision = self.precision_
         self._seed = draw_seed(self.random_state)
+        images, held = self._split(images, groups)
         generator = private_generator(self._seed)
         automatic = self.cache in ("auto", None)
         budget = int(CACHE_SHARE * available_memory() if automatic else self.cache)
@@ -159,7 +169,26 @@ class BaseDistillationDetector(OutlierMixin, ScoringMixin, ThresholdMixin, Savin
                 self.cloner_ = self._build_cloner(source, first)
                 self.loss_curve_ = self._train(epochs, dataset, plan, callback)
                 self.n_iter_ = len(self.loss_curve_["total"])
-                self._set_training_thresholds(images, dataset if learned is tiles else None)
+                if held is None:
+                    self._set_training_thresholds(images, dataset if learned is tiles else None)
+        if held is not None:
+            self._set_held_out_thresholds(held)
+
+    def _split(self, images: Images, groups: Any) -> tuple[Images, Images | None]:
+        """Return the images to learn from, and those that are held out for the thresholds."""
+        if self.contamination != "auto" or self.validation_fraction == 0:
+            return images, None
+        if groups is not None and images.kept is not None:
+            groups = np.asarray(groups)[images.kept]
+        rng = np.random.default_rng(self._seed)
+        learned, held = held_out(len(images), self.validation_fraction, groups, rng)
+        if not held:
+            warn(
+                f"{len(images)} images are too few to hold some out; thresholds are of the "
+                "training images, and will raise too many false alarms. Call calibrate."
+            )
+            return images, None
+        return images.of(learned), images.of(held)
 
     @property
     def _has_own_cloner(self) -> bool:

@@ -50,18 +50,15 @@ class MemKDDetector(BaseDistillationDetector):
         dict; None for random weights, with a warning. "auto" is "bundled" for "vgg16" and keeps
         the weights of a module; other names need an explicit choice.
     paradigm : {"reverse", "forward"}, default="reverse"
-        What the cloner makes of an image: with "reverse" (MemKD), a bottleneck embeds what the
-        source sees, and a decoder gives it back; with "forward" (MemMKD), a residual network
-        beside the source sees the image itself.
+        With "reverse" (MemKD), a bottleneck embeds what the source sees, and a decoder gives it
+        back; with "forward" (MemMKD), a residual network beside the source sees the image itself.
     memory_size : int, default=50
         Items of each memory; 0 switches memories off.
     memory_levels : "auto" or list of int, default="auto"
-        Which memories are on, from 1, the finest grid's. Those of "reverse" lie before the
-        decoder's stages, one for each critical layer; those of "forward" behind the stages but
-        the last. "auto" is all of them.
+        Which memories are on, from 1, the finest grid's: before the decoder's stages, one for each
+        critical layer, or with "forward" behind the stages but the last. "auto" is all of them.
     memory_temperature : float, default=0.1
-        What cosines are divided by before the softmax of a recall: small values recall the most
-        similar item, large ones the mean of all.
+        Divides cosines before the softmax of a recall: small values recall the nearest item.
     n_exemplars : int, default=16
         Images of each step, at most all, that the values of the memories learn to represent.
     exemplar_weight : float, default=0.1
@@ -111,9 +108,11 @@ class MemKDDetector(BaseDistillationDetector):
         then falls to 0, so that the last weights are settled.
     betas : tuple of two floats, default=(0.5, 0.999)
         How much Adam keeps of its running means at a step, from 0 to below 1.
-    contamination : float in (0, 0.5], default=0.05
-        Share of the training images below the threshold of `predict`, and of those with a pixel
-        above that of `predict_mask`.
+    contamination : "auto" or float in (0, 0.5], default="auto"
+        "auto" sets the thresholds from images that `fit` holds out, for 5 % false alarms; a float
+        is the share of the training images below that of `predict`, and above that of masks.
+    validation_fraction : float in [0, 1), default=0.2
+        Share of the images that "auto" holds out; with 0, it sets thresholds as 0.05 does.
     smoothing_sigma : float, default=4.0
         Width of the Gaussian blur of maps, in pixels of the resized image; 0 switches it off.
     opening_size : int, default=1
@@ -151,6 +150,8 @@ class MemKDDetector(BaseDistillationDetector):
         The layers, the finest grid's first, and the memories in use.
     offset_, map_offset_ : float
         Thresholds of `predict` and `predict_mask`, in the units of scores and maps.
+    calibration_scores_, calibration_peaks_ : ndarray of shape (n,), float64, or None
+        Scores of held-out normal images, and maxima of their maps, ascending.
     n_iter_ : int
         Epochs run.
     loss_curve_ : dict of str to ndarray of shape (n_epochs,), float64
@@ -193,9 +194,7 @@ class MemKDDetector(BaseDistillationDetector):
     embeddings, through which no gradient runs; that the exemplars are images of the training batch;
     that the exemplar loss is half the mean squared distance of unit vectors at each position; that
     the orthogonality loss is the mean squared cosine between different items, of keys and values
-    alike; both weights; and that recalled features are laid beside the cloner's as further
-    channels. As in `MKDDetector`, batch norm statistics are recomputed over all training images
-    after training.
+    alike; both weights; and that recalled features are further channels beside the cloner's.
 
     References
     ----------
@@ -255,7 +254,8 @@ class MemKDDetector(BaseDistillationDetector):
         learning_rate: float = 5e-3,
         schedule: str = "one_cycle",
         betas: tuple[float, float] = (0.5, 0.999),
-        contamination: float = 0.05,
+        contamination: str | float = "auto",
+        validation_fraction: float = 0.2,
         smoothing_sigma: float = 4.0,
         opening_size: int = 1,
         cache: str | int | None = "auto",
@@ -295,6 +295,7 @@ class MemKDDetector(BaseDistillationDetector):
         self.schedule = schedule
         self.betas = betas
         self.contamination = contamination
+        self.validation_fraction = validation_fraction
         self.smoothing_sigma = smoothing_sigma
         self.opening_size = opening_size
         self.cache = cache

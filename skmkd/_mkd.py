@@ -110,9 +110,11 @@ class MKDDetector(BaseDistillationDetector):
     schedule : {"one_cycle", "constant"}, default="one_cycle"
         Course of the learning rate: "one_cycle" rises from 0 in the first 30 % of all steps, and
         then falls to 0, so that the last weights are settled.
-    contamination : float in (0, 0.5], default=0.05
-        Share of the training images below the threshold of `predict`, and of those with a pixel
-        above that of `predict_mask`.
+    contamination : "auto" or float in (0, 0.5], default="auto"
+        "auto" sets the thresholds from images that `fit` holds out, for 5 % false alarms; a float
+        is the share of the training images below that of `predict`, and above that of masks.
+    validation_fraction : float in [0, 1), default=0.2
+        Share of the images that "auto" holds out; with 0, it sets thresholds as 0.05 does.
     localization : {"discrepancy", "gradient", "smooth_grad", "guided_backprop"}, \
             default="discrepancy"
         What maps show: the discrepancy of the features at each position; the gradient of the total
@@ -160,6 +162,8 @@ class MKDDetector(BaseDistillationDetector):
         λ as used.
     offset_, map_offset_ : float
         Thresholds of `predict` and `predict_mask`, in the units of scores and maps.
+    calibration_scores_, calibration_peaks_ : ndarray of shape (n,), float64, or None
+        Scores of held-out normal images, and maxima of their maps, ascending.
     n_iter_ : int
         Epochs run.
     loss_curve_ : dict of str to ndarray of shape (n_epochs,), float64
@@ -250,7 +254,8 @@ class MKDDetector(BaseDistillationDetector):
         batch_size: int | str = "auto",
         learning_rate: float = 5e-3,
         schedule: str = "one_cycle",
-        contamination: float = 0.05,
+        contamination: str | float = "auto",
+        validation_fraction: float = 0.2,
         localization: str = "discrepancy",
         localization_params: dict[str, Any] | None = None,
         smoothing_sigma: float = 4.0,
@@ -290,6 +295,7 @@ class MKDDetector(BaseDistillationDetector):
         self.learning_rate = learning_rate
         self.schedule = schedule
         self.contamination = contamination
+        self.validation_fraction = validation_fraction
         self.localization = localization
         self.localization_params = localization_params
         self.smoothing_sigma = smoothing_sigma

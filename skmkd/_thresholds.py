@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from math import ceil, floor
-from numbers import Real
 from typing import Any, Self
 
 import numpy as np
@@ -13,59 +11,22 @@ from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
+from skmkd._conformal import Calibration, as_groups, check_fpr
 from skmkd._features.batches import Dataset
 from skmkd._images.images import Images
 from skmkd._images.inputs import ImagesLike
 from skmkd._images.roi import RoiLike
 from skmkd._maps.finishing import Maps
 from skmkd._training import divergence
+from skmkd._warnings import warn
 
+FPR = 0.05  # false-positive rate of thresholds, if nothing else is said
 MAP_THRESHOLD_IMAGES = 256  # training images, evenly spaced, whose maps set map_offset_
 
 
 def training_threshold(anomaly: ArrayLike, contamination: float) -> float:
     """Return the quantile of anomaly scores that a share `contamination` of them exceeds."""
     return -float(np.quantile(-np.asarray(anomaly), contamination))
-
-
-def check_fpr(fpr: float, n: int, name: str = "X") -> None:
-    """Check that `fpr` is in (0, 1) and that n held-out images are enough for it.
-
-    Parameters
-    ----------
-    fpr : float
-        False-positive rate.
-    n : int
-        Number of held-out images; at least ``1 / fpr - 1`` are needed.
-    name : str, default="X"
-        Name of the parameter that holds the images, for the error message.
-
-    Raises
-    ------
-    ValueError
-        If `fpr` is out of range or n too small.
-    """
-    if not isinstance(fpr, Real) or not 0 < fpr < 1:
-        raise ValueError(f"fpr must be a float between 0 and 1, both excluded; got {fpr!r}.")
-    if n_above(fpr, n) == 0:
-        enough = ceil(1 / fpr) - 1
-        raise ValueError(f"{name} must hold at least {enough} images for fpr={fpr}; got {n}.")
-
-
-def n_above(fpr: float, n: int) -> int:
-    """Return the number of held-out images, of n, that score at or above the threshold."""
-    return floor((n + 1) * fpr * (1 + 1e-12))  # against rounding: 20 * 0.05 must give 1
-
-
-def conformal_threshold(anomaly: ArrayLike, fpr: float) -> float:
-    """Return the ``ceil((n + 1) * (1 - fpr))``-th smallest of n held-out anomaly scores.
-
-    The score of a new normal image, if exchangeable with these, exceeds it with a probability of
-    at most fpr (split conformal prediction; Vovk et al., Algorithmic Learning in a Random World,
-    2005).
-    """
-    ordered = np.sort(anomaly)
-    return float(ordered[-n_above(fpr, len(ordered))])
 
 
 class ThresholdMixin(BaseEstimator, ABC):
@@ -75,34 +36,82 @@ class ThresholdMixin(BaseEstimator, ABC):
     def _settings(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return all that scores and maps depend on and that can change after `fit`."""
 
+    @property
+    def calibration_scores_(self) -> np.ndarray | None:
+        """Scores of held-out normal images, ascending; None if thresholds are of other images."""
+        return None if self._score_calibration is None else -self._score_calibration.anomaly[::-1]
+
+    @property
+    def calibration_peaks_(self) -> np.ndarray | None:
+        """Maxima of the maps of held-out normal images, ascending."""
+        return None if self._peak_calibration is None else self._peak_calibration.anomaly.copy()
+
     def _set_training_thresholds(self, images: Images, dataset: Dataset | None) -> None:
         """Set the thresholds that the allowed share of training images exceeds."""
         scores = [o.score for o in self._outputs(images, maps=False, dataset=dataset)]
-        if not np.isfinite(scores).all():
-            raise ValueError(divergence(self.n_iter_, self.learning_rate))
+        self._check_scores(scores)
         chosen = np.linspace(0, len(images) - 1, min(len(images), MAP_THRESHOLD_IMAGES))
         outputs = self._outputs(
             images, scores=False, dataset=dataset, indices=chosen.astype(int).tolist()
         )
         maxima = [float(np.max(o.map)) for o in outputs]
-        self._set_offsets(
-            -training_threshold(-np.array(scores), self.contamination),
-            training_threshold(maxima, self.contamination),
+        share = FPR if self.contamination == "auto" else self.contamination
+        self._set_thresholds(
+            -training_threshold(-np.array(scores), share), training_threshold(maxima, share)
         )
 
-    def _set_offsets(self, offset: float, map_offset: float) -> None:
-        self.offset_, self.map_offset_ = offset, map_offset
-        settings = dict(zip(("offset_", "map_offset_"), self._settings(), strict=True))
-        self._thresholds_hold_for = copy.deepcopy(settings)
+    def _set_held_out_thresholds(self, images: Images) -> None:
+        """Set the thresholds for the usual false-positive rate, or the lowest that is possible."""
+        scores, peaks = self._calibrations(images, None)
+        fpr = max(FPR, scores.lowest_fpr)
+        if fpr > FPR:
+            warn(
+                f"{len(images)} held-out image(s) allow a false-positive rate of {fpr:.1%} at the "
+                f"lowest, which the thresholds have, not {FPR:.0%}. Fit to more images, or call "
+                "calibrate with other normal ones."
+            )
+        self._set_thresholds(-scores.threshold(fpr), peaks.threshold(fpr), scores, peaks)
 
-    def calibrate(self, X: ImagesLike, *, fpr: float = 0.05, roi: RoiLike = None) -> Self:
+    def _calibrations(
+        self, images: Images, groups: ArrayLike | None
+    ) -> tuple[Calibration, Calibration]:
+        """Return the scores of held-out normal images, and the maxima of their maps."""
+        outputs = [(o.score, np.max(o.map)) for o in self._outputs(images)]
+        scores, maxima = np.array(outputs, dtype=np.float64).T
+        self._check_scores(scores)
+        return Calibration.of(-scores, groups), Calibration.of(maxima, groups)
+
+    def _check_scores(self, scores: ArrayLike) -> None:
+        if not np.isfinite(scores).all():
+            raise ValueError(divergence(self.n_iter_, self.learning_rate))
+
+    def _set_thresholds(
+        self,
+        offset: float,
+        map_offset: float,
+        scores: Calibration | None = None,
+        peaks: Calibration | None = None,
+    ) -> None:
+        """Set all that thresholds are in one step, so that no interrupt falls between."""
+        settings = dict(zip(("offset_", "map_offset_"), self._settings(), strict=True))
+        self.__dict__.update(
+            offset_=offset, map_offset_=map_offset, _score_calibration=scores,
+            _peak_calibration=peaks, _thresholds_hold_for=copy.deepcopy(settings),
+        )  # fmt: skip
+
+    def calibrate(
+        self,
+        X: ImagesLike,
+        *,
+        fpr: float = 0.05,
+        groups: ArrayLike | None = None,
+        roi: RoiLike = None,
+    ) -> Self:
         """Set both thresholds from normal images that were held out of `fit`.
 
-        The cloner fits its training images better than new ones, so the thresholds of `fit` raise
-        more false alarms on new images than `contamination` says: in a benchmark with `MKDDetector`
-        and images of 32 px, 60 % instead of 5 % after training on 100 images, and 26 % after 500.
-        The thresholds set here raise false alarms on at most a share `fpr` of new normal images, on
-        average over calibration sets (4.9 % and 4.8 % in that benchmark).
+        They raise false alarms on at most a share `fpr` of new normal images, on average over
+        calibration sets. `fit` does the same with images that it holds out itself; images of other
+        days or lots than those of `fit` make thresholds that also hold there.
 
         Parameters
         ----------
@@ -110,6 +119,9 @@ class ThresholdMixin(BaseEstimator, ABC):
             At least ``1 / fpr - 1`` normal images, as in `score_samples`.
         fpr : float in (0, 1), default=0.05
             False-positive rate, as a share of normal images.
+        groups : array-like of shape (n,), default=None
+            The lot, day or machine of each image, at least ``1 / fpr - 1`` different ones. The
+            rate then holds for images of *new* groups, in which all may be more anomalous.
         roi : region or list of n regions, default=None
             As in `score_samples`.
 
@@ -117,23 +129,83 @@ class ThresholdMixin(BaseEstimator, ABC):
         -------
         self : object
             The detector, with ``offset_`` the negative of the ``ceil((n + 1) * (1 - fpr))``-th
-            smallest anomaly score, and ``map_offset_`` likewise of the maxima of the maps.
+            smallest anomaly score, and ``map_offset_`` likewise of the maxima of the maps. With
+            groups, images weigh so that each group weighs the same.
 
         Raises
         ------
         NotFittedError
             If the detector is not fitted.
         ValueError
-            If `fpr` is out of range, or X is not as described or too small for it.
+            If `fpr` is out of range, or X or `groups` is not as described or too small for it.
         """
         images = self._check_images(X, roi=roi)
+        if groups is not None:
+            groups = as_groups(groups, len(images))
         if self.on_error == "skip":
             images = images.usable()
-        check_fpr(fpr, len(images))
-        outputs = [(o.score, np.max(o.map)) for o in self._outputs(images)]
-        scores, maxima = np.array(outputs, dtype=np.float64).T
-        self._set_offsets(-conformal_threshold(-scores, fpr), conformal_threshold(maxima, fpr))
+            groups = None if groups is None else groups[images.kept]
+        if groups is None:
+            check_fpr(fpr, len(images))
+        else:
+            check_fpr(fpr, len(np.unique(groups)), "groups", "different labels")
+        scores, peaks = self._calibrations(images, groups)
+        self._set_thresholds(-scores.threshold(fpr), peaks.threshold(fpr), scores, peaks)
         return self
+
+    def set_fpr(self, fpr: float) -> Self:
+        """Set both thresholds for another false-positive rate, from the calibration scores.
+
+        Parameters
+        ----------
+        fpr : float in (0, 1)
+            False-positive rate, as a share of new normal images.
+
+        Returns
+        -------
+        self : object
+            The detector.
+
+        Raises
+        ------
+        NotFittedError
+            If the detector is not fitted.
+        ValueError
+            If `fpr` is out of range or lower than the calibration images allow; if there are none,
+            or parameters that scores or maps depend on were changed.
+        """
+        scores, peaks = self._calibration("offset_"), self._calibration("map_offset_")
+        check_fpr(fpr, scores.n_groups, "Calibration", "images or groups")
+        self._set_thresholds(-scores.threshold(fpr), peaks.threshold(fpr), scores, peaks)
+        return self
+
+    def p_value(self, X: ImagesLike, *, roi: RoiLike = None) -> np.ndarray:
+        """Compute how many normal images are at least as anomalous, as a share.
+
+        Parameters
+        ----------
+        X : array-like, list of array-like, or list of paths
+            Images as in `score_samples`.
+        roi : region or list of n regions, default=None
+            As in `score_samples`.
+
+        Returns
+        -------
+        p : ndarray of shape (n,), float64
+            Conformal p-values: ``(1 + m) / (1 + n)`` for an image that is less normal than all but
+            m of n calibration images. Small = anomalous; a new normal image has a value of at most
+            p with a probability of at most p. NaN for an image without a score.
+
+        Raises
+        ------
+        NotFittedError
+            If the detector is not fitted.
+        ValueError
+            If X is not as described, there are no calibration scores, or parameters that scores
+            depend on were changed since.
+        """
+        calibration = self._calibration("offset_")
+        return calibration.p_values(-self.score_samples(X, roi=roi))
 
     def decision_function(self, X: ImagesLike, *, roi: RoiLike = None) -> np.ndarray:
         """Compute the signed distance of each score to the threshold.
@@ -221,3 +293,14 @@ class ThresholdMixin(BaseEstimator, ABC):
                 "fit again."
             )
         return getattr(self, name)
+
+    def _calibration(self, name: str) -> Calibration:
+        """Return what a threshold was set from, if it holds for the current parameters."""
+        self._threshold(name)
+        found = self._score_calibration if name == "offset_" else self._peak_calibration
+        if found is None:
+            raise ValueError(
+                "The thresholds must come from held-out images; those of this detector are of its "
+                "training images. Call calibrate with other normal images."
+            )
+        return found

@@ -89,6 +89,7 @@ TINY = {
     "tol": None,
     "precision": "float32",
     "random_state": 0,
+    "validation_fraction": 0,  # as many images to learn from as a test gives
 }
 
 

@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from skmkd._conformal import Calibration
 from skmkd._files.migration import FORMAT
 from skmkd._images.pixel_range import PixelRange
 from skmkd._images.preparation import Preprocessing
@@ -142,7 +143,7 @@ def _plain(tensor: Tensor) -> Tensor:
 # Values that JSON does not know are objects whose only key is their kind: {"$tuple": [1, 2]}
 
 RECORDS = (
-    Block, MemoryPlan, Origin, PixelRange, Preprocessing, Roi, Stage, Style, Tiling,
+    Block, Calibration, MemoryPlan, Origin, PixelRange, Preprocessing, Roi, Stage, Style, Tiling,
 )  # fmt: skip
 Kind = tuple[str, Callable[[Any], Any], Callable[[Any], Any]]  # name, to JSON and back
 

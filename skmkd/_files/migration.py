@@ -6,13 +6,12 @@ from typing import Any
 
 from skmkd._images.tiles import Tiling
 
-FORMAT = 5  # raised whenever what a file holds, or its meaning, changes
+FORMAT = 6  # raised whenever what a file holds, or its meaning, changes
 
 
 def upgrade(values: dict[str, Any], version: int) -> dict[str, Any]:
     """Return the values of a file of any earlier format as the current one has them."""
-    steps = (_from_format_1, _from_format_2, _from_format_3, _from_format_4)[version - 1 :]
-    for step in steps:
+    for step in STEPS[version - 1 :]:
         values = step(values)
     return values
 
@@ -60,3 +59,15 @@ def _from_format_4(values: dict[str, Any]) -> dict[str, Any]:
     Images were taken as a whole.
     """
     return {**values, "attributes": {**values["attributes"], "_tiling": Tiling(), "_roi": None}}
+
+
+def _from_format_5(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of a file of format 5 as format 6 has them.
+
+    The scores of calibration images were not kept.
+    """
+    kept = {"_score_calibration": None, "_peak_calibration": None}
+    return {**values, "attributes": {**values["attributes"], **kept}}
+
+
+STEPS = (_from_format_1, _from_format_2, _from_format_3, _from_format_4, _from_format_5)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,6 +57,8 @@ class Images:
         The part of each image that is read; None means all of it.
     seen : tuple of 3 floats or None
         What most pixels at fit are between, and the smallest such difference in an image.
+    kept : list of int or None
+        Where these were among the images that they are the usable ones of.
     unreadable : set of int
         Indices of images that were replaced.
     """
@@ -69,6 +71,7 @@ class Images:
         self.headers: dict[int, tuple[int, str]] = {}
         self.regions: list[Roi] | None = None
         self.seen: tuple[float, float, float] | None = None
+        self.kept: list[int] | None = None
         self.unreadable: set[int] = set()
         self._blank = blank
         self._errors: dict[int, UnreadableImageError] = {}
@@ -219,10 +222,15 @@ class Images:
                 kept.append(index)
         if not kept:
             raise ValueError(f"X must hold images that can be read; got {len(self)}, and none can.")
-        images = Images([self.items[i] for i in kept], self.shape)
-        images.kind, images.pixel_range = self.kind, self.pixel_range
-        images.regions = self.regions and [self.regions[i] for i in kept]
-        images.seen = self.seen
+        images = self.of(kept)
+        images.kept = kept
+        return images
+
+    def of(self, indices: Sequence[int]) -> Images:
+        """Return the images at the indices; none of them is replaced if it cannot be read."""
+        images = Images([self.items[i] for i in indices], self.shape)
+        images.kind, images.pixel_range, images.seen = self.kind, self.pixel_range, self.seen
+        images.regions = self.regions and [self.regions[i] for i in indices]
         return images
 
     def warn_of_unreadable(self, indices: Iterable[int]) -> None:
