@@ -53,6 +53,10 @@ SCRIPTS = {
     ),
     "aupro": ("--maps 3 --side 32 --runs 1", {"AUPRO", "s", "ratio"}),
     "calibrate": ("--only brick --splits 1 --epochs 2", {"99 % to"}),
+    "drift": (
+        "--only brick --images 20 --streams 1 --calibration 20 --epochs 1",
+        {"AUROC", "images until alarm"},
+    ),
     "fit": ("--only texture --images 4 --epochs 1", {"ratio"}),
     "grid": ("--images 15 --side 32 --folds 2 --candidates 2", {"ratio"}),
     "large_images": (
