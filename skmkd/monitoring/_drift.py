@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 
 EFFECT = {
     "lower": "look more anomalous: the thresholds raise more false alarms",
-    "higher": "look more normal, as blurred ones do: the thresholds miss more defects",
+    "higher": "look more normal: the thresholds miss more defects",
 }
 
 
@@ -53,8 +53,8 @@ class DriftResult:
     ('higher', True)
     >>> print(result)  # doctest: +NORMALIZE_WHITESPACE
     Drift found in 30 scores (p = 9.8e-07, alpha = 0.01): recent scores are higher than the 50 of
-    calibration. Recent images look more normal, as blurred ones do: the thresholds miss more
-    defects. Look at some of them; if they are normal, calibrate again with recent normal images.
+    calibration. Recent images look more normal: the thresholds miss more defects. Look at some of
+    them; if they are normal, calibrate again with recent normal images.
     """
 
     statistic: float
@@ -189,8 +189,8 @@ def drift_test(
     """Test whether recent scores come from the distribution of the calibration scores.
 
     If they do, the thresholds hold: they raise as many false alarms as they were set for. The test
-    finds scores that are lower (more anomalous, as when a camera has moved or a lamp has aged) as
-    well as higher ones (more normal, as of blurred images).
+    finds scores that are lower (more anomalous, as when a camera has moved) as well as higher ones
+    (more normal, so that defects are missed).
 
     Parameters
     ----------
@@ -240,7 +240,7 @@ def drift_test(
     References
     ----------
     .. [1] J. L. Hodges, "The significance probability of the Smirnov two-sample test", Arkiv för
-       Matematik 3, 1958. :doi:`10.1007/BF02589501`
+       Matematik 3, 1958. doi:10.1007/BF02589501.
 
     Examples
     --------

@@ -139,7 +139,7 @@ def test_result_says_what_to_do():
         "images."
     )
     assert "scores are higher" in str(result(0.002, "higher"))
-    assert "more normal, as blurred ones do" in str(result(0.002, "higher"))
+    assert "more normal: the thresholds miss more defects" in str(result(0.002, "higher"))
 
 
 @pytest.mark.parametrize("m", [1, 2, 20, 500])
