@@ -28,6 +28,7 @@ from skmkd._maps.finishing import (
     resized_masks,
 )
 from skmkd._maps.merging import image_output
+from skmkd._results import Result
 from skmkd._runtime import CPU, one_behind, plain_arithmetic
 from skmkd._warnings import warn
 
@@ -112,6 +113,78 @@ class ScoringMixin(BaseEstimator, ABC):
             maps[output.index] = output.map
         return maps
 
+    def iter_results(
+        self, X: ImagesLike, *, maps: bool = False, roi: RoiLike = None
+    ) -> Iterator[Result]:
+        """Score images one after the other, whether or not some of them cannot be read.
+
+        Each image is read once and computed as in `score_samples`. Memory does not grow with the
+        number of files, with maps neither.
+
+        Parameters
+        ----------
+        X : array-like, list of array-like, or list of paths
+            Images as in `score_samples`.
+        maps : bool, default=False
+            Whether results have localization maps.
+        roi : region or list of n regions, default=None
+            As in `score_samples`.
+
+        Yields
+        ------
+        result : Result
+            Of each image, in order, with the attributes
+
+            - ``index``: its place in X;
+            - ``path``: its path as a str, None if it is not a file;
+            - ``score``: as of `score_samples`;
+            - ``decision``: ``score - offset_``; negative = anomaly;
+            - ``label``: +1 for a normal image, -1 for an anomaly or an image without a score;
+            - ``p_value``: as of `p_value`; NaN if there are no calibration scores;
+            - ``map``: as of `localize`, ndarray of shape (H, W), float32; None without `maps`;
+            - ``error``: None, or why the image has no score, whatever `on_error` is. Then score,
+              decision and p-value are NaN and there is no map.
+
+        Raises
+        ------
+        NotFittedError
+            If the detector is not fitted.
+        ValueError
+            If X as a whole or a parameter is not as described, or parameters that scores depend on
+            were changed since ``offset_`` was set.
+
+        Examples
+        --------
+        >>> from skimage.data import lfw_subset
+        >>> from skmkd import MKDDetector
+        >>> images = lfw_subset()  # 100 faces, then 100 others
+        >>> detector = MKDDetector(image_size=32, max_iter=8, random_state=0).fit(images[:100])
+        >>> images[199, 0, 0] = float("nan")
+        >>> for result in detector.iter_results(images[197:]):
+        ...     print(result.index, result.label, result.error or f"{result.p_value:.2f}")
+        0 -1 0.05
+        1 -1 0.05
+        2 -1 X[2] contains NaN. If it marks missing pixels, replace it by a likely value first; ...
+        """
+        self._threshold("offset_")
+        tolerant = object.__new__(type(self))
+        tolerant.__dict__ = vars(self) | {"on_error": "skip"}  # so that images have no errors
+        images = tolerant._check_images(X, roi=roi)
+        images.silent = True
+        return tolerant._results(images, maps)
+
+    def _results(self, images: Images, maps: bool) -> Iterator[Result]:
+        """Yield the result of each image; errors are those of the images."""
+        threshold, calibration = self.offset_, self._score_calibration
+        for output in self._outputs(images, maps=maps):
+            index, score = output.index, output.score
+            error = images.errors.pop(index, None)
+            p_value = np.nan if calibration is None else float(calibration.p_values(-score))
+            yield Result(
+                index, images.path(index), score, score - threshold, p_value,
+                None if error else output.map, error,
+            )  # fmt: skip
+
     def _check_images(
         self, X: ImagesLike, method: str | None = None, roi: RoiLike = None
     ) -> Images:
@@ -171,9 +244,9 @@ class ScoringMixin(BaseEstimator, ABC):
         """Yield each batch of tiles with anomaly scores and finished maps, on the device."""
         for chosen, batch in zip(batches, dataset.batches(batches, padded=True), strict=True):
             with plain_arithmetic(False, self.device_):
-                masks = dataset.tiles.masks(chosen)
-                masks += [None] * (len(batch.images) - len(chosen))
-                inside = resized_masks(masks, self._prepare.size, self.device_)
+                inside = None
+                if dataset.tiles.images.regions is not None:
+                    inside = self._inside(dataset.tiles, chosen, len(batch.images))
                 anomaly, raw = (
                     None if each is None else each[: len(chosen)]
                     for each in self._judge(batch, scores, maps, method, inside)
@@ -181,6 +254,11 @@ class ScoringMixin(BaseEstimator, ABC):
                 if raw is not None:
                     raw = localization_maps(raw, self.smoothing_sigma, self.opening_size)
             yield chosen, anomaly, raw
+
+    def _inside(self, tiles: Tiles, chosen: Sequence[int], n: int) -> Tensor | None:
+        """Return what is inside regions of interest in a batch of n tiles, the chosen ones first."""
+        masks = tiles.masks(chosen) + [None] * (n - len(chosen))
+        return resized_masks(masks, self._prepare.size, self.device_)
 
     def _tiles(self, images: Images) -> Tiles:
         """Return the tiles that images are cut into; each is whole if `tile_size` is None."""

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import pickle
+import weakref
 
 import numpy as np
 import pytest
 from conftest import TINY, TinySource, tiny_detector
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
+from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV
 
 import skmkd
 from skmkd import MemKDDetector
+from skmkd._images.image_files import ImageFile
 from skmkd._images.tiles import Tiling, grid
 from skmkd.model_selection import NormalOnlySplit, anomaly_roc_auc
 
@@ -259,3 +262,155 @@ def test_tiling_and_regions_act_at_the_next_fit(large):
     detector.set_params(tile_size=8, tile_overlap=0.5, roi=(0, 0, 9, 9), max_tiles=7)
     assert_array_equal(detector.score_samples(large), scores)
     assert (detector.fit(large).score_samples(large) != scores).any()
+
+
+def written(folder, images):
+    """Write images as files and return their paths."""
+    folder.mkdir(exist_ok=True)
+    paths = [folder / f"{i}.png" for i in range(len(images))]
+    for path, image in zip(paths, images, strict=True):
+        Image.fromarray(image).save(path)
+    return paths
+
+
+def turned_at_the_end(path):
+    """Make the PNG file of an image one that says only at its end that it lies on its side."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(path).save(path, exif=exif)
+    content = path.read_bytes()
+    start = content.index(b"eXIf") - 4
+    stop = start + 12 + int.from_bytes(content[start : start + 4])
+    path.write_bytes(content[:start] + content[stop:-12] + content[start:stop] + content[-12:])
+
+
+@BUILDERS
+@pytest.mark.parametrize("tiles", [{}, {"tile_size": 16}], ids=["whole", "tiles"])
+def test_results_are_what_the_other_methods_return(large, build, tiles):
+    detector = build(**tiles).fit(large[:3]).calibrate(large, fpr=0.2)
+    X = np.concatenate([large, 255 - large])
+    results = list(detector.iter_results(X, maps=True))
+    assert [result.index for result in results] == list(range(12))
+    assert {(result.path, result.error) for result in results} == {(None, None)}
+    for name, expected in [
+        ("score", detector.score_samples(X)), ("decision", detector.decision_function(X)),
+        ("label", detector.predict(X)), ("p_value", detector.p_value(X)),
+        ("map", detector.localize(X)),
+    ]:  # fmt: skip
+        assert_array_equal([getattr(result, name) for result in results], expected)
+    roi = (0, 0, 20, 20)
+    scores = [result.score for result in detector.iter_results(X, roi=roi)]
+    assert_array_equal(scores, detector.score_samples(X, roi=roi))
+
+
+def test_results_without_maps_or_calibration(large):
+    (result,) = tiny_detector().fit(large).iter_results(large[:1])
+    assert np.isnan(result.p_value)
+    assert result.map is None
+    assert np.isfinite(result.score)
+
+
+@pytest.fixture
+def odd_files(large, tmp_path):
+    """Paths of eight images, of which the second to sixth have no score."""
+    paths = written(tmp_path / "odd", [*large, large[0], large[1]])
+    paths[1].write_bytes(b"")
+    paths[2].write_bytes(paths[2].read_bytes()[:3000])  # its header can be read
+    paths[3].unlink()
+    Image.fromarray(large[0, ..., 0].astype(np.uint16)).save(paths[4])  # another kind of number
+    Image.fromarray(np.dstack([large[0], large[0, ..., 0]])).save(paths[5])  # transparent
+    return paths
+
+
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+@pytest.mark.parametrize("tiles", [{}, {"tile_size": 16}], ids=["whole", "tiles"])
+def test_files_without_a_score_are_results_with_an_error(large, odd_files, tiles, on_error):
+    detector = tiny_detector(on_error=on_error, **tiles).fit(large).calibrate(large, fpr=0.2)
+    results = list(detector.iter_results(odd_files, maps=True))  # a warning would be an error
+    assert [result.path for result in results] == [str(path) for path in odd_files]
+    failed = [result.index for result in results if result.error is not None]
+    assert failed == [1, 2, 3, 4, 5]
+    for result in results[1:6]:
+        assert result.path in result.error
+        assert np.isnan([result.score, result.decision, result.p_value]).all()
+        assert (result.map, result.label) == (None, -1)
+    good = [odd_files[i] for i in (0, 6, 7)]
+    rest = [results[i] for i in (0, 6, 7)]
+    assert_allclose([result.score for result in rest], detector.score_samples(good), rtol=1e-5)
+    for result, expected in zip(rest, detector.localize(good), strict=True):
+        assert_allclose(result.map, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_files_that_do_not_fit_to_tiles_or_regions_are_errors_of_their_own(large, tmp_path):
+    paths = written(tmp_path / "turned", large[:3])
+    turned_at_the_end(paths[1])
+    detector = tiny_detector(tile_size=16).fit(large)
+    errors = [result.error for result in detector.iter_results(paths)]
+    assert errors[::2] == [None, None]
+    assert "1.png) must be upright to be cut into tiles" in errors[1]
+    with pytest.raises(ValueError, match="must be upright to be cut into tiles"):
+        detector.score_samples(paths)
+    Image.fromarray(large[1, :30]).save(paths[1])
+    errors = [result.error for result in detector.iter_results(paths, roi=(0, 0, 35, 20))]
+    assert errors[::2] == [None, None]
+    assert "1.png)" in errors[1]
+
+
+def test_arrays_and_pictures_without_a_score(large, tmp_path):
+    floats = large / 255
+    floats[1, 0, 0, 0] = np.nan
+    detector = tiny_detector().fit(large / 255)
+    errors = [result.error for result in detector.iter_results(floats)]
+    assert [error is None for error in errors] == [True, False, True, True, True, True]
+    assert errors[1].startswith("X[1] contains NaN")
+    paths = written(tmp_path / "cut", large[:3])
+    paths[1].write_bytes(paths[1].read_bytes()[:3000])
+    pictures = [Image.open(path) for path in paths]  # their pixels are read later
+    errors = [result.error for result in tiny_detector().fit(large).iter_results(pictures)]
+    assert [error is None for error in errors] == [True, False, True]
+    assert errors[1].startswith("X[1] (")
+    for picture in pictures:
+        picture.close()
+
+
+def test_what_is_wrong_with_all_of_x_is_raised_at_once(large):
+    detector = tiny_detector().fit(large)
+    for X, message in [
+        ([], "must hold at least one image"), ("a.png", "must be a list of paths"),
+        (large[:, :9], "as at fit"), (["a.png", None], "must be a path"),
+    ]:  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            detector.iter_results(X)
+    with pytest.raises(NotFittedError):
+        tiny_detector().iter_results(large)
+    with pytest.raises(ValueError, match="offset_ was set for the parameters"):
+        detector.set_params(image_score="loss").iter_results(large)
+
+
+def test_results_come_as_they_are_computed_and_one_look_is_enough(large, tmp_path, monkeypatch):
+    paths = written(tmp_path / "many", list(large) * 30)
+    detector = tiny_detector(image_size=64).fit(large)
+    reads = []
+    read = ImageFile.__array__
+    monkeypatch.setattr(
+        ImageFile, "__array__", lambda file, *args: reads.append(file.path) or read(file, *args)
+    )
+    results = detector.iter_results(paths)
+    assert reads == []
+    next(results)
+    assert len(reads) < len(paths)
+    detector.set_params(on_error="skip", image_score="loss")  # after the call: no effect
+    rest = [result.score for result in results]
+    assert sorted(reads) == sorted(map(str, paths))
+    detector.set_params(image_score="map_max")
+    assert_array_equal(rest, detector.score_samples(paths)[1:])
+
+
+def test_results_that_are_gone_leave_no_memory_behind(large):
+    detector = tiny_detector().fit(large)
+    X = [np.tile(image, (4, 4, 1)) for image in large] * 30
+    maps = []
+    for result in detector.iter_results(X, maps=True):
+        maps.append(weakref.ref(result.map))
+        del result
+        assert sum(map_() is not None for map_ in maps) < 100

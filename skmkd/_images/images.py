@@ -26,8 +26,9 @@ class Broken:
 
     shape = (1, 1)
 
-    def __init__(self, error: UnreadableImageError) -> None:
+    def __init__(self, error: UnreadableImageError, item: Any) -> None:
         self._error = error
+        self.path: str | None = getattr(item, "path", None)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         raise self._error
@@ -61,6 +62,10 @@ class Images:
         Where these were among the images that they are the usable ones of.
     unreadable : set of int
         Indices of images that were replaced.
+    errors : dict of int to str
+        Why they were, until somebody has been told.
+    silent : bool
+        Whether the caller looks at the errors, so that no warning tells them.
     """
 
     def __init__(self, items: Any, shape: ImageShape, blank: np.ndarray | None = None) -> None:
@@ -73,8 +78,9 @@ class Images:
         self.seen: tuple[float, float, float] | None = None
         self.kept: list[int] | None = None
         self.unreadable: set[int] = set()
+        self.errors: dict[int, str] = {}
+        self.silent = False
         self._blank = blank
-        self._errors: dict[int, UnreadableImageError] = {}
         self._plausible: list[bool] = []  # by several threads, in any order
 
     def __len__(self) -> int:
@@ -96,6 +102,11 @@ class Images:
     def name(self, index: int) -> str:
         """Name an image in an error, by its path if it has one."""
         return named(self.items[index], index)
+
+    def path(self, index: int) -> str | None:
+        """Return the path of an image, if it is a file."""
+        item = self.items[index]
+        return item.path if isinstance(item, ImageFile | Broken) else None
 
     def frames(self, indices: Iterable[int]) -> list[tuple[int, int]]:
         """Return height and width of the images at the indices, without reading pixels."""
@@ -136,7 +147,7 @@ class Images:
                 unfit = UnreadableImageError(f"{self.name(i)} {error}")
                 if self.of_one_size or not skip:
                     raise unfit from None
-                self.items[i] = Broken(unfit)
+                self.items[i] = Broken(unfit, self.items[i])
         self.regions = regions
 
     def read(self, index: int) -> np.ndarray:
@@ -144,12 +155,16 @@ class Images:
         try:
             return self._read(index)
         except UnreadableImageError as error:
-            if self._blank is None:
-                raise
-            if index not in self.unreadable:
-                self.unreadable.add(index)
-                self._errors[index] = error
-            return self._blank
+            return self.replaced(index, error)
+
+    def replaced(self, index: int, error: UnreadableImageError) -> np.ndarray:
+        """Return the blank for an image that cannot be used; raise the error if there is none."""
+        if self._blank is None:
+            raise error
+        if index not in self.unreadable:
+            self.unreadable.add(index)
+            self.errors[index] = str(error)
+        return self._blank
 
     def _read(self, index: int) -> np.ndarray:
         """Read, check and convert an image.
@@ -235,9 +250,9 @@ class Images:
 
     def warn_of_unreadable(self, indices: Iterable[int]) -> None:
         """Warn once of each image at the indices that was replaced, in their order."""
-        for index in indices:
-            if (error := self._errors.pop(index, None)) is not None:
-                warn(f"{str(error).rstrip('.')}. It is skipped.")
+        for index in [] if self.silent else indices:
+            if (error := self.errors.pop(index, None)) is not None:
+                warn(f"{error.rstrip('.')}. It is skipped.")
 
     def warn_of_scale(self) -> None:
         """Warn if nearly all of several images seem to be on another scale than those of fit."""

@@ -38,9 +38,10 @@ def as_images(estimator: BaseEstimator, X: Any, reset: bool) -> Images:
         raise ValueError("X must hold at least one image; got none.")
     may_be_list = getattr(X, "ndim", 1) < 2
     if may_be_list and is_path_list(X):
-        images = _open_files(X, estimator.max_pixels, skip=estimator.on_error == "skip")
+        files = [ImageFile(path, estimator.max_pixels) for path in X]
+        images = listed(files, skip=estimator.on_error == "skip")
     elif may_be_list and _is_image_list(X):
-        images = listed(list(X))
+        images = listed(list(X), skip=estimator.on_error == "skip")
     else:
         array = X if hasattr(X, "ndim") else _as_array(X)
         if array.ndim < 3:
@@ -137,29 +138,20 @@ def _is_image(item: Any) -> bool:
     return isinstance(item, Image) or (arrays and np.ndim(item) > 1)
 
 
-def _open_files(paths: Sequence[str | os.PathLike[str]], max_pixels: int, skip: bool) -> Images:
-    """Read the headers of files."""
-    files: list[ImageFile | Broken] = [ImageFile(path, max_pixels) for path in paths]
-    for index, file in enumerate(files):
-        try:
-            _ = file.shape
-        except UnreadableImageError as error:
-            if not skip:
-                raise
-            files[index] = Broken(error)
-    return listed(files)
-
-
-def listed(items: Sequence[Any]) -> Images:
+def listed(items: list[Any], skip: bool = False) -> Images:
     """Return the images of a list, whose sizes, channels and kinds may differ.
 
-    Of a file, no pixel is read.
+    Of a file, no pixel is read. With `skip`, one that cannot be opened is `Broken`.
     """
     images = Images(items, (None, None, 1))
     for i, item in enumerate(items):
-        if not isinstance(item, Broken):
+        try:
             array = item if isinstance(item, ImageFile) else as_numbers(item, i)
             images.headers[i] = _channels(array.shape, named(item, i)), kind_of(array.dtype)
+        except UnreadableImageError as error:
+            if not skip:
+                raise
+            items[i] = Broken(error, item)
     if images.headers:
         found = [channels for channels, _ in images.headers.values()]
         images.shape = (None, None, common_channels(found))

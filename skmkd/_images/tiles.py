@@ -16,6 +16,7 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
+from skmkd._images.image_files import UnreadableImageError
 from skmkd._images.images import Images
 
 Size = tuple[int, int]  # height and width, in pixels
@@ -183,12 +184,9 @@ class Tiles:
         return runs
 
     def read(self, tile: int) -> np.ndarray:
-        """Return a tile of shape (h, w, C), or the blank if its image cannot be read.
+        """Return a tile of shape (h, w, C), or the blank if its image cannot be used.
 
-        Raises
-        ------
-        ValueError
-            If an image that is cut up has another size than its header says.
+        That is an error, too, if an image that is cut up has another size than its header says.
         """
         index, number = self.place(tile)
         cut = self.grids[index]
@@ -198,10 +196,11 @@ class Tiles:
         if index in self.images.unreadable:
             return image
         if image.shape[:2] != cut.size:
-            raise ValueError(
+            turned = UnreadableImageError(
                 f"{self.images.name(index)} must be upright to be cut into tiles: it is turned at "
                 "the end of the file."
             )
+            return self.images.replaced(index, turned)
         return image[cut.box(number)]
 
     def _image(self, index: int) -> np.ndarray:
