@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
@@ -28,9 +29,26 @@ from skmkd._maps.finishing import (
     resized_masks,
 )
 from skmkd._maps.merging import image_output
-from skmkd._results import Result
 from skmkd._runtime import CPU, one_behind, plain_arithmetic
 from skmkd._warnings import warn
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Result:
+    """What a detector says of one image; `iter_results` describes the attributes."""
+
+    index: int
+    path: str | None
+    score: float
+    decision: float
+    p_value: float
+    map: np.ndarray | None = field(repr=False)
+    error: str | None
+
+    @property
+    def label(self) -> int:
+        """+1 for a normal image, -1 for an anomaly and for an image without a score."""
+        return 1 if self.decision >= 0 else -1
 
 
 class ScoringMixin(BaseEstimator, ABC):
@@ -130,10 +148,10 @@ class ScoringMixin(BaseEstimator, ABC):
         roi : region or list of n regions, default=None
             As in `score_samples`.
 
-        Yields
-        ------
-        result : Result
-            Of each image, in order, with the attributes
+        Returns
+        -------
+        results : iterator of Result
+            One for each image, in order, with the attributes
 
             - ``index``: its place in X;
             - ``path``: its path as a str, None if it is not a file;
@@ -256,7 +274,7 @@ class ScoringMixin(BaseEstimator, ABC):
             yield chosen, anomaly, raw
 
     def _inside(self, tiles: Tiles, chosen: Sequence[int], n: int) -> Tensor | None:
-        """Return what is inside regions of interest in a batch of n tiles, the chosen ones first."""
+        """Return where a batch of n tiles, the chosen ones first, is inside a region."""
         masks = tiles.masks(chosen) + [None] * (n - len(chosen))
         return resized_masks(masks, self._prepare.size, self.device_)
 
