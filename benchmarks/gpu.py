@@ -70,7 +70,9 @@ def differences() -> Iterator[Row]:
     """Compare scores of a detector that was fitted on the CPU, on both."""
     images = textures(256, SIDE)
     for precision in ("float32", "bfloat16"):
-        detector = MKDDetector(device="cpu", precision=precision, max_iter=2, random_state=0)
+        detector = MKDDetector(
+            contamination=0.05, device="cpu", precision=precision, max_iter=2, random_state=0
+        )
         detector.fit(images[:64])
         here, labels = detector.score_samples(images), detector.predict(images)
         with tempfile.TemporaryDirectory() as folder:
@@ -88,7 +90,9 @@ def differences() -> Iterator[Row]:
             }
         torch.backends.cudnn.allow_tf32 = True
         fits = [
-            MKDDetector(device="cuda", precision=precision, random_state=0).fit(images[:64])
+            MKDDetector(contamination=0.05, device="cuda", precision=precision, random_state=0).fit(
+                images[:64]
+            )
             for _ in range(2)
         ]
         first, second = (fit.score_samples(images) for fit in fits)
@@ -117,7 +121,9 @@ def plain_loop() -> PlainLoop:
 def scores(n: int) -> Iterator[Row]:
     """Score and localize images in memory."""
     images = np.tile(textures(n // 10, SIDE), (10, 1, 1))
-    detector = MKDDetector(device="cuda", max_iter=1, random_state=0).fit(images[:64])
+    detector = MKDDetector(contamination=0.05, device="cuda", max_iter=1, random_state=0).fit(
+        images[:64]
+    )
     dataset = detector._dataset(detector._tiles(detector._check_images(images)))
     (batch,) = dataset.tensors([range(dataset.batch_size)])
     needed = operations(PlainLoop().source, batch[:1].cpu())  # the same convolutions
@@ -143,7 +149,9 @@ def scores(n: int) -> Iterator[Row]:
 def one() -> Iterator[Row]:
     """Score one image at a time."""
     images = textures(64, SIDE)
-    detector = MKDDetector(device="cuda", max_iter=1, random_state=0).fit(images)
+    detector = MKDDetector(contamination=0.05, device="cuda", max_iter=1, random_state=0).fit(
+        images
+    )
     for what, work in (("score", detector.score_samples), ("map", detector.localize)):
         yield {"what": f"one image, {what}", "ms": 1e3 * middle(lambda w=work: w(images[:1]), 50)}
 
@@ -157,7 +165,9 @@ def files(n: int, side: int = 512) -> Iterator[Row]:
             delayed(Image.fromarray(np.roll(crops[i % 100], i, 0)).save)(path, quality=90)
             for i, path in enumerate(paths)
         )
-        detector = MKDDetector(device="cuda", max_iter=1, random_state=0).fit(paths[:64])
+        detector = MKDDetector(contamination=0.05, device="cuda", max_iter=1, random_state=0).fit(
+            paths[:64]
+        )
         dataset = detector._dataset(detector._tiles(detector._check_images(paths)))
         whole = [list(range(i, i + 256)) for i in range(0, n - 255, 256)]
         works = {
@@ -180,7 +190,13 @@ def fashion(data: Path) -> Iterator[Row]:
     """Fit the paper's setting to Fashion-MNIST's class 0, and the plain loop."""
     images, labels = load(data, "train")
     images = images[labels == 0]
-    options = {"device": "cuda", "image_size": 32, "random_state": 0, "tol": None}
+    options = {
+        "contamination": 0.05,
+        "device": "cuda",
+        "image_size": 32,
+        "random_state": 0,
+        "tol": None,
+    }
     MKDDetector.paper(**options, max_iter=1).fit(images[:512])
     detector = MKDDetector.paper(**options, max_iter=FASHION_EPOCHS)
     fit = took(lambda: detector.fit(images))
@@ -195,7 +211,7 @@ def fits() -> Iterator[Row]:
     """Fit texture crops with the default parameters."""
     for side in (128, 256):
         images = textures(200, side)
-        detector = MKDDetector(device="cuda", image_size=side, random_state=0)
+        detector = MKDDetector(contamination=0.05, device="cuda", image_size=side, random_state=0)
         seconds = middle(lambda d=detector, x=images: d.fit(x), 1)
         yield {"what": f"default fit of {side} px", "images": 200, "s": seconds}
 

@@ -27,7 +27,12 @@ def search(n: int, side: int, candidates: int, folds: int, max_iter: int, stored
     images, labels = np.concatenate(kinds), np.repeat([1, -1], numbers)
     grid = [{name: [value] for name, value in each.items()} for each in ParameterGrid(GRID)]
     detector = MKDDetector.paper(
-        device="cpu", image_size=side, max_iter=max_iter, tol=None, random_state=0
+        contamination=0.05,
+        device="cpu",
+        image_size=side,
+        max_iter=max_iter,
+        tol=None,
+        random_state=0,
     )
     store = "feature_store" if "feature_store" in detector.get_params() else "memory"
     with TemporaryDirectory() as folder:

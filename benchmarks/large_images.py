@@ -48,7 +48,8 @@ def fitted(side: int, precision: str = "auto") -> MKDDetector:
     """Fit a detector to a few small crops; how well it learned does not change the time."""
     crops = textures(8, side)[..., None].repeat(3, axis=3)
     return MKDDetector(
-        device="cpu", image_size=side, max_iter=1, tol=None, precision=precision, random_state=0
+        contamination=0.05, device="cpu", image_size=side, max_iter=1, tol=None,
+        precision=precision, random_state=0,
     ).fit(list(crops))  # fmt: skip
 
 

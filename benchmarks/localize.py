@@ -23,7 +23,12 @@ def main() -> None:
     loop = PlainLoop()
     prepared = loop.prepare(torch.from_numpy(images), given.side)
     detector = MKDDetector.paper(
-        device="cpu", image_size=given.side, max_iter=1, tol=None, random_state=0
+        contamination=0.05,
+        device="cpu",
+        image_size=given.side,
+        max_iter=1,
+        tol=None,
+        random_state=0,
     )
     detector.fit(images[:8])
     times = medians(

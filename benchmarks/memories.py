@@ -20,6 +20,7 @@ def main() -> None:
     given = arguments.parse_args()
     images = textures(given.images, given.side)
     settings = {
+        "contamination": 0.05,
         "device": "cpu",
         "image_size": given.side,
         "max_iter": given.epochs,

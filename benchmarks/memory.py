@@ -28,7 +28,12 @@ def detector_of(crops: np.ndarray, layers: str) -> Any:
 
     chosen = "auto" if layers == "auto" else [layers]
     detector = MKDDetector.paper(
-        device="cpu", critical_layers=chosen, max_iter=1, tol=None, random_state=0
+        contamination=0.05,
+        device="cpu",
+        critical_layers=chosen,
+        max_iter=1,
+        tol=None,
+        random_state=0,
     )
     return detector.fit(crops[:8, ..., None].repeat(3, axis=3))
 
@@ -68,7 +73,9 @@ def fit(n: int, budget: int) -> dict:
     from skmkd import MKDDetector
 
     images = textures(n, SIDE)
-    detector = MKDDetector.paper(device="cpu", cache=budget, max_iter=2, tol=None, random_state=0)
+    detector = MKDDetector.paper(
+        contamination=0.05, device="cpu", cache=budget, max_iter=2, tol=None, random_state=0
+    )
     result = {"work": "fit", "images": n, "cache MB": budget / 1e6}
     with watched(result):
         detector.fit(images)

@@ -47,7 +47,7 @@ def paths() -> dict[str, list[tuple[str, str]]]:
     """Return the path of a short fit to faces, and that of their scores."""
     images = (255 * lfw_subset()[:20]).astype(np.uint8)
     detector = skmkd.MKDDetector(
-        image_size=32, batch_size=8, max_iter=2, tol=None, random_state=0
+        image_size=32, batch_size=8, max_iter=2, tol=None, contamination=0.05, random_state=0
     )  # fmt: skip
     return {
         "fit": first_calls(lambda: detector.fit(images)),

@@ -31,7 +31,12 @@ def main() -> None:
         cases += [("number", clothes[:n], 32) for n in given.numbers]
     works = {
         (kind, len(images), side): lambda images=images, side=side: MKDDetector.paper(
-            device="cpu", image_size=side, max_iter=EPOCHS, tol=None, random_state=0
+            contamination=0.05,
+            device="cpu",
+            image_size=side,
+            max_iter=EPOCHS,
+            tol=None,
+            random_state=0,
         ).fit(images)
         for kind, images, side in cases
     }

@@ -27,6 +27,7 @@ def main() -> None:
     rows = []
     for precision in given.precision:
         detector = MKDDetector.paper(
+            contamination=0.05,
             device="cpu",
             image_size=given.side,
             max_iter=1,

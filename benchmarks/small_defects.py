@@ -112,7 +112,7 @@ def peak_is_near(localization: np.ndarray, mask: np.ndarray) -> bool:
 def measure(case: Case, settings: dict[str, Any], n_held_out: int, seed: int) -> dict[str, float]:
     """Fit and calibrate here, judge in a process of its own."""
     learn, held_out = case.learn[:-n_held_out], case.learn[-n_held_out:]
-    detector = MKDDetector(device="cpu", random_state=seed, **settings)
+    detector = MKDDetector(contamination=0.05, device="cpu", random_state=seed, **settings)
     fit_seconds = seconds(lambda: detector.fit(learn))
     offsets = {"fit": detector.offset_, "calibrate": detector.calibrate(held_out, fpr=FPR).offset_}
     with TemporaryDirectory() as folder:

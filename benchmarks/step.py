@@ -27,8 +27,8 @@ def measure(
         times = []
         for max_iter in (1, 1 + steps):
             detector = MKDDetector(
-                device="cpu", image_size=side, max_iter=max_iter, tol=None, batch_size=BATCH,
-                precision=precision, random_state=0,
+                contamination=0.05, device="cpu", image_size=side, max_iter=max_iter, tol=None,
+                batch_size=BATCH, precision=precision, random_state=0,
             )  # fmt: skip
             times.append(seconds(partial(detector.fit, images)))
         figures[f"step of {BATCH} images of {side} px, s"] = (times[1] - times[0]) / steps
@@ -46,14 +46,17 @@ def main() -> None:
     for side in given.sides:
         images = textures(2 * BATCH, side)
         detector = MKDDetector.paper(
-            device="cpu", image_size=side, max_iter=1, tol=None, precision="float32"
+            contamination=0.05,
+            device="cpu",
+            image_size=side,
+            max_iter=1,
+            tol=None,
+            precision="float32",
         ).fit(images[:8])
         cloner = detector.cloner_.train()
         dataset = detector._dataset(detector._tiles(detector._check_images(images)))
         optimizer = torch.optim.Adam(cloner.parameters())
-        with cached(
-            dataset, len(images), 10**9, with_features=True, required=True
-        ) as cached_dataset:
+        with cached(dataset, 10**9, with_features=True, required=True) as cached_dataset:
             chosen = torch.randperm(len(images))[:BATCH].tolist()
 
             def gather(dataset=cached_dataset, chosen=chosen):

@@ -38,7 +38,11 @@ for augmentation, curve in curves.items():
             curve.append(roc_auc_score(y_test, detector.score_samples(X_test)))
 
     detector = MKDDetector(
-        image_size=32, max_iter=EPOCHS, augmentation=augmentation, random_state=0
+        image_size=32,
+        max_iter=EPOCHS,
+        augmentation=augmentation,
+        validation_fraction=0,
+        random_state=0,
     )
     detector.fit(X_train, callback=watch)
     print(f"augmentation={augmentation!r:7} image AUROC at the end {curve[-1]:.3f}")

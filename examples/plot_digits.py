@@ -25,7 +25,7 @@ X_train, X_good = inside[::2], inside[1::2]
 X_test = np.concatenate([X_good, X[digit != NORMAL]])
 digit_test = np.concatenate([np.full(len(X_good), NORMAL), digit[digit != NORMAL]])
 
-detector = MKDDetector(image_size=32, random_state=0)
+detector = MKDDetector(image_size=32, validation_fraction=0, random_state=0)
 scores = detector.fit(X_train).score_samples(X_test)
 auroc = roc_auc_score(digit_test == NORMAL, scores)
 print(f"trained on {len(X_train)} threes; image AUROC {auroc:.3f}")

@@ -32,7 +32,9 @@ X, X_test, y, y_test = train_test_split(images, y, test_size=0.5, stratify=y, ra
 # them. The splitter keeps anomalies out of the training folds; ``refit=False``, since scikit-learn
 # would refit on them.
 
-detector = MKDDetector.paper(image_size=32, batch_size=8, max_iter=6, tol=None, random_state=0)
+detector = MKDDetector.paper(
+    image_size=32, batch_size=8, max_iter=6, tol=None, validation_fraction=0, random_state=0
+)
 weights, layers = [0.1, 1.0, 10.0], [1, 2, 4]
 with tempfile.TemporaryDirectory() as folder:
     search = GridSearchCV(

@@ -46,7 +46,7 @@ for image, mask in zip(X_bad, masks):
 # the second one tile after the other, as they are.
 
 X_test, y = np.concatenate([X_good, X_bad]), np.repeat([1, -1], len(X_good))
-settings = {"image_size": 64, "smoothing_sigma": 1, "random_state": 0}
+settings = {"validation_fraction": 0, "image_size": 64, "smoothing_sigma": 1, "random_state": 0}
 detectors = {
     "whole images": MKDDetector(**settings).fit(X_train),
     "tiles": MKDDetector(tile_size=64, **settings).fit(X_train),

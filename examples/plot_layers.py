@@ -28,7 +28,7 @@ X_bad = np.concatenate([images for images, _ in bad])
 masks = np.concatenate([mask for _, mask in bad])
 
 layers = ["features.9", "features.16", "features.23", "features.30"]  # VGG-16's last four pools
-settings = {"image_size": SIDE, "smoothing_sigma": 2, "random_state": 0}
+settings = {"validation_fraction": 0, "image_size": SIDE, "smoothing_sigma": 2, "random_state": 0}
 detectors = [MKDDetector(score_layers=[layer], **settings).fit(X_train) for layer in layers]
 
 # %%

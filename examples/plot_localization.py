@@ -25,7 +25,8 @@ good = windows[::2, 9::2].reshape(-1, SIDE, SIDE)
 bad, masks = make_defects(good, random_state=0)
 
 detector = MKDDetector.paper(
-    image_size=SIDE, batch_size=16, max_iter=10, tol=None, smoothing_sigma=2, random_state=0,
+    image_size=SIDE, batch_size=16, max_iter=10, tol=None, smoothing_sigma=2, validation_fraction=0,
+    random_state=0,
     localization_params={"n_samples": 8},
 ).fit(X_train)  # fmt: skip
 

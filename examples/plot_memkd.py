@@ -28,7 +28,7 @@ good = windows[::2, 9::2].reshape(-1, SIDE, SIDE)
 bad, masks = make_defects(good, random_state=0)
 X_test, y_test = np.concatenate([good, bad]), np.repeat([1, -1], len(good))
 
-common = {"image_size": SIDE, "smoothing_sigma": 2, "random_state": 0}
+common = {"validation_fraction": 0, "image_size": SIDE, "smoothing_sigma": 2, "random_state": 0}
 detectors = {
     "MKD": MKDDetector(**common),
     "RD (no memory)": MemKDDetector(memory_size=0, **common),

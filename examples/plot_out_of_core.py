@@ -31,7 +31,7 @@ archive.flush()
 # %%
 # The detector is trained and calibrated on faces that are not in the archive.
 
-detector = MKDDetector(image_size=32, random_state=0)
+detector = MKDDetector(image_size=32, validation_fraction=0, random_state=0)
 detector.fit(faces[:55]).calibrate(faces[55:80], fpr=0.05)
 
 images = np.load(path, mmap_mode="r")

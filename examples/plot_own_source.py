@@ -55,7 +55,7 @@ good = windows[::2, 9::2].reshape(-1, SIDE, SIDE)
 bad, masks = make_defects(good, random_state=0)
 y = np.repeat([1, -1], len(good))  # +1 = normal, -1 = anomaly
 
-settings = {"image_size": SIDE, "smoothing_sigma": 2, "random_state": 0}
+settings = {"validation_fraction": 0, "image_size": SIDE, "smoothing_sigma": 2, "random_state": 0}
 for source in (Edges(), "vgg16"):
     layers = ["fine", "coarse"] if isinstance(source, Edges) else "auto"
     detector = MKDDetector(source=source, critical_layers=layers, **settings).fit(X_train)

@@ -52,7 +52,7 @@ def middle(scans):
 
 pipeline = make_pipeline(
     FunctionTransformer(middle),
-    MKDDetector(image_size=SIDE, smoothing_sigma=2, random_state=0),
+    MKDDetector(image_size=SIDE, smoothing_sigma=2, validation_fraction=0, random_state=0),
 )
 pipeline.fit(X_train)
 

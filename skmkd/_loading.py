@@ -65,7 +65,7 @@ def load(
     >>> from skimage.data import lfw_subset
     >>> import skmkd
     >>> faces = lfw_subset()[:20]
-    >>> detector = skmkd.MKDDetector(image_size=32, max_iter=1, tol=None).fit(faces)
+    >>> detector = skmkd.MKDDetector(image_size=32, max_iter=1, contamination=0.05).fit(faces)
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = os.path.join(folder, "faces.skmkd")
     ...     detector = detector.save(path)

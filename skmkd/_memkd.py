@@ -211,13 +211,13 @@ class MemKDDetector(BaseDistillationDetector):
     >>> from skmkd import MemKDDetector
     >>> images = lfw_subset()  # 100 faces, then 100 others, of 25 x 25 pixels
     >>> detector = MemKDDetector(image_size=32, max_iter=3, tol=None, random_state=0)
-    >>> scores = detector.fit(images[:80]).score_samples(images[80:])
-    >>> bool(roc_auc_score([1] * 20 + [-1] * 100, scores) > 0.9)
+    >>> scores = detector.fit(images[:95]).score_samples(images[95:])
+    >>> bool(roc_auc_score([1] * 5 + [-1] * 100, scores) > 0.9)
     True
-    >>> detector.localize(images[80:]).shape
-    (120, 25, 25)
-    >>> {level: e.shape for level, e in detector.recall_entropy(images[80:]).items()}
-    {1: (120, 4, 4), 2: (120, 2, 2), 3: (120, 1, 1)}
+    >>> detector.localize(images[95:]).shape
+    (105, 25, 25)
+    >>> {level: e.shape for level, e in detector.recall_entropy(images[95:]).items()}
+    {1: (105, 4, 4), 2: (105, 2, 2), 3: (105, 1, 1)}
     """
 
     cloner_: MemoryCloner

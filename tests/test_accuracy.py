@@ -569,7 +569,7 @@ def test_named_settings_are_what_they_are_called(name):
         for words, expected in NAMED.items():
             if method.removeprefix("MKD, ").startswith(words):
                 assert {key: settings[key] for key in expected} == expected
-                free = {"device", "image_size", "augmentation", *expected}
+                free = {"device", "image_size", "augmentation", "contamination", *expected}
                 if protocol["epochs"] or "epochs" in protocol["methods"][method]:
                     free |= {"max_iter", "tol"}
                 if words != "the default" or method.endswith(("one rate", "loss")):

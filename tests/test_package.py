@@ -201,7 +201,7 @@ def test_code_of_the_guide_runs(page, tmp_path, monkeypatch, capsys):
     """Run a page's code in a folder of small images; detectors are as stated, but train briefly."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.S)
     faces = (255 * lfw_subset()).astype(np.uint8)
-    for folder, images in (("good", faces[:72]), ("new", faces[72:76])):
+    for folder, images in (("good", faces[:95]), ("new", faces[95:99])):
         (tmp_path / folder).mkdir()
         for i, image in enumerate(images):
             Image.fromarray(image).save(tmp_path / folder / f"{i:02}.png")
@@ -215,7 +215,7 @@ def test_code_of_the_guide_runs(page, tmp_path, monkeypatch, capsys):
     X, y = faces[[*range(12), *range(190, 196)]], np.repeat([1, -1], [12, 6])
     names = {
         "skmkd": skmkd, "MKDDetector": skmkd.MKDDetector, "MemKDDetector": skmkd.MemKDDetector,
-        "good": list_images("good"), "X": X, "y": y, "X_validation": X,
+        "good": list_images("good"), "new": list_images("new"), "X": X, "y": y, "X_validation": X,
         "detector": skmkd.MKDDetector(),
     }  # fmt: skip
     if page == "guide/saving.md":

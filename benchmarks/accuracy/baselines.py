@@ -40,6 +40,7 @@ class Baseline(BaseEstimator):
     def _see(self, X: Any) -> None:
         """Build the source; one epoch of a cloner is trained for it, and never used."""
         self._detector = MKDDetector(
+            contamination=0.05,
             image_size=self.image_size,
             device=self.device,
             precision=self.precision,

@@ -29,7 +29,9 @@ METHODS = {
 
 def fitted(name: str, case: Any, side: int) -> Any:
     """Fit a method; for how long the default trains has no part in what scoring costs."""
-    length = {"max_iter": 1, "tol": None} if METHODS[name] is MKDDetector else {}
+    length = {}
+    if METHODS[name] is MKDDetector:
+        length = {"max_iter": 1, "tol": None, "contamination": 0.05}
     method = METHODS[name](device="cpu", image_size=side, random_state=0, **length)
     return method.fit(case.learn)
 

@@ -24,7 +24,9 @@ from skmkd import MemKDDetector, MKDDetector
 from skmkd._mkd import PAPER
 from skmkd.metrics import aupro_score, pixel_average_precision_score, pixel_roc_auc_score
 
-IRRELEVANT = ("random_state", "feature_store", "memory", "device", "max_pixels")
+IRRELEVANT = (
+    "random_state", "feature_store", "memory", "device", "max_pixels", "validation_fraction",
+)  # fmt: skip
 KEYS = ("case", "method", "seed", "settings")  # of what a run is
 FOLDER = Path(__file__).parent
 PROTOCOLS, RESULTS = FOLDER / "protocols", FOLDER / "results"
@@ -137,6 +139,8 @@ def settings_of(protocol: dict[str, Any], method: str) -> dict[str, Any]:
     epochs = given.pop("epochs", protocol["epochs"]) if estimator in FOLLOWED else []
     if epochs:
         given |= {"max_iter": epochs[-1], "tol": "none"}
+    if estimator in FOLLOWED:
+        given = {"contamination": 0.05} | given  # learn from all images; no threshold is looked at
     parameters = {name: None if value == "none" else value for name, value in given.items()}
     whole = without_irrelevant(ESTIMATORS[estimator](**parameters).get_params())
     settings = {"estimator": estimator, "parameters": whole, "views": views, "epochs": epochs}

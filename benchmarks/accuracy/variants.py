@@ -47,6 +47,7 @@ class MapScores(BaseEstimator):
     def fit(self, X: Any) -> MapScores:
         """Train, and note what is usual at each layer."""
         self._detector = MKDDetector(
+            contamination=0.05,
             image_size=self.image_size,
             device=self.device,
             precision=self.precision,

@@ -30,12 +30,14 @@ def image_output(index: int, parts: Iterable[Output], tiles: Tiles) -> Output:
         if whole is None:
             whole = np.zeros(cut.size, dtype=np.float32)
         add_tile(whole, part.map, tiles.place(part.index)[1], cut)
-    (frame,) = images.frames([index])
+    score = float(np.min(scores))
     if index in images.unreadable:
-        return Output(index, np.nan, None if whole is None else np.full(frame, np.nan, np.float32))
-    if whole is not None and images.regions is not None:
-        whole = images.regions[index].placed(whole, frame)
-    return Output(index, float(np.min(scores)), whole)
+        score = np.nan
+        if whole is not None:
+            whole = np.full(images.frames([index])[0], np.nan, np.float32)
+    elif whole is not None and images.regions is not None:
+        whole = images.regions[index].placed(whole, images.frames([index])[0])
+    return Output(index, score, whole)
 
 
 def add_tile(whole: np.ndarray, part: np.ndarray, number: int, cut: Grid) -> None:

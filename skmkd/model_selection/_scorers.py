@@ -171,7 +171,7 @@ def mean_normal_score(estimator: Any, X: Any, y: ArrayLike | None = None) -> flo
     >>> from skmkd.model_selection import NormalOnlySplit, mean_normal_score
     >>> X = lfw_subset()[:40]  # faces, all normal
     >>> detector = MKDDetector(
-    ...     image_size=32, batch_size=8, max_iter=2, tol=None, random_state=0
+    ...     image_size=32, batch_size=8, max_iter=2, validation_fraction=0, random_state=0
     ... )
     >>> search = GridSearchCV(
     ...     detector,

@@ -59,7 +59,7 @@ class NormalOnlySplit(BaseCrossValidator):
     >>> X = lfw_subset()[50:150]  # 50 faces, then 50 other crops
     >>> y = np.repeat([1, -1], 50)  # normal, anomaly
     >>> detector = MKDDetector(
-    ...     image_size=32, batch_size=8, max_iter=2, tol=None, random_state=0
+    ...     image_size=32, batch_size=8, max_iter=2, validation_fraction=0, random_state=0
     ... )
     >>> search = GridSearchCV(
     ...     detector,

@@ -5,7 +5,8 @@ import copy
 from skmkd._files.migration import FORMAT, upgrade
 from skmkd._images.tiles import Tiling
 
-WHOLE = {"_tiling": Tiling(None, 0.0), "_roi": None}
+NOT_KEPT = {"_score_calibration": None, "_peak_calibration": None}
+WHOLE = {"_tiling": Tiling(None, 0.0), "_roi": None, **NOT_KEPT}
 SETTINGS = {
     "offset_": {"image_score": "loss", "value_weight": 1.0},
     "map_offset_": {"localization": "gradient"},
@@ -68,3 +69,8 @@ def test_extremes_were_not_noted_up_to_format_3():
 def test_images_were_whole_up_to_format_4():
     old = values_of("MKDDetector", precision_="float32")
     assert upgrade(old, 4) == values_of("MKDDetector", precision_="float32", **WHOLE)
+
+
+def test_calibration_scores_were_not_kept_up_to_format_5():
+    old = values_of("MKDDetector", _roi=None)
+    assert upgrade(old, 5) == values_of("MKDDetector", _roi=None, **NOT_KEPT)
