@@ -6,7 +6,7 @@ import argparse
 import inspect
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from operator import attrgetter
@@ -22,19 +22,20 @@ from skmkd import datasets
 from skmkd._cli.evaluation import StoredArrays, image_metrics, pixel_metrics
 from skmkd._cli.localization import COLUMNS as REGION_COLUMNS
 from skmkd._cli.localization import compact_map, picture, region_rows, write_files
-from skmkd._cli.outputs import Failures, check_complete, in_threads, map_shape, of_each
-from skmkd._cli.paths import good_images, is_within, new_images, output_paths, split_paths
+from skmkd._cli.outputs import Failures, about, check_complete, in_threads, map_shape, usable
+from skmkd._cli.paths import good_images, is_within, new_images, output_paths
 from skmkd._cli.report import THUMBNAIL, Entry, write_report
 from skmkd._cli.tables import SURROGATES, Table, output_stream, to_json
+from skmkd._conformal import check_fpr, held_out
 from skmkd._files.archive import check_target
-from skmkd._images.images import Images
+from skmkd._images.image_files import ImageFile
 from skmkd._images.inputs import as_images
 from skmkd._loading import load
-from skmkd._maps.finishing import Output
 from skmkd._memkd import MemKDDetector
 from skmkd._mkd import MKDDetector
 from skmkd._regions import regions
-from skmkd._thresholds import check_fpr
+from skmkd._scoring import Result
+from skmkd.monitoring import drift_test
 
 MAX_PICTURES = 100  # in a report
 METHODS: dict[str, Callable[..., Any]] = {"mkd": MKDDetector, "memkd": MemKDDetector}
@@ -42,11 +43,7 @@ ATTRIBUTES = (
     "offset_", "map_offset_", "image_shape_", "pixel_range_", "critical_layers_",
     "direction_weight_", "memory_levels_", "precision_", "n_iter_",
 )  # fmt: skip
-NOT_CALIBRATED = (
-    "The thresholds were set on the training images and will give too many false alarms on new "
-    "images. Set them on other images: --hold-out SHARE or --calibrate FOLDER."
-)
-COLUMNS = ("path", "score", "decision", "threshold")
+COLUMNS = ("path", "score", "decision", "threshold", "p_value")
 LAYOUTS: dict[str, Callable[..., Any]] = {
     "folder": datasets.load_image_folder,
     "mvtec_ad": partial(datasets.load_mvtec_ad, subset="test"),
@@ -64,67 +61,84 @@ LAYOUTS: dict[str, Callable[..., Any]] = {
 def fit(args: argparse.Namespace) -> None:
     """Train a detector on normal images and save it to a file.
 
-    Thresholds set on the training images give too many false alarms on new images. Use --hold-out
-    or --calibrate to set them on other normal images. After the first epoch, Ctrl-C stops training
-    early: the model is still written, with a warning. A second Ctrl-C aborts, and nothing is
-    written.
+    Some of the images are held out of training, and thresholds are set on them, or on the images
+    of --calibrate. After the first epoch, Ctrl-C stops training early: the model is still written,
+    with a warning. A second Ctrl-C aborts, and nothing is written.
     """
     check_target(args.output)
-    training, held_out = good_images(args.folder), good_images(args.calibrate or [])
+    good, others = good_images(args.folder), good_images(args.calibrate or [])
     parameters, fpr = args.parameters, 0.05 if args.fpr is None else args.fpr
+    if args.calibrate:
+        parameters = parameters | {"validation_fraction": 0}
     detector = METHODS[args.method](**{"verbose": int(sys.stderr.isatty())} | parameters)
     detector._validate_params()
-    if args.hold_out:
-        training, held_out = split_paths(training, args.hold_out, detector.random_state)
-    if held_out:
-        if detector.on_error == "skip":
-            held_out = [file.path for file in as_images(detector, held_out, True).usable().items]
-        check_fpr(fpr, len(held_out), "--hold-out" if args.hold_out else "--calibrate")
+    if args.calibrate and detector.on_error == "skip":
+        others = [file.path for file in as_images(detector, others, True).usable().items]
+    n_held = n_held_out(detector, len(good))
+    n_calibration = len(others) if args.calibrate else n_held
+    if args.calibrate or args.fpr is not None:
+        check_fpr(fpr, n_calibration, "--calibrate" if args.calibrate else "--hold-out")
+    calibrated = f", calibrating on {n_calibration}" if n_calibration else ""
+    print(f"Training on {len(good) - n_held} images{calibrated}.", flush=True)
+    detector.fit(good).set_params(verbose=parameters.get("verbose", 0))
+    if args.calibrate:
+        detector.calibrate(others, fpr=fpr)
     elif args.fpr is not None:
-        raise ValueError("--fpr must come with --hold-out or --calibrate.")
-    calibrated = f", calibrating on {len(held_out)}" if held_out else ""
-    print(f"Training on {len(training)} images{calibrated}.", flush=True)
-    detector.fit(training).set_params(verbose=parameters.get("verbose", 0))
-    if held_out:
-        detector.calibrate(held_out, fpr=fpr)
-    else:
-        warnings.warn(NOT_CALIBRATED, UserWarning, stacklevel=2)
+        detector.save(args.output)  # if some files cannot be read, there may be too few for that
+        detector.set_fpr(fpr)
     detector.save(args.output)
 
 
+def n_held_out(detector: Any, n: int) -> int:
+    """Return how many of n images `fit` holds out for the thresholds."""
+    if detector.contamination != "auto" or detector.validation_fraction == 0 or n < 2:
+        return 0
+    _, held = held_out(n, detector.validation_fraction, None, np.random.default_rng(0))
+    return len(held)
+
+
 def score(args: argparse.Namespace) -> None:
-    """Write the path, score, decision and threshold of each image.
+    """Write the path, score, decision, threshold and p-value of each image.
 
     Higher scores are more normal. The decision is score minus threshold; images with a negative
-    decision are anomalies. An image that cannot be scored has no row, and is an error after all
-    others have theirs; with --on-error skip its score is nan (null in JSON).
+    decision are anomalies. The p-value is the share of normal images that look at least as
+    anomalous; it is nan (null in JSON) for a model without calibration images. An image that cannot
+    be scored has no row, and is an error after all others have theirs; with --on-error skip its
+    score is nan.
     """
     for target in filter(None, (args.output, args.report)):
         check_target(target)
     detector, paths = load_model(args), new_images(args.images)
-    threshold = detector._threshold("offset_")
+    results = detector.iter_results(paths)
     if args.report:
         detector._threshold("map_offset_")
+    if args.drift and detector.calibration_scores_ is None:
+        raise ValueError(
+            "--drift must be given a model with calibration images; this one has thresholds from "
+            "its training images."
+        )
     entries: list[Entry] = []
     failures: Failures = []
     rows_on_terminal = args.output is None and sys.stdout.isatty()
     with output_stream(args.output, keep=True) as stream:
         table = Table(stream, args.format, COLUMNS)
-        outputs = iter_outputs(detector, paths, failures, maps=False, bar=not rows_on_terminal)
-        for path, output in outputs:
-            table.write([(str(path), output.score, output.score - threshold, threshold)])
-            entries.append(Entry(str(path), output.score, None))
+        bar = tqdm(results, total=len(paths), disable=True if rows_on_terminal else None)
+        for result in usable(bar, failures, detector.on_error == "skip"):
+            row = result.score, result.decision, detector.offset_, result.p_value
+            table.write([(result.path, *row)])
+            entries.append(entry(result))
     if args.report:
-        lowest = [Path(entry.path) for entry in lowest_scores(entries)]
-        map_threshold = detector._threshold("map_offset_")
+        lowest = [each.path for each in lowest_scores(entries)]
 
         def draw(result: Result) -> Entry:
-            path, (images, output) = result
-            return report_entry(path, output, picture(images, output, map_threshold))
+            return entry(result, drawn_over(detector, result))
 
-        with closing(in_threads(draw, iter_results(detector, lowest, []), map_pixels)) as drawn:
+        results = detector.iter_results(lowest, maps=True) if lowest else iter(())
+        with closing(in_threads(draw, usable(results, [], skip=False), map_pixels)) as drawn:
             pictured = list(tqdm(drawn, total=len(lowest), disable=None))
         save_report(args, detector, entries, pictured)
+    if args.drift:
+        print_drift(detector, [each.score for each in entries])
     check_complete(failures, len(paths))
 
 
@@ -143,39 +157,41 @@ def localize(args: argparse.Namespace) -> None:
         check_target(args.report)
     table_path = args.output / f"regions.{args.format}"
     detector, targets = load_model(args), output_paths(args.images, args.output, table_path)
-    threshold = detector._threshold("map_offset_")
     find = partial(
-        regions, threshold=threshold, min_area=args.min_area, low_threshold=args.low_threshold
-    )
+        regions, threshold=detector._threshold("map_offset_"), min_area=args.min_area,
+        low_threshold=args.low_threshold,
+    )  # fmt: skip
     find([])  # checks its parameters before anything is written
+    paths = list(targets)
 
     def write(result: Result) -> tuple[Entry, list[tuple[str | float, ...]]]:
-        path, (images, output) = result
-        drawn = picture(images, output, threshold)
-        write_files(targets[path], drawn, stored_map(detector, output.map, args.maps))
-        found = region_rows(path, find([output.map])[0])
-        if args.report:
-            return report_entry(path, output, drawn), found
-        return Entry(str(path), output.score, None), found
+        if result.map is None:
+            return entry(result), []
+        drawn = drawn_over(detector, result)
+        target = targets[paths[result.index]]
+        write_files(target, drawn, stored_map(detector, result.map, args.maps))
+        found = region_rows(paths[result.index], find([result.map])[0])
+        return entry(result, drawn if args.report else None), found
 
     failures: Failures = []
     entries: list[Entry] = []
     pictured: list[Entry] = []
-    results = iter_results(detector, list(targets), failures)
+    computed = detector.iter_results(paths, maps=True)
+    results = usable(computed, failures, detector.on_error == "skip")
     args.output.mkdir(parents=True, exist_ok=True)
     with (
         table_path.open("w", encoding="utf-8", errors=SURROGATES, newline="") as stream,
         closing(in_threads(write, results, map_pixels)) as written,
     ):
         table = Table(stream, args.format, REGION_COLUMNS)
-        for entry, found in tqdm(written, total=len(targets), disable=None):
+        for each, found in tqdm(written, total=len(paths), disable=None):
             table.write(found)
-            entries.append(entry._replace(overlay=None))
+            entries.append(each._replace(overlay=None))
             if args.report:
-                pictured = lowest_scores([*pictured, entry])
+                pictured = lowest_scores([*pictured, each])
     if args.report:
         save_report(args, detector, entries, pictured)
-    check_complete(failures, len(targets))
+    check_complete(failures, len(paths))
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -187,24 +203,21 @@ def evaluate(args: argparse.Namespace) -> None:
     F1, and AUPRO up to a false-positive rate of 0.3.
     """
     detector = load_model(args)
-    threshold = detector._threshold("offset_")
     data = load_dataset(args.layout, args.dataset, args.category)
     if len(set(data.y.tolist())) < 2:
         raise ValueError("dataset must hold normal images and anomalies; got one kind only.")
     with TemporaryDirectory() as folder:
         maps = StoredArrays(Path(folder), "map")
         scores: list[float] = []
-        failures: Failures = []
         with_maps = data.masks is not None
-        for path, output in iter_outputs(detector, data.paths, failures, maps=with_maps):
-            check_complete(failures, len(data.paths))
-            if np.isnan(output.score):
-                raise ValueError(f"dataset must be readable; got {path}.")
-            scores.append(output.score)
+        results = detector.iter_results(data.paths, maps=with_maps)
+        for result in tqdm(results, total=len(data.paths), disable=None):
+            if result.error is not None:
+                raise ValueError(about(result))
+            scores.append(result.score)
             if with_maps:
-                maps.append(output.map)
-        check_complete(failures, len(data.paths))
-        metrics = image_metrics(data.y, np.array(scores), threshold)
+                maps.append(result.map)
+        metrics = image_metrics(data.y, np.array(scores), detector.offset_)
         if with_maps:
             masks = StoredArrays(Path(folder), "mask")  # each metric iterates several times
             for mask in data.masks:
@@ -230,9 +243,11 @@ def info(args: argparse.Namespace) -> None:
     parameters = detector.get_params(deep=False)
     if isinstance(weights := parameters.get("source_weights"), Mapping):
         parameters["source_weights"] = f"a dict of {len(weights)} tensors"
+    scores = detector.calibration_scores_
     facts = {
         "class": type(detector).__name__,
         **{name: getattr(detector, name) for name in ATTRIBUTES if hasattr(detector, name)},
+        "calibration images": 0 if scores is None else len(scores),
         "final loss": {name: float(curve[-1]) for name, curve in detector.loss_curve_.items()},
         "parameters": {k: v for k, v in parameters.items() if not is_deprecated(v)},
     }
@@ -250,35 +265,24 @@ def load_model(args: argparse.Namespace) -> Any:
     return detector if args.on_error is None else detector.set_params(on_error=args.on_error)
 
 
-Result = tuple[Path, tuple[Images, Output]]  # the images are those that the output is of one of
-
-
-def iter_outputs(
-    detector: Any, paths: Sequence[Path], failures: Failures, *, maps: bool = True, bar: bool = True
-) -> Iterator[tuple[Path, Any]]:
-    """Yield the output of each image in order, with a progress bar if stderr is a terminal."""
-
-    def outputs(part: Sequence[Path]) -> Iterator[Any]:
-        return detector._outputs(detector._check_images(part), maps=maps)
-
-    each = of_each(outputs, paths, failures)
-    return iter(tqdm(each, total=len(paths), disable=None if bar else True))
-
-
-def iter_results(detector: Any, paths: Sequence[Path], failures: Failures) -> Iterator[Result]:
-    """Yield score and map of each image, with the images; one batch of maps is held in memory."""
-
-    def results(part: Sequence[Path]) -> Iterator[tuple[Images, Output]]:
-        images = detector._check_images(part)
-        return ((images, output) for output in detector._outputs(images))
-
-    return of_each(results, paths, failures)
+def print_drift(detector: Any, scores: Sequence[float]) -> None:
+    """Print whether scores are those of calibration, or warn why that cannot be said."""
+    try:
+        print(drift_test(detector, scores), file=sys.stderr)
+    except ValueError as error:  # too few
+        warnings.warn(f"Drift was not tested: {error}", UserWarning, stacklevel=2)
 
 
 def map_pixels(result: Result) -> int:
     """Return the number of pixels of a map."""
-    _, (_, output) = result
-    return output.map.size
+    return 0 if result.map is None else result.map.size
+
+
+def drawn_over(detector: Any, result: Result) -> Image:
+    """Return the picture of a map over its image, which is read from its file."""
+    image = np.asarray(ImageFile(str(result.path), detector.max_pixels))
+    assert result.map is not None
+    return picture(image, result.map, detector.map_offset_, detector.pixel_range_)
 
 
 def stored_map(detector: Any, single: np.ndarray, kind: str) -> np.ndarray | None:
@@ -288,15 +292,16 @@ def stored_map(detector: Any, single: np.ndarray, kind: str) -> np.ndarray | Non
     return single if kind == "full" else None
 
 
-def report_entry(path: Path, output: Output, drawn: Image) -> Entry:
-    """Return the report's entry of an image, with its picture scaled down in place."""
-    drawn.thumbnail((THUMBNAIL, THUMBNAIL))
-    return Entry(str(path), output.score, drawn)
+def entry(result: Result, drawn: Image | None = None) -> Entry:
+    """Return the report's entry of an image, with its picture, if any, scaled down in place."""
+    if drawn is not None:
+        drawn.thumbnail((THUMBNAIL, THUMBNAIL))
+    return Entry(str(result.path), result.score, result.p_value, drawn)
 
 
 def lowest_scores(entries: Sequence[Entry]) -> list[Entry]:
     """Return the entries with the lowest scores, as many as a report shows pictures of."""
-    finite = [entry for entry in entries if np.isfinite(entry.score)]
+    finite = [each for each in entries if np.isfinite(each.score)]
     return sorted(finite, key=attrgetter("score"))[:MAX_PICTURES]
 
 
@@ -304,9 +309,8 @@ def save_report(
     args: argparse.Namespace, detector: Any, entries: Sequence[Entry], pictured: Sequence[Entry]
 ) -> None:
     """Write a report on all entries, with the pictures of some of them."""
-    with_picture = {entry.path: entry for entry in pictured}
-    merged = [with_picture.get(entry.path, entry) for entry in entries]
+    with_picture = {each.path: each for each in pictured}
+    merged = [with_picture.get(each.path, each) for each in entries]
     args.report.parent.mkdir(parents=True, exist_ok=True)
     with output_stream(args.report) as stream:
-        threshold = detector._threshold("offset_")
-        write_report(stream, merged, threshold, args.model.name, shown=MAX_PICTURES)
+        write_report(stream, merged, detector.offset_, args.model.name, shown=MAX_PICTURES)

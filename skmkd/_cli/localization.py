@@ -10,14 +10,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL.Image import Image
-from PIL.Image import new as new_image
 
 from skmkd._cli.report import overlay
 from skmkd._files.archive import write_whole
-from skmkd._images.images import Images, as_numbers
 from skmkd._images.pixel_range import PixelRange
 from skmkd._images.preparation import Preprocessing
-from skmkd._maps.finishing import Output
 from skmkd._networks.sources import IDENTITY
 from skmkd._regions import Region
 
@@ -43,34 +40,24 @@ def picture_size(size: tuple[int, int]) -> tuple[int, int]:
     return height, width
 
 
-def picture(images: Images, output: Output, threshold: float) -> Image:
+def picture(
+    image: np.ndarray, single: np.ndarray, threshold: float, pixel_range: PixelRange
+) -> Image:
     """Draw the map of an image over it; both are shrunk before they are coloured.
 
-    A pixel of the picture has the highest value of the map there, so that no region vanishes. What
-    cannot be read is white.
+    A pixel of the picture has the highest value of the map there, so that no region vanishes.
+    Pixels of the image that are not finite, outside a region of interest, get a value within the
+    range.
     """
-    assert images.pixel_range is not None  # set by check_images
-    size = picture_size(output.map.shape)
-    if output.index in images.unreadable:
-        return new_image("RGB", size[::-1], "white")
-    shrink = Preprocessing(size, images.pixel_range, *IDENTITY)
-    whole = whole_image(images, output.index, images.pixel_range)
+    size = picture_size(single.shape)
+    whole = image[..., None] if image.ndim == 2 else image
+    if whole.dtype.kind == "f":
+        low, high, _ = pixel_range
+        whole = np.nan_to_num(whole, nan=low, posinf=high, neginf=low)
+    shrink = Preprocessing(size, pixel_range, *IDENTITY)
     pixels = shrink([whole])[0].permute(1, 2, 0).numpy()
-    values = F.adaptive_max_pool2d(torch.from_numpy(output.map)[None], size)[0].numpy()
+    values = F.adaptive_max_pool2d(torch.from_numpy(single)[None], size)[0].numpy()
     return overlay(pixels, values, threshold)
-
-
-def whole_image(images: Images, index: int, pixel_range: PixelRange) -> np.ndarray:
-    """Return an image (H, W, C) with what is outside its region of interest, whatever that holds.
-
-    Pixels that are not finite get a value within the range.
-    """
-    image = as_numbers(images.items[index], index)
-    image = image[..., None] if image.ndim == 2 else image
-    if image.dtype.kind != "f":
-        return image
-    low, high, _ = pixel_range
-    return np.nan_to_num(image, nan=low, posinf=high, neginf=low)
 
 
 def compact_map(single: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -1,20 +1,20 @@
-"""What is computed for each image, whether or not others fail, and what several threads do."""
+"""Results of images, whether or not others have one, and what several threads do."""
 
 from __future__ import annotations
 
 import os
-import re
+import warnings
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from math import ceil
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from skmkd._images.tiles import grid
+from skmkd._scoring import Result
 
 Item = TypeVar("Item")
-Result = TypeVar("Result")
+Done = TypeVar("Done")
 N_THREADS = min(4, os.cpu_count() or 1)
 WAITING = 2**25  # pixels, of the maps that wait for threads
 NAMED = 5  # failures that an error names
@@ -23,58 +23,36 @@ NAMED = 5  # failures that an error names
 class Failure(NamedTuple):
     """An image for which nothing could be computed, and why."""
 
-    path: Path
+    path: str
     reason: str
 
 
 Failures = list[Failure]
 
 
-def of_each(
-    compute: Callable[[Sequence[Path]], Iterable[Result]], paths: Sequence[Path], failures: Failures
-) -> Iterator[tuple[Path, Result]]:
-    """Yield each path with its result, in order, as far as it can be computed.
+def usable(results: Iterable[Result], failures: Failures, skip: bool) -> Iterator[Result]:
+    """Yield the results of images that have a score, and take down why others have none.
 
-    Images are computed together. Where that fails, those without a result are computed in two
-    halves, and so on, until the images that fail are found.
-
-    Parameters
-    ----------
-    compute : callable
-        Takes paths and yields their results in order; raises ValueError for an image that cannot
-        be read or does not fit.
-    paths : sequence of Path
-        The images.
-    failures : list of Failure
-        Takes the images that have no result.
+    With `skip`, yield these, too, and warn of each.
     """
-    done = 0
-    try:
-        for result in compute(paths) if len(paths) else ():
-            yield paths[done], result
-            done += 1
-    except ValueError as error:
-        reason = str(error)
-    else:
-        return
-    rest = paths[done:]
-    if len(rest) == 1:
-        failures.append(Failure(rest[0], about(rest[0], reason)))
-        return
-    half = len(rest) // 2
-    yield from of_each(compute, rest[:half], failures)
-    yield from of_each(compute, rest[half:], failures)
+    for result in results:
+        if result.error is not None and not skip:
+            failures.append(Failure(str(result.path), about(result)))
+            continue
+        if result.error is not None:
+            warnings.warn(f"{about(result).rstrip('.')}. It is skipped.", UserWarning, stacklevel=2)
+        yield result
 
 
 def in_threads(
-    work: Callable[[Item], Result], items: Iterable[Item], n_pixels: Callable[[Item], int]
-) -> Generator[Result, None, None]:
+    work: Callable[[Item], Done], items: Iterable[Item], n_pixels: Callable[[Item], int]
+) -> Generator[Done, None, None]:
     """Yield the result of each item, in order; threads work while the next items are made.
 
     As many items as threads may wait, fewer if they are large. Close the generator to stop
     early: items that are worked on are finished, and others left.
     """
-    waiting: deque[tuple[int, Future[Result]]] = deque()
+    waiting: deque[tuple[int, Future[Done]]] = deque()
     pool = ThreadPoolExecutor(N_THREADS)
     try:
         for item in items:
@@ -98,10 +76,9 @@ def map_shape(detector: Any, size: tuple[int, int]) -> tuple[int, int]:
     return height, width
 
 
-def about(path: Path, reason: str) -> str:
-    """Return the reason of a failure, which names the file and not its index among others."""
-    text = re.sub(rf"X\[\d+\]( \({re.escape(str(path))}\))?", lambda _: str(path), reason)
-    return text if str(path) in text else f"{path}: {text}"
+def about(result: Result) -> str:
+    """Return why an image has no score, naming the file and not its index among others."""
+    return str(result.error).replace(f"X[{result.index}] ({result.path})", str(result.path))
 
 
 def check_complete(failures: Failures, total: int) -> None:
@@ -110,7 +87,7 @@ def check_complete(failures: Failures, total: int) -> None:
         return
     (_, reason), *others = failures
     if others:
-        names = [str(path) for path, _ in others[:NAMED]] + ["..."] * (len(others) > NAMED)
+        names = [path for path, _ in others[:NAMED]] + ["..."] * (len(others) > NAMED)
         count = f"{len(failures)} of {total} images have no result"
         reason = f"{reason.rstrip('.')}. {count}; the others are {', '.join(names)}."
     raise ValueError(reason)

@@ -33,6 +33,7 @@ from skmkd._version import __version__
 
 EPILOG = """exit codes: 0 success, 1 error (see the message), 2 invalid command line, 130
 interrupted"""
+HELD_OUT = "validation_fraction"
 USER_ERRORS = (ValueError, OSError, MemoryError, torch.cuda.OutOfMemoryError)
 
 
@@ -132,18 +133,20 @@ def build_parser() -> argparse.ArgumentParser:
         "-o", "--output", type=Path, required=True, metavar="MODEL", help="model file to write"
     )
     thresholds = sub.add_mutually_exclusive_group()
+    texts = parameters()
     thresholds.add_argument(
-        "--hold-out", type=float, metavar="SHARE", default=0.0,
-        help="share of the images to hold out of training and set the thresholds on (default: 0)",
+        "--hold-out", option_of(HELD_OUT), dest=HELD_OUT, action=Parameter, type=literal,
+        metavar="VALUE", default=argparse.SUPPRESS, help=texts.pop(HELD_OUT).replace("%", "%%"),
     )  # fmt: skip
     thresholds.add_argument(
         "--calibrate", type=Path, nargs="+", metavar="FOLDER",
-        help="other normal images, as folders or files, to set the thresholds on",
+        help="other normal images, as folders or files, to set the thresholds on; none are held "
+        "out then",
     )  # fmt: skip
     sub.add_argument(
         "--fpr", type=float,
-        help="target false-positive rate of the thresholds, with --hold-out or --calibrate "
-        "(default: 0.05)",
+        help="false-positive rate of the thresholds (default: 0.05, or the lowest that the images "
+        "held out allow)",
     )  # fmt: skip
     sub.add_argument(
         "--method", choices=list(METHODS), default="mkd",
@@ -151,7 +154,7 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     sub.set_defaults(parameters={})
     group = sub.add_argument_group("parameters of the detector")
-    for name, text in parameters().items():
+    for name, text in texts.items():
         group.add_argument(
             option_of(name), dest=name, action=Parameter, type=literal, metavar="VALUE",
             default=argparse.SUPPRESS, help=text.replace("%", "%%"),
@@ -165,6 +168,10 @@ def build_parser() -> argparse.ArgumentParser:
             sub.add_argument(
                 "-o", "--output", type=Path, metavar="FILE",
                 help="file to write (default: standard output)",
+            )  # fmt: skip
+            sub.add_argument(
+                "--drift", action="store_true",
+                help="say on standard error whether the scores are those of the calibration images",
             )  # fmt: skip
         else:
             add_localize_options(sub)

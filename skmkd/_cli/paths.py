@@ -5,12 +5,8 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
-from math import ceil
 from pathlib import Path
 
-from sklearn.model_selection import train_test_split
-
-from skmkd._runtime import draw_seed
 from skmkd.datasets import list_images
 from skmkd.datasets._mixtures import check_good_images, label_images
 
@@ -55,22 +51,6 @@ def new_images(places: Sequence[Path]) -> list[Path]:
 def counted(n: int, noun: str) -> str:
     """Return a number with its noun."""
     return f"{n} {noun}{'' if n == 1 else 's'}"
-
-
-def split_paths(
-    paths: list[Path], share: float, random_state: int | None
-) -> tuple[list[Path], list[Path]]:
-    """Split paths at random into training images and held-out images."""
-    if not 0 < share < 1:
-        raise ValueError(f"--hold-out must be a share between 0 and 1; got {share:g}.")
-    if (left := len(paths) - ceil(share * len(paths))) < 2:
-        raise ValueError(
-            f"--hold-out must leave at least 2 images to train on; got {share:g}, which leaves "
-            f"{left} of {len(paths)}."
-        )
-    seed = draw_seed(random_state)
-    training, held_out = train_test_split(paths, test_size=share, random_state=seed)
-    return sorted(training), sorted(held_out)
 
 
 def is_within(path: Path, folder: Path) -> bool:

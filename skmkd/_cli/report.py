@@ -43,12 +43,15 @@ class Entry(NamedTuple):
         Path of the image, shown as text.
     score : float
         Higher = more normal; NaN if the image cannot be read.
+    p_value : float
+        Small = anomalous; NaN if there is none.
     overlay : PIL.Image.Image or None
         Picture of the image, of any size; None for no picture.
     """
 
     path: str
     score: float
+    p_value: float
     overlay: Image.Image | None
 
 
@@ -159,7 +162,8 @@ def table_row(entry: Entry, threshold: float, *, pictured: bool) -> str:
     """Return the table row of an image."""
     path, label = escape(entry.path), verdict(entry.score, threshold)
     cells = [f'<th scope="row">{path.replace("/", "/<wbr>")}</th>']
-    for value, form in [(entry.score, ".4g"), (entry.score - threshold, "+.4g")]:
+    decision = entry.score - threshold
+    for value, form in [(entry.score, ".4g"), (decision, "+.4g"), (entry.p_value, ".2g")]:
         text = "–" if math.isnan(value) else f"{value:{form}}"
         cells.append(f'<td data-value="{float(value)!r}">{text}</td>')
     cells.append(f'<td class="{label}">{label}</td>')

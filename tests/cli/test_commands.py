@@ -22,7 +22,6 @@ from skimage.data import lfw_subset
 import skmkd
 from skmkd import MemKDDetector, MKDDetector
 from skmkd._cli import commands, main
-from skmkd._cli.paths import split_paths
 from skmkd._networks.sources import source_state
 from skmkd.datasets import _masks, list_images
 from skmkd.metrics import (
@@ -44,29 +43,95 @@ def detector(place):
     return skmkd.load(place / "model.skmkd")
 
 
+def quick_detector(**parameters):
+    """Return the detector that the options of QUICK describe."""
+    return MKDDetector(
+        image_size=32, batch_size=8, max_iter=2, tol=None, random_state=0, device="cpu",
+        **parameters,
+    )  # fmt: skip
+
+
 def test_fit_equals_the_library(place, detector):
-    expected = MKDDetector(
-        image_size=32, batch_size=8, max_iter=2, tol=None, random_state=0, device="cpu"
-    ).fit(list_images(place / "learn"))
+    expected = quick_detector(validation_fraction=0).fit(list_images(place / "learn"))
     expected.calibrate(list_images(place / "held_out"), fpr=0.05)
     assert detector.offset_ == expected.offset_
     assert detector.map_offset_ == expected.map_offset_
     assert detector.get_params() == expected.get_params()
 
 
-def test_fit_calibrates_on_held_out_images(place, tmp_path):
-    words = ["fit", place / "learn", place / "held_out", "--hold-out", "0.6", "--fpr", "0.1",
+@pytest.mark.parametrize("option", ["--hold-out", "--validation-fraction"])
+def test_fit_calibrates_on_held_out_images(place, option, tmp_path, capsys):
+    words = ["fit", place / "learn", place / "held_out", option, "0.6", "--fpr", "0.1",
              "-o", tmp_path / "model.skmkd", *QUICK.split()]  # fmt: skip
     assert main([str(word) for word in words]) == 0
+    assert "Training on 14 images, calibrating on 22.\n" in capsys.readouterr().out
     detector = skmkd.load(tmp_path / "model.skmkd")
     paths = [*list_images(place / "learn"), *list_images(place / "held_out")]
-    learn, held_out = split_paths(paths, 0.6, 0)
-    assert (len(learn), len(held_out)) == (14, 22)
-    assert sorted(learn + held_out) == sorted(paths)
-    expected = MKDDetector(
-        image_size=32, batch_size=8, max_iter=2, tol=None, random_state=0, device="cpu"
-    ).fit(learn)
-    assert detector.offset_ == expected.calibrate(held_out, fpr=0.1).offset_
+    expected = quick_detector(validation_fraction=0.6).fit(paths).set_fpr(0.1)
+    assert detector.get_params() == expected.get_params()
+    assert_array_equal(detector.calibration_scores_, expected.calibration_scores_)
+    assert (detector.offset_, detector.map_offset_) == (expected.offset_, expected.map_offset_)
+
+
+@pytest.mark.filterwarnings("always")
+def test_fit_of_few_images_has_the_lowest_rate_that_they_allow(place, tmp_path, capsys):
+    words = ["fit", place / "learn", "--hold-out", "0.25", "-o", tmp_path / "model.skmkd"]
+    assert main([*map(str, words), *QUICK.split()]) == 0
+    printed = capsys.readouterr()
+    assert "Training on 12 images, calibrating on 4.\n" in printed.out
+    assert "4 held-out image(s) allow a false-positive rate of 20.0% at the lowest" in printed.err
+    scores = skmkd.load(tmp_path / "model.skmkd").calibration_scores_
+    assert len(scores) == 4
+    assert skmkd.load(tmp_path / "model.skmkd").offset_ == scores[0]
+
+
+@pytest.mark.filterwarnings("always")
+def test_fit_is_not_lost_if_files_turn_out_to_be_too_few_for_the_rate(place, tmp_path, capsys):
+    (tmp_path / "good").mkdir()
+    for i, path in enumerate(list_images(place / "held_out")):
+        shutil.copy(path, tmp_path / f"good/{i}.png")
+    for i in range(4):
+        (tmp_path / f"good/{i}.png").write_bytes(b"")
+    words = ["fit", tmp_path / "good", "--hold-out", "0.5", "--fpr", "0.1", "--on-error", "skip",
+             "-o", tmp_path / "model.skmkd"]  # fmt: skip
+    assert main([*map(str, words), *QUICK.split()]) == 1
+    assert "must hold at least 9 images or groups for fpr=0.1; got 8." in capsys.readouterr().err
+    assert len(skmkd.load(tmp_path / "model.skmkd").calibration_scores_) == 8
+
+
+@pytest.mark.parametrize("words", ["--hold-out 0", "--contamination 0.1"])
+def test_fit_may_hold_nothing_out(place, words, tmp_path, capsys):
+    model = str(tmp_path / "model.skmkd")
+    assert main(["fit", str(place / "learn"), "-o", model, *words.split(), *QUICK.split()]) == 0
+    assert "Training on 16 images.\n" in capsys.readouterr().out
+    assert main(["info", model]) == 0
+    assert json.loads(capsys.readouterr().out)["calibration images"] == 0
+    assert main(["score", model, str(place / "learn/0.png")]) == 0
+    assert main(["score", model, str(place / "learn/0.png"), "--format", "jsonl"]) == 0
+    _, row, line = capsys.readouterr().out.splitlines()
+    assert row.endswith(",nan")
+    assert json.loads(line)["p_value"] is None
+    assert main(["score", model, str(place / "learn/0.png"), "--drift"]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "--drift must be given a model with calibration images" in printed.err
+
+
+def test_drift_is_said_after_the_rows(place, detector, capsys):
+    for folder in ("held_out", "learn"):
+        scores = detector.score_samples(list_images(place / folder))
+        words = ["score", str(place / "model.skmkd"), str(place / folder), "--drift"]
+        assert main(words) == 0
+        printed = capsys.readouterr()
+        assert printed.err == f"{skmkd.monitoring.drift_test(detector, scores)}\n"
+        assert printed.out.count("\n") == len(scores) + 1
+
+
+@pytest.mark.filterwarnings("always")
+def test_drift_of_too_few_images_is_no_error(place, capsys):
+    words = ["score", str(place / "model.skmkd"), str(place / "learn/0.png"), "--drift"]
+    assert main(words) == 0
+    assert "warning: Drift was not tested: scores must hold at" in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("always")
@@ -88,17 +153,17 @@ def test_fit_counts_only_readable_held_out_files(place, tmp_path, capsys):
 def test_fit_with_the_other_method(place, tmp_path, capsys):
     settings = "--image-size 16 --max-iter 1 --tol None --random-state 0 --device cpu"
     words = ["fit", place / "learn", "-o", tmp_path / "model.skmkd", "--method", "memkd",
-             "--memory-size", "3", *settings.split()]  # fmt: skip
+             "--hold-out", "0.5", "--memory-size", "3", *settings.split()]  # fmt: skip
     assert main([str(word) for word in words]) == 0
     expected = MemKDDetector(
-        memory_size=3, image_size=16, max_iter=1, tol=None, random_state=0, device="cpu"
-    ).fit(list_images(place / "learn"))
+        memory_size=3, image_size=16, max_iter=1, tol=None, random_state=0, device="cpu",
+        validation_fraction=0.5,
+    ).fit(list_images(place / "learn"))  # fmt: skip
     detector = skmkd.load(tmp_path / "model.skmkd")
     assert detector.offset_ == expected.offset_
     assert detector.get_params() == expected.get_params()
     (warning,) = capsys.readouterr().err.splitlines()
-    assert warning.startswith("skmkd: warning: The thresholds were set on the training images")
-    assert "--hold-out SHARE" in warning
+    assert warning.startswith("skmkd: warning: 8 held-out image(s) allow a false-positive rate of")
     assert main(["info", str(tmp_path / "model.skmkd")]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["class"] == "MemKDDetector"
@@ -148,6 +213,7 @@ def test_score_equals_the_library(place, detector, capsys):
         ("score", detector.score_samples(paths)),
         ("decision", detector.decision_function(paths)),
         ("threshold", np.full(7, detector.offset_)),
+        ("p_value", detector.p_value(paths)),
     ]:
         assert_allclose([float(row[column]) for row in rows], expected, rtol=1e-12, atol=1e-12)
 
@@ -199,14 +265,14 @@ def test_score_writes_all_rows_that_it_can(place, with_odd_files, to_file, tmp_p
 
 
 def test_rows_before_an_unexpected_error_are_kept(place, tmp_path, monkeypatch):
-    computed = MKDDetector._outputs
+    computed = MKDDetector.iter_results
 
     def failing(*arguments, **options):
-        outputs = computed(*arguments, **options)
-        yield next(outputs)
+        results = computed(*arguments, **options)
+        yield next(results)
         raise RuntimeError("the device is gone")
 
-    monkeypatch.setattr(MKDDetector, "_outputs", failing)
+    monkeypatch.setattr(MKDDetector, "iter_results", failing)
     words = ["score", place / "model.skmkd", place / "learn", "-o", tmp_path / "scores.csv"]
     assert main([str(word) for word in words]) == 1
     assert (tmp_path / "scores.csv").read_text().count("\n") == 2
@@ -350,14 +416,16 @@ def test_errors_of_writing_reach_the_user(place, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.filterwarnings("ignore:.*It is skipped")
-def test_unreadable_images_have_no_regions(place, tmp_path):
+def test_unreadable_images_have_no_regions_and_files(place, tmp_path):
     (tmp_path / "bad.png").write_bytes((place / "learn/0.png").read_bytes()[:200])
-    words = ["localize", place / "model.skmkd", tmp_path / "bad.png", "-o", tmp_path / "maps",
-             "--on-error", "skip"]  # fmt: skip
-    assert main([str(word) for word in words]) == 0
-    assert (tmp_path / "maps/regions.csv").read_text().count("\n") == 1
-    assert np.isnan(np.load(tmp_path / "maps/bad.npy")).all()
-    assert (tmp_path / "maps/bad.jpg").is_file()
+    words = ["localize", place / "model.skmkd", tmp_path / "bad.png", place / "learn/0.png",
+             "-o", tmp_path / "maps", "--on-error", "skip"]  # fmt: skip
+    assert main([str(word) for word in [*words, "--report", tmp_path / "report.html"]]) == 0
+    assert "bad" not in (tmp_path / "maps/regions.csv").read_text()
+    assert {path.name for path in (tmp_path / "maps").iterdir()} == {
+        "0.jpg", "0.npy", "regions.csv",
+    }  # fmt: skip
+    assert (tmp_path / "report.html").read_text().count(">unreadable</td>") == 1
 
 
 @pytest.mark.filterwarnings("ignore:.*label images")
@@ -556,6 +624,7 @@ def test_info_prints_attributes_and_parameters(place, detector, capsys):
     facts = json.loads(capsys.readouterr().out)
     assert facts["class"] == "MKDDetector"
     assert facts["offset_"] == detector.offset_
+    assert facts["calibration images"] == 20
     assert facts["parameters"]["image_size"] == 32
     expected = {k: v for k, v in detector.get_params().items() if v != "deprecated"}
     assert set(facts["parameters"]) == set(expected)
@@ -592,7 +661,7 @@ def test_unreadable_files_are_skipped_on_request(place, tmp_path, capsys):
         "skmkd: warning"
     }
     first, second = (json.loads(line) for line in printed.out.splitlines())
-    assert first["score"] is None
+    assert first["score"] is first["decision"] is first["p_value"] is None
     assert second["score"] < 0
     assert (tmp_path / "report.html").read_text().count("<img ") == 1
 

@@ -19,8 +19,8 @@ from skmkd._cli.localization import (
     write_files,
 )
 from skmkd._images.checks import image_list
-from skmkd._images.roi import as_region
-from skmkd._maps.finishing import Output, resize_maps
+from skmkd._images.pixel_range import PixelRange
+from skmkd._maps.finishing import resize_maps
 from skmkd._regions import regions
 
 NAN = float("nan")
@@ -33,7 +33,8 @@ def test_pictures_of_large_images_are_small_and_keep_their_aspect():
 
 
 def drawn(image, single, threshold=0.5):
-    return np.asarray(picture(image_list([image]), Output(0, 0.0, single), threshold)).astype(int)
+    pixel_range = image_list([image]).pixel_range
+    return np.asarray(picture(image, single, threshold, pixel_range)).astype(int)
 
 
 @pytest.mark.parametrize("kind", ["uint8", "uint16", "float32"])
@@ -75,20 +76,12 @@ def test_pictures_of_small_images_have_their_pixels():
 def test_pictures_show_what_is_outside_the_region_of_interest():
     image = np.linspace(0, 1, 600, dtype=np.float32).reshape(20, 30)
     kept = image.copy()
-    images = image_list([image])
     image[0, :3] = NAN, np.inf, -np.inf
-    images.regions = [as_region((5, 5, 15, 15))]
-    pixels = np.asarray(picture(images, Output(0, 0.0, np.zeros((20, 30), np.float32)), 0.5))
+    single, pixel_range = np.zeros((20, 30), np.float32), PixelRange(0.0, 1.0, "float")
+    pixels = np.asarray(picture(image, single, 0.5, pixel_range))
     assert np.abs(pixels[1:, :, 0] / 255 - kept[1:]).max() < 1 / 255
     assert pixels[0, :3, 0].tolist() == [0, 255, 0]
     assert_array_equal(image[0, :3], [NAN, np.inf, -np.inf])  # the caller's image is not changed
-
-
-def test_what_cannot_be_read_is_white():
-    images = image_list([np.zeros((4, 6), np.uint8)])
-    images.unreadable.add(0)
-    pixels = np.asarray(picture(images, Output(0, NAN, np.full((4, 6), NAN, np.float32)), 0.5))
-    assert_array_equal(pixels, np.full((4, 6, 3), 255))
 
 
 def test_a_map_in_its_own_size_is_only_rounded():
@@ -142,7 +135,8 @@ def test_a_picture_of_a_plate_is_compact():
     rng = np.random.default_rng(0)
     image = (128 + rng.normal(0, 6, (2048, 2448))).clip(0, 255).astype(np.uint8)
     file = BytesIO()
-    shown = picture(image_list([image]), Output(0, 0.0, np.zeros(image.shape, np.float32)), 0.5)
+    single, pixel_range = np.zeros(image.shape, np.float32), PixelRange(0.0, 255.0, "uint8")
+    shown = picture(image, single, 0.5, pixel_range)
     shown.save(file, "JPEG", quality=95, subsampling=0)
     assert len(file.getvalue()) < 500_000
 

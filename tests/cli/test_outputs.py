@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from contextlib import closing
-from pathlib import Path
+from itertools import count
 from types import SimpleNamespace
 
 import pytest
@@ -20,85 +20,50 @@ from skmkd._cli.outputs import (
     check_complete,
     in_threads,
     map_shape,
-    of_each,
+    usable,
 )
 from skmkd._images.roi import Roi
 from skmkd._images.tiles import Tiling
+from skmkd._scoring import Result
+
+NAN = float("nan")
 
 
-def upper_case(bad, calls=None):
-    """Return a function that fails at bad paths, or at once if they are bad together."""
-
-    def compute(paths):
-        if calls is not None:
-            calls.append(len(paths))
-        for index, path in enumerate(paths):
-            if path in bad:
-                raise ValueError(f"X[{index}] ({path}) is bad")
-            yield str(path).upper()
-
-    return compute
+def result(i, error=None):
+    score = -0.5 if error is None else NAN
+    return Result(i, f"d/{i}.png", score, score, NAN, None, error)
 
 
-@given(st.integers(0, 40), st.sets(st.integers(0, 39)))
-def test_all_but_the_bad_ones_have_results_in_order(n, chosen):
-    paths = [Path(f"a{i}.png") for i in range(n)]
-    bad = {paths[i] for i in chosen if i < n}
+def test_results_without_a_score_are_taken_down_as_they_come():
     failures = []
-    found = list(of_each(upper_case(bad), paths, failures))
-    assert found == [(path, str(path).upper()) for path in paths if path not in bad]
-    assert failures == [Failure(path, f"{path} is bad") for path in paths if path in bad]
+    results = (result(i, "X[1] (d/1.png) is bad." if i == 1 else None) for i in count())
+    each = usable(results, failures, skip=False)
+    assert (next(each).index, failures) == (0, [])
+    assert next(each).index == 2
+    assert failures == [Failure("d/1.png", "d/1.png is bad.")]
 
 
-@given(st.lists(st.booleans(), max_size=40))
-def test_images_that_do_not_go_together_are_computed_apart(kinds):
-    def compute(paths):
-        if len({kinds[int(path.stem)] for path in paths}) > 1:
-            raise ValueError("The images of X must all have the same channels.")
-        return [path.stem for path in paths]
-
-    paths, failures = [Path(f"{i}.png") for i in range(len(kinds))], []
-    assert [stem for _, stem in of_each(compute, paths, failures)] == [p.stem for p in paths]
+def test_results_without_a_score_are_warned_of_if_they_are_skipped():
+    failures = []
+    with pytest.warns(UserWarning, match=r"^d/1\.png is bad\. It is skipped\.$"):
+        found = list(usable([result(0), result(1, "X[1] (d/1.png) is bad.")], failures, skip=True))
+    assert [each.index for each in found] == [0, 1]
     assert failures == []
 
 
-def test_one_bad_image_among_many_costs_few_calls():
-    paths = [Path(f"{i}.png") for i in range(1000)]
-    calls, failures = [], []
-    assert len(list(of_each(upper_case({paths[700]}, calls), paths, failures))) == 999
-    assert [failure.path for failure in failures] == [paths[700]]
-    assert len(calls) < 25
-
-
-def test_results_come_as_they_are_computed():
-    paths = [Path("a.png"), Path("b.png")]
-    results = of_each(upper_case({paths[1]}), paths, [])
-    assert next(results) == (paths[0], "A.PNG")  # before the second one is looked at
-
-
-def test_other_errors_end_at_once():
-    def compute(paths):
-        raise MemoryError
-
-    with pytest.raises(MemoryError):
-        list(of_each(compute, [Path("a.png")] * 3, []))
-
-
 @pytest.mark.parametrize(
-    ("reason", "expected"),
+    ("error", "expected"),
     [
-        ("X[36] contains NaN.", "d/a.png contains NaN."),
-        ("X[3] (d/a.png) must be grey.", "d/a.png must be grey."),
-        ("d/a.png cannot be read.", "d/a.png cannot be read."),
-        ("X must hold images of 3 channels.", "d/a.png: X must hold images of 3 channels."),
+        ("X[3] (d/3.png) must be grey.", "d/3.png must be grey."),
+        ("d/3.png cannot be read.", "d/3.png cannot be read."),
     ],
 )
-def test_errors_name_the_file_and_no_index(reason, expected):
-    assert about(Path("d/a.png"), reason) == expected
+def test_errors_name_the_file_and_no_index(error, expected):
+    assert about(result(3, error)) == expected
 
 
 def test_all_failures_are_counted_and_some_are_named():
-    failures = [Failure(Path(f"{i}.png"), f"{i}.png is bad.") for i in range(9)]
+    failures = [Failure(f"{i}.png", f"{i}.png is bad.") for i in range(9)]
     check_complete([], 9)
     with pytest.raises(ValueError, match=r"^0.png is bad\.$"):
         check_complete(failures[:1], 9)

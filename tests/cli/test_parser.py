@@ -65,21 +65,25 @@ def test_values_are_read_as_python_writes_them(text, value):
         ("score {place}/model.skmkd {place}/empty", "folder must hold images"),
         ("fit {place}/nothing -o {new}/model.skmkd", "{place}/nothing must be a folder or a file"),
         ("fit {place}/learn -o {new}/no/model.skmkd", "There is no folder: '{new}/no'"),
-        ("fit {place}/learn -o {new}/m.skmkd --hold-out 2", "--hold-out must be a share"),
+        ("fit {place}/learn -o {new}/m.skmkd --hold-out 2", "'validation_fraction' parameter of"),
         (
-            "fit {place}/learn -o {new}/m.skmkd --hold-out 0.5",
-            "--hold-out must hold at least 19 images",
+            "fit {place}/learn -o {new}/m.skmkd --hold-out 0.5 --fpr 0.05",
+            "--hold-out must hold at least 19 images for fpr=0.05; got 8.",
         ),
         (
-            "fit {place}/set/good/0.png {place}/learn/0.png -o {new}/m.skmkd --hold-out 0.1",
-            "--hold-out must leave at least 2 images to train on; got 0.1, which leaves 1 of 2",
+            "fit {place}/learn -o {new}/m.skmkd --calibrate {place}/set/good",
+            "--calibrate must hold at least 19 images for fpr=0.05; got 6.",
         ),
-        ("fit {place}/learn -o {new}/m.skmkd --hold-out 0.99", "leave at least 2 images"),
+        ("fit {place}/learn/0.png -o {new}/m.skmkd", "Found 1 image(s) in X while a minimum of 2"),
         (
             "fit {place}/learn -o {new}/m.skmkd --hold-out 0.5 --random-state abc",
             "'random_state' parameter of MKDDetector must be",
         ),
-        ("fit {place}/learn -o {new}/m.skmkd --fpr 0.1", "--fpr must come with --hold-out or"),
+        (
+            "fit {place}/learn -o {new}/m.skmkd --fpr 0.1 --contamination 0.1",
+            "--hold-out must hold at least 9 images for fpr=0.1; got 0.",
+        ),
+        ("fit {place}/learn -o {new}/m.skmkd --fpr 2", "fpr must be a float between 0 and 1"),
         ("fit {place}/learn -o {place}/set", "something that is not a file: '{place}/set'"),
         ("score {place}/model.skmkd {place}/learn --report {new}/no/r.html", "There is no folder"),
         ("evaluate {place}/model.skmkd {place}/one_kind", "one kind only"),
@@ -238,7 +242,7 @@ def test_ctrl_c_leaves_no_file(place, tmp_path, monkeypatch, capsys):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(MKDDetector, "_outputs", interrupted)
+    monkeypatch.setattr(MKDDetector, "iter_results", interrupted)
     words = ["score", place / "model.skmkd", place / "learn", "-o", tmp_path / "scores.csv"]
     assert main([str(word) for word in words]) == 130
     assert capsys.readouterr().err == "skmkd: interrupted\n"

@@ -24,11 +24,11 @@ VOID = {"meta", "img", "wbr"}
 EVIL = '<script>alert(1)</script> & "it\'s".png'
 PICTURE = Image.new("RGB", (600, 300), "teal")
 ENTRIES = [
-    Entry("a/img10.png", 0.5, PICTURE),
-    Entry("img2.png", -2.0, PICTURE),
-    Entry(EVIL, NAN, None),
-    Entry("img1.png", 10.0, Image.new("L", (3, 9))),
-    Entry("naïve\udcff.png", -10.0, Image.new("RGBA", (20, 300))),
+    Entry("a/img10.png", 0.5, 0.25, PICTURE),
+    Entry("img2.png", -2.0, 0.0123, PICTURE),
+    Entry(EVIL, NAN, NAN, None),
+    Entry("img1.png", 10.0, 1.0, Image.new("L", (3, 9))),
+    Entry("naïve\udcff.png", -10.0, 1 / 81, Image.new("RGBA", (20, 300))),
 ]
 
 
@@ -120,12 +120,13 @@ def test_rows_are_sorted_by_score_with_unreadable_files_last():
         "naïve\N{REPLACEMENT CHARACTER}.png", "img2.png", "a/img10.png", "img1.png", EVIL,
     ]  # fmt: skip
     assert [row[1] for row in rows] == ["-10", "-2", "0.5", "10", "–"]
-    assert [row[3] for row in rows] == ["anomaly"] * 2 + ["normal"] * 2 + ["unreadable"]
+    assert [row[3] for row in rows] == ["0.012", "0.012", "0.25", "1", "–"]
+    assert [row[4] for row in rows] == ["anomaly"] * 2 + ["normal"] * 2 + ["unreadable"]
 
 
 def test_decision_is_relative_to_the_threshold():
-    (_, *rows) = Page(written([Entry("a", 0.25, None), Entry("b", 1.0, None)], 0.25)).rows
-    assert [row[2:4] for row in rows] == [["+0", "normal"], ["+0.75", "normal"]]
+    (_, *rows) = Page(written([Entry("a", 0.25, NAN, None), Entry("b", 1.0, NAN, None)], 0.25)).rows
+    assert [row[2:5] for row in rows] == [["+0", "–", "normal"], ["+0.75", "–", "normal"]]
 
 
 def test_summary_counts():
@@ -134,7 +135,7 @@ def test_summary_counts():
     assert [item.strip() for item in page.texts["li"]] == [
         "images", "anomalies", "unreadable", "threshold"
     ]  # fmt: skip
-    assert Page(written([Entry("a", -1.0, None)])).texts["li"][:2] == [" image", " anomaly"]
+    assert Page(written([Entry("a", -1.0, NAN, None)])).texts["li"][:2] == [" image", " anomaly"]
 
 
 def test_names_and_title_are_escaped():
@@ -143,7 +144,7 @@ def test_names_and_title_are_escaped():
     assert page.texts["title"][0] == page.texts["h1"][0] == "<b>&amp; $title"
     assert [tag for tag, _ in page.tags].count("script") == 1
     assert "<script>alert" not in text
-    quoted = Page(written([Entry('" onerror="alert(1)', 1.0, PICTURE)]))
+    quoted = Page(written([Entry('" onerror="alert(1)', 1.0, NAN, PICTURE)]))
     assert quoted.attributes("img", "alt") == ['Overlay of " onerror="alert(1)']
     assert quoted.attributes("img", "onerror") == []
 
@@ -168,7 +169,7 @@ def test_the_report_of_many_images_is_small():
     textures = [Image.fromarray(each) for each in pixels]
     order = np.argsort(scores)
     shown = dict(zip(order[:100].tolist(), textures, strict=True))
-    entries = [Entry(f"{folder}{i:06}.jpg", s, shown.get(i)) for i, s in enumerate(scores)]
+    entries = [Entry(f"{folder}{i:06}.jpg", s, NAN, shown.get(i)) for i, s in enumerate(scores)]
     text = written(entries)
     assert len(text) < 3_000_000
     page = Page(text)
@@ -204,7 +205,7 @@ SCORES = {
 @pytest.mark.parametrize("name", SCORES)
 def test_bars_contain_every_score_on_its_side(name, threshold):
     scores = np.array(SCORES[name])
-    page = Page(written([Entry("a", score, None) for score in scores], threshold))
+    page = Page(written([Entry("a", score, NAN, None) for score in scores], threshold))
     counts = [int(count) for count in page.attributes("title", "data-count")]
     sides = page.attributes("rect", "class")
     anomalous = sum(n for n, side in zip(counts, sides, strict=True) if side == "anomaly")
@@ -219,7 +220,7 @@ def test_bars_contain_every_score_on_its_side(name, threshold):
 
 @pytest.mark.parametrize("scores", [[], [NAN, NAN]])
 def test_no_scores_no_histogram(scores):
-    page = Page(written([Entry("a", score, None) for score in scores]))
+    page = Page(written([Entry("a", score, NAN, None) for score in scores]))
     assert "No image has a score." in page.texts["p"]
     assert len(page.rows) == 1 + len(scores)
     assert histogram(np.array([]), 0.0) == "<p>No image has a score.</p>"
@@ -237,7 +238,7 @@ def test_ticks_are_few_round_and_within(low, high):
 PROBE = """<script>
 addEventListener("error", event => document.title = "error: " + event.message);
 const seen = [], buttons = document.querySelectorAll("th button");
-for (const place of [1, 0, 2, 2, 3]) {
+for (const place of [1, 0, 2, 2, 3, 4]) {
   buttons[place].click();
   const sorted = [...document.querySelectorAll("[aria-sort]")];
   seen.push([...document.querySelectorAll("tbody th")].map(cell => cell.textContent[3]).join("")
@@ -253,10 +254,10 @@ def test_sorting_in_a_browser(tmp_path):
     if browser is None:
         assert "CI" not in os.environ, "a browser is required in CI"
         pytest.skip(f"none of {', '.join(names)} is installed")
-    entries = [
-        Entry(f"img{name}.png", score, PICTURE)
-        for name, score in [("2", -2.0), ("0", NAN), ("10", 10.0), ("4", 9.0), ("5", -10.0)]
-    ]
+    figures = {
+        "2": (-2.0, 0.3), "0": (NAN, NAN), "10": (10.0, 0.2), "4": (9.0, 1.0), "5": (-10.0, 0.9),
+    }  # fmt: skip
+    entries = [Entry(f"img{name}.png", *each, PICTURE) for name, each in figures.items()]
     file = tmp_path / "report.html"
     file.write_text(written(entries).replace("</body>", PROBE), encoding="ascii")
     command = [
@@ -272,5 +273,6 @@ def test_sorting_in_a_browser(tmp_path):
         "02451 Path ascending",  # 10 after 5
         "52410 Decision ascending",  # unreadable last in both directions
         "14250 Decision descending",
+        "12540 p-value ascending",
         "25140 Verdict ascending",
     ]
