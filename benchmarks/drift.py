@@ -88,7 +88,7 @@ def main() -> None:
     arguments.add_argument("--data", type=Path, default="/usr/share/datasets/fashion-mnist")
     arguments.add_argument("--only", choices=["brick", "Fashion-MNIST 0"])
     arguments.add_argument("--images", type=int, default=1000, help="to score, of each kind")
-    arguments.add_argument("--streams", type=int, default=200)
+    arguments.add_argument("--streams", type=int, default=100)
     arguments.add_argument("--calibration", type=int, nargs="+", default=[99, 499])
     arguments.add_argument("--epochs", type=int, help="default: until the loss has converged")
     given = arguments.parse_args()
