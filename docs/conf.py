@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,8 @@ copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
 FIRST_TO_LAST = (
-    "quickstart", "folder", "threshold", "localization", "layers", "digits", "augmentation",
-    "pipeline", "grid_search", "out_of_core", "own_source", "memkd",
+    "quickstart", "folder", "threshold", "localization", "large_images", "layers", "digits",
+    "augmentation", "pipeline", "grid_search", "out_of_core", "own_source", "memkd",
 )  # fmt: skip
 sphinx_gallery_conf = {
     "examples_dirs": str(Path(__file__).parents[1] / "examples"),
@@ -92,6 +93,12 @@ def block_math(writer: Any, node: nodes.math_block) -> None:
     raise nodes.SkipNode
 
 
+def skip_request_methods(app: Any, what: str, name: str, *_: Any) -> bool | None:
+    """Leave out the ``set_..._request`` methods that scikit-learn generates."""
+    return True if re.fullmatch(r"set_\w+_request", name) else None
+
+
 def setup(app: Any) -> None:
-    """Register the renderer of formulas."""
+    """Register the renderer of formulas and the choice of members."""
+    app.connect("autodoc-skip-member", skip_request_methods)
     app.add_html_math_renderer("mathml", (inline_math, None), (block_math, None))
