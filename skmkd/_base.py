@@ -134,6 +134,7 @@ class BaseDistillationDetector(OutlierMixin, ScoringMixin, ThresholdMixin, Savin
         self._check_options()
         self._tiling = tiling(self)
         self._roi = None if self.roi is None else as_roi(self.roi)
+        self._roi_of_each = roi is not None
         images = check_images(self, X, reset=True, roi=self._roi if roi is None else roi)
         self.device_ = resolve_device(self.device)
         self.precision_ = resolve_precision(self.precision, self.device_)
@@ -197,7 +198,7 @@ class BaseDistillationDetector(OutlierMixin, ScoringMixin, ThresholdMixin, Savin
 
     def _build_source(self, tiles: Tiles) -> Source:
         """Build the source and, for its normalization, the preparation of images."""
-        size = network_size(self.image_size, self._tiling, tiles.grids)
+        size = network_size(self.image_size, tiles.grids)
         source = build_source(
             self.source, self.source_weights, self.critical_layers, self._layer_rule, size,
             self.device_, self.precision_, self._seed,

@@ -77,7 +77,7 @@ class MKDDetector(BaseDistillationDetector):
         with ImageNet's mean and deviation.
     image_size : "auto", int or tuple (height, width), default="auto"
         What images or tiles are resized to, in pixels, bilinearly. "auto" is 128 x 128, or as many
-        pixels of a strip's aspect; tiles keep their size, up to 256 pixels a side.
+        pixels of a strip's aspect; tiles keep their size, up to as many pixels as 256 x 256.
     tile_size : int, tuple (height, width) or None, default=None
         Size of the tiles that images are cut into, in pixels of the image; each is learned and
         scored as an image of its own. None takes images as a whole.

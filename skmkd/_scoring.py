@@ -210,6 +210,8 @@ class ScoringMixin(BaseEstimator, ABC):
         check_is_fitted(self)
         self._validate_params()
         self._check_options(method)
+        if roi is None and self._roi_of_each:
+            raise ValueError("roi must be given, since images had one each at fit; got None.")
         return check_images(self, X, reset=False, roi=self._roi if roi is None else roi)
 
     def _outputs(

@@ -14,6 +14,7 @@ N_CHECKS = 47 if parse_version(sklearn.__version__) >= parse_version("1.9") else
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.filterwarnings("ignore:.*(held-out image|too few to hold some out)")  # of small sets
 @pytest.mark.parametrize(("detector", "layers"), [(MKDDetector, 2), (MemKDDetector, 1)])
 def test_every_check_passes_and_none_is_skipped(detector, layers):
     estimator = detector(source=TinySource(), critical_layers=layers, image_size=16, max_iter=2)

@@ -197,6 +197,8 @@ def test_one_region_for_each_image(large):
         detector.predict(large, roi=regions), np.where(scores >= detector.offset_, 1, -1)
     )
     assert_array_equal(detector.predict_mask(large, roi=regions), maps > detector.map_offset_)
+    with pytest.raises(ValueError, match="roi must be given, since images had one each at fit"):
+        detector.score_samples(large)
     with pytest.raises(ValueError, match="one for each of 2 images; got 6"):
         detector.score_samples(large[:2], roi=regions)
     calibrated = tiny_detector().fit(large).calibrate(large, fpr=0.2, roi=regions)
@@ -212,6 +214,9 @@ def test_a_region_that_does_not_fit_an_image_is_an_error_or_skipped(large, tmp_p
     with pytest.warns(UserWarning, match="size of the mask roi.*It is skipped"):
         scores = detector.score_samples(images)
     assert_array_equal(np.isnan(scores), [False, True])
+    with pytest.warns(UserWarning, match="It is skipped"):
+        maps = detector.localize(images)
+    assert [m.shape for m in maps] == [(40, 56), (30, 56)]
     with pytest.raises(ValueError, match=r"must hold the rectangle roi=\(0, 0, 99, 9\)"):
         tiny_detector(roi=(0, 0, 99, 9)).fit(large)
     with pytest.warns(UserWarning, match="It is left out"):

@@ -58,7 +58,8 @@ def _from_format_4(values: dict[str, Any]) -> dict[str, Any]:
 
     Images were taken as a whole.
     """
-    return {**values, "attributes": {**values["attributes"], "_tiling": Tiling(), "_roi": None}}
+    whole = {"_tiling": Tiling(), "_roi": None, "_roi_of_each": False}
+    return {**values, "attributes": {**values["attributes"], **whole}}
 
 
 def _from_format_5(values: dict[str, Any]) -> dict[str, Any]:

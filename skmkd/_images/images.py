@@ -22,12 +22,13 @@ ImageShape = tuple[int | None, int | None, int]
 
 
 class Broken:
-    """Stands for an image that could not be opened; reading it raises the error."""
+    """Stands for an image that cannot be used; reading it raises the error."""
 
-    shape = (1, 1)
-
-    def __init__(self, error: UnreadableImageError, item: Any) -> None:
+    def __init__(
+        self, error: UnreadableImageError, item: Any, shape: tuple[int, int] = (1, 1)
+    ) -> None:
         self._error = error
+        self.shape = shape
         self.path: str | None = getattr(item, "path", None)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -147,7 +148,7 @@ class Images:
                 unfit = UnreadableImageError(f"{self.name(i)} {error}")
                 if self.of_one_size or not skip:
                     raise unfit from None
-                self.items[i] = Broken(unfit, self.items[i])
+                self.items[i] = Broken(unfit, self.items[i], frame)
         self.regions = regions
 
     def read(self, index: int) -> np.ndarray:
@@ -166,6 +167,24 @@ class Images:
             self.errors[index] = str(error)
         return self._blank
 
+    def whole(self, index: int) -> np.ndarray:
+        """Return an image (H, W, C) for drawing, with what is outside its region of interest.
+
+        Of that nothing is checked; pixels that are not finite get a value within the range.
+        """
+        image = self._pixels(index)
+        if image.dtype.kind != "f" or self.pixel_range is None:
+            return image
+        low, high, _ = self.pixel_range
+        return np.nan_to_num(image, nan=low, posinf=high, neginf=low)
+
+    def _pixels(self, index: int) -> np.ndarray:
+        """Return the numbers of an item of X as an image (H, W, C)."""
+        image = as_numbers(self.items[index], index)
+        if image.ndim == 1:
+            return image.reshape([side or -1 for side in self.shape])  # a row
+        return image[..., None] if image.ndim == 2 else image
+
     def _read(self, index: int) -> np.ndarray:
         """Read, check and convert an image.
 
@@ -174,12 +193,7 @@ class Images:
         UnreadableImageError
             If it cannot be read, or does not fit to the others or to those of fit.
         """
-        item = self.items[index]
-        image = as_numbers(item, index)
-        if image.ndim == 1:
-            image = image.reshape([side or -1 for side in self.shape])  # a row
-        elif image.ndim == 2:
-            image = image[..., None]
+        item, image = self.items[index], self._pixels(index)
         kind = kind_of(image.dtype)
         try:
             if self.kind is not None and kind != self.kind:

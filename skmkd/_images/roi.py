@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from skmkd._images.image_files import ImageFile
+from skmkd._images.image_files import ImageFile, UnreadableImageError
 
-JPEG = (".jpg", ".jpeg")
+JPEG, LOSSY_WEBP = b"\xff\xd8\xff", b"WEBPVP8 "  # how such files begin, the latter after 8 bytes
 Box = tuple[int, int, int, int]  # top, left, bottom, right, in pixels; half-open
 RoiLike = ArrayLike | Sequence[int] | str | os.PathLike[str] | Sequence[Any] | None
 WANTED = "a rectangle (top, left, bottom, right), a mask (H, W) or the path of one"
@@ -75,9 +74,13 @@ class Roi:
 
     def placed(self, map_: np.ndarray, frame: tuple[int, int]) -> np.ndarray:  # (h, w) -> (H, W)
         """Return the map of a whole image, 0 outside the region, from that of the rectangle."""
+        if self.mask is not None:
+            np.multiply(map_, self.mask, out=map_)
+        if self.size == tuple(frame):
+            return map_
         top, left, bottom, right = self.box
         whole = np.zeros(frame, dtype=map_.dtype)
-        whole[top:bottom, left:right] = map_ if self.mask is None else map_ * self.mask
+        whole[top:bottom, left:right] = map_
         return whole
 
 
@@ -92,12 +95,17 @@ def as_roi(roi: Any, name: str = "roi") -> Roi:
     if isinstance(roi, Roi):
         return roi
     if isinstance(roi, (str, os.PathLike)):
-        return _of_mask(read_mask(Path(roi)), name)
+        try:
+            return _of_mask(read_mask(Path(roi)), name)
+        except UnreadableImageError as error:
+            raise ValueError(f"{name} must be {WANTED}; {error}") from error
     try:
         array = np.asarray(roi)
     except ValueError:
         raise ValueError(f"{name} must be {WANTED}; got ragged sequences.") from None
     if array.ndim == 2 and array.dtype.kind in "biuf":
+        if np.isnan(array).any():
+            raise ValueError(f"{name} must be a mask without NaN, 0 outside; got NaN.")
         return _of_mask(array != 0, name)
     if array.shape != (4,) or array.dtype.kind not in "iu":
         raise ValueError(f"{name} must be {WANTED}; got {_shortened(roi)}.")
@@ -127,33 +135,52 @@ def _shortened(roi: Any) -> str:
 
 
 def as_rois(roi: Any, n: int) -> list[Roi]:
-    """Return the region of each of n images: one for all, or a list of one each.
+    """Return the region of each of n images: one for all, or one each.
+
+    Several are a list, a column or an array of regions; a table of whole numbers with four columns
+    is one of rectangles. Equal ones are kept once.
 
     Raises
     ------
     ValueError
         If there are not as many as images, or as in `as_roi`.
     """
+    roi = roi.to_numpy() if hasattr(roi, "iloc") else roi
     if not _is_one_each(roi):
         return [as_roi(roi)] * n
     if len(roi) != n:
         raise ValueError(f"roi must be one region, or one for each of {n} images; got {len(roi)}.")
-    return [as_roi(each, f"roi[{i}]") for i, each in enumerate(roi)]
+    items = list(roi)  # keeps them, so that none has the identity of another
+    keys = [os.fspath(r) if isinstance(r, (str, os.PathLike)) else id(r) for r in items]
+    found: dict[str | int, Roi] = {}
+    for i, key in enumerate(keys):
+        if key not in found:
+            found[key] = as_roi(items[i], f"roi[{i}]")
+    return [found[key] for key in keys]
 
 
 def _is_one_each(roi: Any) -> bool:
-    if isinstance(roi, (list, tuple)):
-        return not all(isinstance(side, Integral) for side in roi)
-    return isinstance(roi, np.ndarray) and (roi.ndim == 3 or roi.dtype == object)
+    if isinstance(roi, (Roi, str, os.PathLike)):
+        return False
+    try:
+        array = np.asarray(roi)
+    except ValueError:  # of different shapes
+        return True
+    if array.ndim == 2 and array.shape[1] == 4 and array.dtype.kind in "iu":
+        return True
+    return array.ndim == 3 or (array.ndim > 0 and array.dtype.kind not in "biuf")
 
 
 def read_mask(file: Path) -> np.ndarray:
     """Return a mask (H, W), bool: True where the file's pixels are not 0, black or transparent.
 
-    JPEG turns black to dark grey near edges: there, a pixel is True if a channel is above 127.
+    JPEG and lossy WebP turn black to dark grey near edges: there, a pixel is True if a channel is
+    above 127.
     """
     pixels = np.asarray(ImageFile(file))
-    lossy = file.suffix.lower() in JPEG
+    with open(file, "rb") as opened:
+        start = opened.read(16)
+    lossy = start.startswith(JPEG) or start[8:] == LOSSY_WEBP
     marked = np.greater(pixels, 127) if lossy else np.not_equal(pixels, 0)
     if marked.ndim == 2:
         return marked

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.utils._optional_dependencies import check_matplotlib_support
 
-from skmkd._images.checks import check_images, image_list
+from skmkd._images.checks import image_list
 from skmkd._images.images import Images
+from skmkd._images.roi import RoiLike
 from skmkd.inspection._plotting import check_detector
 from skmkd.metrics._pixels import Arrays, check_map, check_mask
 
@@ -78,6 +79,7 @@ class LocalizationDisplay:
         X: ArrayLike | Sequence[ArrayLike],
         masks: Arrays | None = None,
         *,
+        roi: RoiLike = None,
         ax: np.ndarray | None = None,
         **kwargs: Any,
     ) -> Self:
@@ -92,6 +94,8 @@ class LocalizationDisplay:
             Images, as in `localize`. Each gets a column, so pass a few.
         masks : array-like of shape (n, H, W) or sequence of n array-likes, default=None
             True = anomalous. None omits the row of true defects.
+        roi : region or list of n regions, default=None
+            As in `localize`. Images are drawn as a whole.
         ax : ndarray of shape (n_rows, n), matplotlib Axes, default=None
             Axes to draw on. None creates a figure.
         **kwargs : dict
@@ -115,8 +119,8 @@ class LocalizationDisplay:
         check_matplotlib_support(f"{cls.__name__}.from_estimator")
         check_detector(detector)
         threshold = detector._threshold("map_offset_")
-        maps = detector.localize(X)
-        images = list(pictures(check_images(detector, X, reset=False)))
+        maps = detector.localize(X, roi=roi)
+        images = list(pictures(detector._check_images(X, roi=roi)))
         display = cls(images=images, maps=maps, masks=masks, threshold=threshold)
         return display.plot(ax=ax, **kwargs)
 
@@ -267,9 +271,10 @@ def outline(ax: Axes, mask: np.ndarray, colour: str) -> None:
 
 
 def pictures(images: Images) -> Iterator[np.ndarray]:
-    """Yield images for drawing: (H, W) or (H, W, C), from 0 to 1."""
+    """Yield whole images for drawing: (H, W) or (H, W, C), from 0 to 1."""
     assert images.pixel_range is not None  # set by check_images and image_list
     low, width = images.pixel_range.low, images.pixel_range.width
-    for image in images:
+    for index in range(len(images)):
+        image = images.read(index) if images.regions is None else images.whole(index)
         scaled = np.clip((image - low) / width, 0, 1)
         yield scaled[..., 0] if scaled.shape[2] == 1 else scaled

@@ -158,7 +158,9 @@ def test_fit_with_the_other_method(place, tmp_path, capsys):
     expected = MemKDDetector(
         memory_size=3, image_size=16, max_iter=1, tol=None, random_state=0, device="cpu",
         validation_fraction=0.5,
-    ).fit(list_images(place / "learn"))  # fmt: skip
+    )  # fmt: skip
+    with pytest.warns(UserWarning, match=r"8 held-out image\(s\) allow"):
+        expected.fit(list_images(place / "learn"))
     detector = skmkd.load(tmp_path / "model.skmkd")
     assert detector.offset_ == expected.offset_
     assert detector.get_params() == expected.get_params()

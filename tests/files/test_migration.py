@@ -6,7 +6,7 @@ from skmkd._files.migration import FORMAT, upgrade
 from skmkd._images.tiles import Tiling
 
 NOT_KEPT = {"_score_calibration": None, "_peak_calibration": None}
-WHOLE = {"_tiling": Tiling(None, 0.0), "_roi": None, **NOT_KEPT}
+WHOLE = {"_tiling": Tiling(None, 0.0), "_roi": None, "_roi_of_each": False, **NOT_KEPT}
 SETTINGS = {
     "offset_": {"image_score": "loss", "value_weight": 1.0},
     "map_offset_": {"localization": "gradient"},

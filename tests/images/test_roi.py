@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 from numpy.testing import assert_array_equal
 from PIL import Image
@@ -54,6 +55,8 @@ def test_a_region_is_itself():
         ([[1], [1, 2]], "ragged"),
         (np.zeros((4, 4)), "a mask without any"),
         (np.full((2, 2), "a"), "rectangle"),
+        (np.full((4, 4), np.nan), "mask without NaN"),
+        ("no such file.png", "path of one; no such file.png cannot be read"),
     ],
 )
 def test_what_is_no_region(roi, message):
@@ -70,6 +73,22 @@ def test_one_region_for_all_or_one_each(tmp_path):
     assert as_rois(np.stack([MASK, ~MASK]), 2)[0] == as_roi(MASK)
     with pytest.raises(ValueError, match="one for each of 2 images; got 3"):
         as_rois(each, 2)
+    rectangles = [(0, 0, 2, 2), (1, 2, 5, 7)]
+    expected = [as_roi(each) for each in rectangles]
+    paths = [str(tmp_path / "mask.png")] * 2
+    for several in (
+        rectangles,
+        np.array(rectangles),
+        pd.DataFrame(rectangles),
+        pd.Series(rectangles),
+    ):
+        assert as_rois(several, 2) == expected
+    for several in (paths, np.array(paths), pd.Series(paths)):
+        first, second = as_rois(several, 2)
+        assert first is second  # read once
+    assert as_rois(MASK.tolist(), 2) == [as_roi(MASK)] * 2
+    with pytest.raises(ValueError, match=r"rectangle .* got \(0.0, 0.0, 2.0, 2.0\)"):
+        as_rois((0.0, 0.0, 2.0, 2.0), 4)
     with pytest.raises(ValueError, match=r"roi\[1\] must be"):
         as_rois([(0, 0, 2, 2), (3, 3, 1, 1)], 2)
 

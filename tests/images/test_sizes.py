@@ -19,13 +19,12 @@ def test_size_of_either_kind():
     assert {type(side) for side in height_and_width([16, np.int64(24)], "image_size")} == {int}
 
 
-def sizes(*frames, tile_size=None):
-    tiling = Tiling(tile_size, 0.25)
-    return tiling, [grid(frame, tiling) for frame in frames]
+def grids(*frames, tile_size=None):
+    return [grid(frame, Tiling(tile_size, 0.25)) for frame in frames]
 
 
 def test_an_explicit_size_is_taken_without_a_word():
-    assert network_size((16, 8), *sizes((4000, 4000))) == (16, 8)
+    assert network_size((16, 8), grids((4000, 4000))) == (16, 8)
 
 
 @pytest.mark.parametrize(
@@ -38,23 +37,34 @@ def test_an_explicit_size_is_taken_without_a_word():
         ([(64, 2048)], None, (32, 512)),
         ([(300, 100)], None, (208, 80)),
         ([(100, 500)] * 2 + [(100, 100)], None, (64, 256)),
+        ([(100, 500)] * 2 + [(500, 100)] * 2, None, (128, 128)),
         ([(2048, 2048)], (64, 96), (64, 96)),
-        ([(2048, 2048)], (512, 256), (256, 128)),
+        ([(2048, 2048)], (512, 256), (362, 181)),  # as many pixels as 256 x 256
         ([(2048, 2048)], (1024, 1024), (256, 256)),
+        ([(64, 4096)], (64, 2048), (45, 1448)),
+        ([(64, 64)], (8, 8), (32, 32)),  # the least that most sources take
+        ([(64, 64)] * 3, (100, 100), (128, 128)),  # tiles are whole images
+        ([(64, 2048)], (64, 3000), (32, 512)),
     ],
 )
 def test_automatic_size(frames, tile_size, expected):
-    assert network_size("auto", *sizes(*frames, tile_size=tile_size)) == expected
+    assert network_size("auto", grids(*frames, tile_size=tile_size)) == expected
 
 
 @pytest.mark.parametrize(
     ("frames", "tile_size", "words"),
     [
-        ([(2048, 2448)], None, r"Images of 2048 x 2448 .* to 128 x 128, .*about 76 pixels"),
+        (
+            [(128, 128)] + [(2048, 2448)] * 2, None,
+            r"Images of 2048 x 2448 .* to 128 x 128, .*about 76 pixels.*Set tile_size to cut",
+        ),
         ([(400, 1024)], None, "about 32 pixels"),
-        ([(4096, 4096)], (2048, 1024), r"Tiles of 2048 x 1024 .* to 256 x 128.*32 pixels"),
+        (
+            [(100, 100), (4096, 4096)], (2048, 2048),
+            r"Tiles of 2048 x 2048 .* to 256 x 256.*32 pixels.*Set a smaller tile_size",
+        ),
     ],
-)
+)  # fmt: skip
 def test_images_that_are_shrunk_a_lot_are_warned_of(frames, tile_size, words):
-    with pytest.warns(UserWarning, match=f"{words}.*tile_size.*image_size"):
-        network_size("auto", *sizes(*frames, tile_size=tile_size))
+    with pytest.warns(UserWarning, match=f"{words}.*image_size"):
+        network_size("auto", grids(*frames, tile_size=tile_size))

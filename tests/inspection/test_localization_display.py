@@ -204,3 +204,15 @@ def test_threshold_of_other_maps_is_refused():
 def test_other_estimators_are_refused():
     with pytest.raises(TypeError, match="last step of a pipeline; got Pipeline"):
         LocalizationDisplay.from_estimator(make_pipeline(tiny_detector()), IMAGES)
+
+
+def test_images_are_drawn_as_a_whole_with_a_region_of_interest():
+    images = np.random.default_rng(0).random((6, 20, 24, 3))
+    images[:, 0] = np.nan  # outside
+    detector = tiny_detector(roi=(1, 0, 20, 24)).fit(images)
+    display = LocalizationDisplay.from_estimator(detector, images[:2])
+    assert display.images[0].shape == display.maps[0].shape + (3,) == (20, 24, 3)
+    assert not display.maps[0][0].any()
+    regions = [(1, 0, 10, 10), (5, 5, 20, 20)]
+    display = LocalizationDisplay.from_estimator(detector, images[:2], roi=regions)
+    assert not display.maps[1][:5].any()
