@@ -211,7 +211,7 @@ def test_images_are_drawn_as_a_whole_with_a_region_of_interest():
     images[:, 0] = np.nan  # outside
     detector = tiny_detector(roi=(1, 0, 20, 24)).fit(images)
     display = LocalizationDisplay.from_estimator(detector, images[:2])
-    assert display.images[0].shape == display.maps[0].shape + (3,) == (20, 24, 3)
+    assert display.images[0].shape == (*display.maps[0].shape, 3) == (20, 24, 3)
     assert not display.maps[0][0].any()
     regions = [(1, 0, 10, 10), (5, 5, 20, 20)]
     display = LocalizationDisplay.from_estimator(detector, images[:2], roi=regions)
