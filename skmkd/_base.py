@@ -60,6 +60,7 @@ class BaseDistillationDetector(OutlierMixin, ScoringMixin, ThresholdMixin, Savin
     """
 
     _layer_rule: ClassVar[LayerRule]
+    __metadata_request__fit: ClassVar = {"groups": False}  # of a search are for its splitter
 
     @abstractmethod
     def _build_cloner(self, source: Source, first: Batch) -> nn.Module:

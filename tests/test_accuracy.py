@@ -339,7 +339,7 @@ def test_map_scores_sum_up_what_the_default_finds():
     test = np.concatenate([good, bad])
     settings = {"image_size": 32, "random_state": 0, "precision": "float32"}
     constant = {"batch_size": 64, "learning_rate": 1e-3, "schedule": "constant"}
-    default = MKDDetector(**settings, **constant, max_iter=2).fit(learn)
+    default = MKDDetector(**settings, **constant, max_iter=2, contamination=0.05).fit(learn)
     plain = MapScores(share=0.0, standardise="nothing", epochs=2, **settings).fit(learn)
     expected = default.score_samples(test)
     assert_allclose(plain.score_samples(test), expected, rtol=1e-5)
@@ -421,7 +421,7 @@ def test_runs_are_recorded_and_not_repeated(toy, tmp_path, monkeypatch):
     ]  # fmt: skip
     detector = MKDDetector(
         image_size=32, precision="float32", localization="discrepancy", max_iter=2, tol=None,
-        random_state=0,
+        contamination=0.05, random_state=0,
     ).fit(toy.learn)  # fmt: skip
     auroc = 100 * roc_auc_score(toy.y, detector.score_samples(toy.test))
     assert first[2]["image AUROC"] == pytest.approx(auroc)

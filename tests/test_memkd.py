@@ -41,6 +41,7 @@ def tiny_memkd(**parameters) -> MemKDDetector:
         "tol": None,
         "precision": "float32",
         "random_state": 0,
+        "validation_fraction": 0,
     }
     return MemKDDetector(**(defaults | parameters))
 
@@ -362,7 +363,9 @@ def test_global_generators_are_left_alone(images):
 @pytest.mark.parametrize("parameters", [{}, {"memory_size": 0}, {"paradigm": "forward"}])
 def test_bundled_source_separates_faces_from_other_crops(parameters):
     images = lfw_subset()
-    detector = MemKDDetector(image_size=32, max_iter=3, tol=None, random_state=0, **parameters)
+    detector = MemKDDetector(
+        validation_fraction=0, image_size=32, max_iter=3, tol=None, random_state=0, **parameters
+    )
     scores = detector.fit(images[:80]).score_samples(images[80:])
     assert roc_auc_score(np.repeat([1, -1], [20, 100]), scores) > 0.95
     assert detector.critical_layers_ == ("features.15", "features.22", "features.29")

@@ -172,15 +172,15 @@ class Images:
 
         Of that nothing is checked; pixels that are not finite get a value within the range.
         """
-        image = self._pixels(index)
+        image = self._pixels(self.items[index], index)
         if image.dtype.kind != "f" or self.pixel_range is None:
             return image
         low, high, _ = self.pixel_range
         return np.nan_to_num(image, nan=low, posinf=high, neginf=low)
 
-    def _pixels(self, index: int) -> np.ndarray:
+    def _pixels(self, item: Any, index: int) -> np.ndarray:
         """Return the numbers of an item of X as an image (H, W, C)."""
-        image = as_numbers(self.items[index], index)
+        image = as_numbers(item, index)
         if image.ndim == 1:
             return image.reshape([side or -1 for side in self.shape])  # a row
         return image[..., None] if image.ndim == 2 else image
@@ -193,7 +193,8 @@ class Images:
         UnreadableImageError
             If it cannot be read, or does not fit to the others or to those of fit.
         """
-        item, image = self.items[index], self._pixels(index)
+        item = self.items[index]
+        image = self._pixels(item, index)
         kind = kind_of(image.dtype)
         try:
             if self.kind is not None and kind != self.kind:

@@ -116,9 +116,9 @@ def test_several_scorers_score_the_images_once(monkeypatch):
     detector = tiny_detector()
     score_samples = type(detector).score_samples
 
-    def counted(self, X):
+    def counted(self, X, **options):
         n_scored.append(len(X))
-        return score_samples(self, X)
+        return score_samples(self, X, **options)
 
     monkeypatch.setattr(type(detector), "score_samples", counted)
     results = cross_validate(

@@ -160,7 +160,9 @@ class Watching(MKDDetector):
 
 def test_grid_on_real_images_learns_from_normal_ones_only(tmp_path):
     X, y = lfw_subset()[70:130], np.repeat([1, -1], 30)
-    detector = Watching(image_size=32, batch_size=8, max_iter=2, tol=None, random_state=0)
+    detector = Watching(
+        image_size=32, batch_size=8, max_iter=2, validation_fraction=0, random_state=0
+    )
     detector.anomalies = {image.tobytes() for image in X[y == -1]}
     grid = {"critical_layers": [1, 3]}
     scores = {}
