@@ -21,7 +21,9 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
 ]
 
-QUICK = {"image_size": 32, "batch_size": 8, "max_iter": 3, "random_state": 0}
+QUICK = {
+    "image_size": 32, "batch_size": 8, "max_iter": 3, "validation_fraction": 0, "random_state": 0,
+}  # fmt: skip
 DETECTORS = {
     "default": MKDDetector(**QUICK),
     "paper": MKDDetector.paper(tol=None, localization="discrepancy", **QUICK),

@@ -505,7 +505,9 @@ def test_maps_by_a_method_are_refused_as_those_of_the_parameter(images):
 
 def test_vgg16_separates_faces_from_other_crops():
     images = data.lfw_subset()  # 100 faces, then 100 other crops, of 25 x 25 pixels
-    detector = MKDDetector(image_size=32, batch_size=8, max_iter=10, tol=None, random_state=0)
+    detector = MKDDetector(
+        validation_fraction=0, image_size=32, batch_size=8, max_iter=10, tol=None, random_state=0
+    )
     detector.fit(images[:80])
     labels = np.repeat([1, -1], [20, 100])
     assert roc_auc_score(labels, detector.score_samples(images[80:])) > 0.95
@@ -520,7 +522,9 @@ def test_vgg16_finds_stains_on_bricks():
     mask[:, 24:36, 20:36] = True
     bad[mask] = 0.6 * bad[mask]
     # a short training: gradients of a cloner that has converged show little of a stain
-    detector = MKDDetector(image_size=64, batch_size=8, max_iter=8, random_state=0, **STEADY)
+    detector = MKDDetector(
+        validation_fraction=0, image_size=64, batch_size=8, max_iter=8, random_state=0, **STEADY
+    )
     detector.fit(train)
     scores = detector.score_samples(np.concatenate([good, bad]))
     assert roc_auc_score(np.repeat([1, -1], len(good)), scores) > 0.95
@@ -531,7 +535,9 @@ def test_vgg16_finds_stains_on_bricks():
 
 def test_vgg16_gradient_maps_of_a_batch_equal_single_ones():
     images = data.lfw_subset()[:8]
-    detector = MKDDetector(image_size=32, max_iter=2, tol=None, random_state=0).fit(images)
+    detector = MKDDetector(
+        validation_fraction=0, image_size=32, max_iter=2, tol=None, random_state=0
+    ).fit(images)
     together = detector.localize(images, "gradient")
     for image, single in zip(images, together, strict=True):
         alone = detector.localize(image[None], "gradient")[0]
@@ -549,6 +555,7 @@ def test_bfloat16_ranks_faces_as_float32_does(tmp_path, monkeypatch):
             MKDDetector.paper(
                 image_size=32, batch_size=8, max_iter=8, tol=None, random_state=seed,
                 precision=precision, normalization="source", feature_store=tmp_path,
+                validation_fraction=0,
             ).fit(images[:70])
             for precision in ("float32", "bfloat16")
         )  # fmt: skip
@@ -564,8 +571,9 @@ def test_bfloat16_ranks_faces_as_float32_does(tmp_path, monkeypatch):
 def test_bfloat16_source_ranks_faces_as_float32_does_for_the_same_cloner(build):
     images = data.lfw_subset()
     detector = build(
-        image_size=32, batch_size=8, max_iter=4, tol=None, precision="float32", random_state=0
-    ).fit(images[:70])
+        image_size=32, batch_size=8, max_iter=4, tol=None, precision="float32",
+        validation_fraction=0, random_state=0,
+    ).fit(images[:70])  # fmt: skip
     scores = detector.score_samples(images[70:])
     detector.source_ = BFloat16(detector.source_)
     assert spearmanr(detector.score_samples(images[70:]), scores).statistic >= 0.9998
