@@ -178,12 +178,11 @@ class BaseDistillationDetector(OutlierMixin, ScoringMixin, ThresholdMixin, Savin
 
     def _split(self, images: Images, groups: Any) -> tuple[Images, Images | None]:
         """Return the images to learn from, and those that are held out for the thresholds."""
-        if self.contamination != "auto" or self.validation_fraction == 0:
+        if not (share := self._share_held_out):
             return images, None
-        if groups is not None and images.kept is not None:
-            groups = np.asarray(groups)[images.kept]
+        groups = images.groups_of(groups)
         rng = np.random.default_rng(self._seed)
-        learned, held = held_out(len(images), self.validation_fraction, groups, rng)
+        learned, held = held_out(len(images), share, groups, rng)
         if not held:
             warn(
                 f"{len(images)} images are too few to hold some out; thresholds are of the "
@@ -191,6 +190,11 @@ class BaseDistillationDetector(OutlierMixin, ScoringMixin, ThresholdMixin, Savin
             )
             return images, None
         return images.of(learned), images.of(held)
+
+    @property
+    def _share_held_out(self) -> float:
+        """Share of the images that `fit` holds out for the thresholds."""
+        return self.validation_fraction if self.contamination == "auto" else 0.0
 
     @property
     def _has_own_cloner(self) -> bool:

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
-from skmkd._conformal import Calibration, as_groups, check_fpr
+from skmkd._conformal import Calibration, check_fpr
 from skmkd._features.batches import Dataset
 from skmkd._images.images import Images
 from skmkd._images.inputs import ImagesLike
@@ -140,16 +140,14 @@ class ThresholdMixin(BaseEstimator, ABC):
             If `fpr` is out of range, or X or `groups` is not as described or too small for it.
         """
         images = self._check_images(X, roi=roi)
-        if groups is not None:
-            groups = as_groups(groups, len(images))
         if self.on_error == "skip":
             images = images.usable()
-            groups = None if groups is None else groups[images.kept]
-        if groups is None:
+        labels = images.groups_of(groups)
+        if labels is None:
             check_fpr(fpr, len(images))
         else:
-            check_fpr(fpr, len(np.unique(groups)), "groups", "different labels")
-        scores, peaks = self._calibrations(images, groups)
+            check_fpr(fpr, len(np.unique(labels)), "groups", "different labels")
+        scores, peaks = self._calibrations(images, labels)
         self._set_thresholds(-scores.threshold(fpr), peaks.threshold(fpr), scores, peaks)
         return self
 

@@ -118,6 +118,11 @@ def test_images_that_are_left_out_have_no_group(many):
     held = np.isin(everything, detector.calibration_scores_.round(6))
     kept = np.arange(N) != 3
     assert not set(groups[held & kept]) & set(groups[~held & kept])
+    with (
+        pytest.warns(UserWarning, match="It is left out"),
+        pytest.raises(ValueError, match="one label for each of 40 images"),
+    ):
+        detector.fit(X, groups=groups[:-1])
     with pytest.warns(UserWarning, match="It is left out"):
         detector.calibrate(X, groups=groups)
     assert len(detector.calibration_scores_) == N - 1

@@ -91,9 +91,9 @@ def fit(args: argparse.Namespace) -> None:
 
 def n_held_out(detector: Any, n: int) -> int:
     """Return how many of n images `fit` holds out for the thresholds."""
-    if detector.contamination != "auto" or detector.validation_fraction == 0 or n < 2:
+    if not detector._share_held_out or n < 2:
         return 0
-    _, held = held_out(n, detector.validation_fraction, None, np.random.default_rng(0))
+    _, held = held_out(n, detector._share_held_out, None, np.random.default_rng(0))
     return len(held)
 
 

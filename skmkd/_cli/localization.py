@@ -13,7 +13,7 @@ from PIL.Image import Image
 
 from skmkd._cli.report import overlay
 from skmkd._files.archive import write_whole
-from skmkd._images.pixel_range import PixelRange
+from skmkd._images.pixel_range import PixelRange, drawable
 from skmkd._images.preparation import Preprocessing
 from skmkd._networks.sources import IDENTITY
 from skmkd._regions import Region
@@ -50,10 +50,7 @@ def picture(
     range.
     """
     size = picture_size(single.shape)
-    whole = image[..., None] if image.ndim == 2 else image
-    if whole.dtype.kind == "f":
-        low, high, _ = pixel_range
-        whole = np.nan_to_num(whole, nan=low, posinf=high, neginf=low)
+    whole = drawable(image[..., None] if image.ndim == 2 else image, pixel_range)
     shrink = Preprocessing(size, pixel_range, *IDENTITY)
     pixels = shrink([whole])[0].permute(1, 2, 0).numpy()
     values = F.adaptive_max_pool2d(torch.from_numpy(single)[None], size)[0].numpy()

@@ -6,12 +6,22 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL.Image import Image
 
+from skmkd._conformal import as_groups
 from skmkd._images.channels import with_channels
 from skmkd._images.image_files import ImageFile, UnreadableImageError
 from skmkd._images.pictures import plain_pixels
-from skmkd._images.pixel_range import FIXED, LARGEST, PixelRange, clipped, kind_of, plausible
+from skmkd._images.pixel_range import (
+    FIXED,
+    LARGEST,
+    PixelRange,
+    clipped,
+    drawable,
+    kind_of,
+    plausible,
+)
 from skmkd._images.roi import Roi
 from skmkd._warnings import warn
 
@@ -59,8 +69,8 @@ class Images:
         The part of each image that is read; None means all of it.
     seen : tuple of 3 floats or None
         What most pixels at fit are between, and the smallest such difference in an image.
-    kept : list of int or None
-        Where these were among the images that they are the usable ones of.
+    kept : ndarray of bool
+        Which of the images that X held these are; all, unless they are its usable ones.
     unreadable : set of int
         Indices of images that were replaced.
     errors : dict of int to str
@@ -77,7 +87,7 @@ class Images:
         self.headers: dict[int, tuple[int, str]] = {}
         self.regions: list[Roi] | None = None
         self.seen: tuple[float, float, float] | None = None
-        self.kept: list[int] | None = None
+        self.kept = np.ones(len(items), dtype=bool)
         self.unreadable: set[int] = set()
         self.errors: dict[int, str] = {}
         self.silent = False
@@ -168,15 +178,9 @@ class Images:
         return self._blank
 
     def whole(self, index: int) -> np.ndarray:
-        """Return an image (H, W, C) for drawing, with what is outside its region of interest.
-
-        Of that nothing is checked; pixels that are not finite get a value within the range.
-        """
-        image = self._pixels(self.items[index], index)
-        if image.dtype.kind != "f" or self.pixel_range is None:
-            return image
-        low, high, _ = self.pixel_range
-        return np.nan_to_num(image, nan=low, posinf=high, neginf=low)
+        """Return an image (H, W, C) for drawing, with what is outside its region of interest."""
+        assert self.pixel_range is not None  # known once images have a region
+        return drawable(self._pixels(self.items[index], index), self.pixel_range)
 
     def _pixels(self, item: Any, index: int) -> np.ndarray:
         """Return the numbers of an item of X as an image (H, W, C)."""
@@ -253,8 +257,18 @@ class Images:
         if not kept:
             raise ValueError(f"X must hold images that can be read; got {len(self)}, and none can.")
         images = self.of(kept)
-        images.kept = kept
+        images.kept = np.isin(np.arange(len(self)), kept)
         return images
+
+    def groups_of(self, groups: ArrayLike | None) -> np.ndarray | None:
+        """Return the label of each image, of those for all that X held.
+
+        Raises
+        ------
+        ValueError
+            If there is not one for each.
+        """
+        return None if groups is None else as_groups(groups, len(self.kept))[self.kept]
 
     def of(self, indices: Sequence[int]) -> Images:
         """Return the images at the indices; none of them is replaced if it cannot be read."""

@@ -122,6 +122,13 @@ def clipped(
     return image.clip(known.low - reach, known.high + reach)
 
 
+def drawable(image: np.ndarray, known: PixelRange) -> np.ndarray:
+    """Return an image whose pixels are finite; those that are not get a value within the range."""
+    if image.dtype.kind != "f":
+        return image
+    return np.nan_to_num(image, nan=known.low, posinf=known.high, neginf=known.low)
+
+
 def seen_in(extents: Sequence[Extent]) -> tuple[float, float, float]:
     """Return what most pixels of all images are between, and the least contrast of an image."""
     return (
