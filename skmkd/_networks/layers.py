@@ -56,19 +56,20 @@ class LayerIndex:
         for i, name in enumerate(self.nodes):
             for prefix in _prefixes(name):
                 self.spans[prefix] = (self.spans.get(prefix, (i, i))[0], i)
-        self.reductions = self._find_reductions(small)
+        self._sides = [PROBE_SIDE, *(small[name][1] for name in self.nodes)]  # of image and nodes
+        self._grids = list(accumulate(self._sides, _without_padding))
+        self.reductions = self._find_reductions()
 
-    def _find_reductions(self, shapes: Shapes) -> list[str]:
+    def _find_reductions(self) -> list[str]:
         """List the outermost modules or nodes that halve the grid, in order.
 
         A single node with a larger stride, as in some stems, counts as well.
         """
-        sides = [PROBE_SIDE, *(shapes[name][1] for name in self.nodes)]  # of image and nodes
         found, i = [], 0
         while i < len(self.nodes):
             for prefix in _prefixes(self.nodes[i]):
                 first, last = self.spans[prefix]
-                stride = sides[i] / sides[last + 1]
+                stride = self._grids[i] / self._grids[last + 1]
                 if first == i and stride >= 1.5 and (stride < 3 or prefix == self.nodes[i]):
                     found.append(prefix)
                     i = last
@@ -78,10 +79,15 @@ class LayerIndex:
 
     @property
     def stage_ends(self) -> list[str]:
-        """The outermost modules or nodes that end just before a reduction, in order."""
+        """The outermost modules or nodes that end just before a reduction, in order.
+
+        Padding that comes between does not count.
+        """
         found = []
         for reduction in self.reductions:
             last = self.spans[reduction][0] - 1
+            while self._sides[last + 1] > self._grids[last + 1]:
+                last -= 1
             if last >= 0:  # else the image itself is reduced
                 found.append(
                     next(p for p in _prefixes(self.nodes[last]) if self.spans[p][1] == last)
@@ -185,6 +191,11 @@ class _ShapeProbe(fx.Interpreter):
             _, channels, height, width = output.shape
             self._shapes[self._names[n]] = (channels, height, width)
         return output
+
+
+def _without_padding(before: int, side: int) -> int:
+    """Return the side of a map, or that before it if it is padded, not upsampled."""
+    return before if before < side < 2 * before else side
 
 
 def _prefixes(name: str) -> list[str]:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,7 +9,7 @@ from conftest import TinySource
 from torch import nn
 from torchvision.models import get_model
 
-from skmkd._networks.layers import REDUCTIONS, LayerIndex
+from skmkd._networks.layers import REDUCTIONS, STAGE_ENDS, LayerIndex
 from skmkd._networks.sources import build_source
 
 
@@ -33,6 +35,9 @@ def images():
         ("efficientnet_b0", ["features.2", "features.3", "features.4", "features.6"]),
         ("densenet121", ["features.pool0", *(f"features.transition{i}" for i in (1, 2, 3))]),
         ("mobilenet_v3_small", ["features.1", "features.2", "features.4", "features.9"]),
+        ("vgg16", ["features.9", "features.16", "features.23", "features.30"]),
+        ("mobilenet_v2", ["features.2", "features.4", "features.7", "features.14"]),
+        ("convnext_tiny", ["features.0", "features.2", "features.4", "features.6"]),
         ("googlenet", ["maxpool1", "maxpool2", "maxpool3", "maxpool4"]),
     ],
 )
@@ -41,6 +46,50 @@ def test_auto_layers_are_the_last_four_grid_reductions(name, layers):
         index = LayerIndex(get_model(name, weights=None, init_weights=False).eval()
                                   if name == "googlenet" else get_model(name).eval())  # fmt: skip
     assert list(index.choose("auto", REDUCTIONS)) == layers
+
+
+class Same(nn.Conv2d):
+    """Padding in a module or a function, before a convolution that has none."""
+
+    def __init__(self, inputs, outputs, kernel, stride, *, module):
+        super().__init__(inputs, outputs, kernel, stride)
+        sides = ((kernel - stride) // 2, kernel - stride - (kernel - stride) // 2) * 2
+        self.pad = nn.ZeroPad2d(sides) if module else lambda x: F.pad(x, sides)
+
+    def forward(self, x):
+        return super().forward(self.pad(x))
+
+
+@pytest.mark.parametrize("module", [True, False])
+def test_padding_is_neither_a_reduction_nor_the_end_of_a_stage(module):
+    """At the stride of 32 the maps are small: a padding of 4 pixels adds half as many again."""
+    same = partial(Same, module=module)
+    network = nn.Sequential(
+        *(same(3, 3, kernel, 2) for kernel in (3, 5, 7, 3, 5)),
+        same(3, 3, 5, 1), nn.ReLU(), same(3, 3, 5, 1),
+    )  # fmt: skip
+    index = LayerIndex(network)
+    assert index.reductions == ["0", "1", "2", "3", "4"]
+    assert index.stage_ends == ["0", "1", "2", "3"]
+
+
+def test_stage_before_a_padding_module():
+    network = nn.Sequential(
+        nn.ZeroPad2d(3), nn.Conv2d(3, 4, 7, 2), nn.ReLU(), nn.ZeroPad2d((0, 1, 0, 1)),
+        nn.Conv2d(4, 4, 3, 2), nn.ReLU(), nn.ReflectionPad2d(1), nn.Conv2d(4, 4, 3),
+        nn.ReLU(), nn.ZeroPad2d(1), nn.MaxPool2d(3, 2),
+    )  # fmt: skip
+    index = LayerIndex(network)
+    assert index.reductions == ["1", "4", "10"]
+    assert index.stage_ends == ["2", "8"]
+    assert index.choose("auto", STAGE_ENDS._replace(n=2)) == ("2", "8")
+
+
+def test_upsampling_is_not_taken_for_padding():
+    network = nn.Sequential(
+        nn.MaxPool2d(2), nn.MaxPool2d(2), nn.Upsample(scale_factor=2), nn.MaxPool2d(2)
+    )
+    assert LayerIndex(network).reductions == ["0", "1", "3"]
 
 
 def test_pools_called_as_functions_and_inplace_functions():
