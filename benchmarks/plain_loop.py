@@ -25,7 +25,8 @@ class Tapped(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.features = vgg16(weights=None).features
-        weights = {name.removeprefix("features."): t for name, t in _read_bundled().items()}
+        weights = _read_bundled("vgg16")
+        weights = {name.removeprefix("features."): t for name, t in weights.items()}
         self.features.load_state_dict(weights)
         self.eval().requires_grad_(False)
 

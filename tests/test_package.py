@@ -240,12 +240,16 @@ def test_built_wheel_contains_weights_and_types(tmp_path):
     assert (target / "skmkd" / "py.typed").is_file()
     assert (target / "skmkd" / "_cli" / "report.html").is_file()
     assert (target / "skmkd" / "weights" / "PROVENANCE.md").is_file()
+    assert wheel.stat().st_size < 45e6
+    licences = [path.name for path in target.glob("skmkd-*.dist-info/licenses/**/*")]
+    assert {"LICENSE", "PROVENANCE.md", "LICENSE-APACHE-2.0.txt"} <= set(licences)
     program = (
         "import torch, skmkd, skmkd._networks.sources as sources\n"
         "from skmkd._networks.layers import REDUCTIONS\n"
         f"assert skmkd.__file__.startswith({str(target)!r})\n"
         "size, cpu = (32, 32), torch.device('cpu')\n"
-        "sources.build_source('vgg16', 'bundled', 'auto', REDUCTIONS, size, cpu, 'float32', 0)\n"
+        "for name in sources.BUNDLES:\n"
+        "    sources.build_source(name, 'bundled', 'auto', REDUCTIONS, size, cpu, 'float32', 0)\n"
     )
     run = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(target)!r})\n{program}"]
     subprocess.run(run, cwd=tmp_path, check=True)

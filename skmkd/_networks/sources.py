@@ -6,7 +6,8 @@ import copy
 import hashlib
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import resources
 from pickle import UnpicklingError
 from typing import Any, NamedTuple
@@ -14,10 +15,11 @@ from typing import Any, NamedTuple
 import torch
 import torchvision
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 from torch import Tensor, fx, nn
 from torchvision.models import get_model, get_model_weights, list_models
 
+from skmkd._networks.efficientnet import EfficientNetLite0
 from skmkd._networks.fusion import fuse
 from skmkd._networks.layers import LayerIndex, LayerRule, Stage
 from skmkd._networks.precision import BFloat16, to_device
@@ -25,8 +27,6 @@ from skmkd._networks.tracing import extract_features
 from skmkd._runtime import forked_rng
 from skmkd._warnings import warn
 
-BUNDLED_SOURCE, BUNDLED_FILE = "vgg16", "vgg16_imagenet_fp16.pt"
-BUNDLED_SHA256 = "6b9c253227bf6b67f2b2b63e69b90f5a7a6047ad2d02ed9e6a058a4269b1c048"
 COUNTER = "num_batches_tracked"  # of a batch norm; only training uses it
 
 State = Mapping[str, Tensor]
@@ -41,12 +41,40 @@ class Normalization(NamedTuple):
 
 IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 IDENTITY = Normalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+LITE = Normalization((127 / 255,) * 3, (128 / 255,) * 3)
+
+
+class Bundle(NamedTuple):
+    """A network whose weights come with skmkd."""
+
+    build: Callable[[], nn.Module]
+    normalization: Normalization
+    file: str
+    sha256: str  # of the file
+    prefix: str = ""  # of the network's tensors, not in the file
+
+
+BUNDLES = {
+    "vgg16": Bundle(
+        partial(get_model, "vgg16", weights=None),
+        IMAGENET,
+        "vgg16_imagenet_fp16.pt",
+        "6b9c253227bf6b67f2b2b63e69b90f5a7a6047ad2d02ed9e6a058a4269b1c048",
+        prefix="features.",
+    ),
+    "efficientnet_lite0": Bundle(
+        EfficientNetLite0,
+        LITE,
+        "efficientnet_lite0_imagenet_fp16.safetensors",
+        "f79d4c2f443ae7b4160246cd8cf3090802c288d11e0249545729f455d6a561ca",
+    ),
+}
 
 
 class Origin(NamedTuple):
     """What a source was built from."""
 
-    name: str  # torchvision's, or the class of a module
+    name: str  # of a bundled or torchvision's network, or the class of a module
     weights: str  # "module", "bundled", "imagenet", "given" or "random"
 
 
@@ -186,19 +214,25 @@ def _load(
         state = None if weights is None or weights == "auto" else _read_state(weights)
         origin = Origin(type(source).__name__, "module")
         return copy.deepcopy(source), state, IMAGENET, origin
-    if source not in list_models(module=torchvision.models):
+    of_torchvision = source in list_models(module=torchvision.models)
+    if source not in BUNDLES and not of_torchvision:
         raise ValueError(
-            f"source must be {BUNDLED_SOURCE!r}, another classification model of torchvision "
-            "(torchvision.models.list_models() names them) or an nn.Module; got "
+            f"source must be {', '.join(map(repr, BUNDLES))}, another classification model of "
+            "torchvision (torchvision.models.list_models() names them) or an nn.Module; got "
             f"{source!r}."
         )
-    if source != BUNDLED_SOURCE and weights in ("auto", "bundled"):
+    bundle = BUNDLES.get(source)
+    if bundle is None and weights in ("auto", "bundled"):
         raise ValueError(
             f"source_weights must be 'imagenet', a path, a state dict or None for {source!r}, "
-            f"since only {BUNDLED_SOURCE!r} comes with weights; got {weights!r}."
+            f"since only {' and '.join(map(repr, BUNDLES))} come with weights; got {weights!r}."
         )
-    preset = get_model_weights(source).DEFAULT.transforms()
-    normalization = Normalization(tuple(preset.mean), tuple(preset.std))
+    if weights == "imagenet" and not of_torchvision:
+        raise ValueError(
+            f"source_weights must be 'bundled', a path, a state dict or None for {source!r}, "
+            f"which torchvision does not have; got {weights!r}."
+        )
+    build, normalization = _of_torchvision(source) if bundle is None else bundle[:2]
     if weights == "imagenet":
         return _download(source, seed), None, normalization, Origin(source, "imagenet")
     if weights is None:
@@ -208,16 +242,23 @@ def _load(
         )
         state, kind = None, "random"
     elif weights in ("auto", "bundled"):
-        state, kind = _read_bundled(), "bundled"
+        state, kind = _read_bundled(source), "bundled"
     else:
         state, kind = _read_state(weights), "given"
     # the constructors of some other networks compute, which fails on the meta device
-    on_meta = source == BUNDLED_SOURCE and state is not None
+    on_meta = bundle is not None and state is not None
     with torch.device("meta") if on_meta else forked_rng(seed):
-        network = get_model(source, weights=None)
+        network = build()
     if hasattr(network, "transform_input"):  # as torchvision's own weights need it
         vars(network)["transform_input"] = True
     return network, state, normalization, Origin(source, kind)
+
+
+def _of_torchvision(source: str) -> tuple[Callable[[], nn.Module], Normalization]:
+    """Return what builds a network of torchvision's, and its input."""
+    preset = get_model_weights(source).DEFAULT.transforms()
+    normalization = Normalization(tuple(preset.mean), tuple(preset.std))
+    return partial(get_model, source, weights=None), normalization
 
 
 def _download(source: str, seed: int) -> nn.Module:
@@ -230,16 +271,20 @@ def _download(source: str, seed: int) -> nn.Module:
             f"source_weights='imagenet' needs {weights.url}, which could not be downloaded "
             f"({error}). Fetch that file where there is a network and pass its path as "
             f"source_weights, or put it into {torch.hub.get_dir()}/checkpoints; or use "
-            f"source={BUNDLED_SOURCE!r} with source_weights='bundled', which needs no network."
+            f"{' or '.join(map(repr, BUNDLES))} as source, whose weights come with skmkd."
         ) from error
 
 
-def _read_bundled() -> State:
-    content = (resources.files("skmkd") / "weights" / BUNDLED_FILE).read_bytes()
-    if hashlib.sha256(content).hexdigest() != BUNDLED_SHA256:
-        raise OSError(f"The bundled weights {BUNDLED_FILE} are damaged; reinstall skmkd.")
-    state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    return {f"features.{name}": tensor for name, tensor in state.items()}
+def _read_bundled(source: str) -> State:
+    bundle = BUNDLES[source]
+    content = (resources.files("skmkd") / "weights" / bundle.file).read_bytes()
+    if hashlib.sha256(content).hexdigest() != bundle.sha256:
+        raise OSError(f"The bundled weights {bundle.file} are damaged; reinstall skmkd.")
+    if bundle.file.endswith(".safetensors"):
+        state = load(content)
+    else:
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    return {f"{bundle.prefix}{name}": tensor for name, tensor in state.items()}
 
 
 def _read_state(weights: str | os.PathLike[str] | State) -> State:

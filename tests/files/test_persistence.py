@@ -153,7 +153,7 @@ def test_bundled_weights_are_compared_with_the_hash(images, path, monkeypatch):
     detector = MKDDetector(image_size=32, max_iter=1, contamination=0.05).fit(images[:4])
     detector.save(path, include_source=False)
     read = sources._read_bundled
-    changed = lambda: {name: tensor * 2 for name, tensor in read().items()}  # noqa: E731
+    changed = lambda source: {name: t * 2 for name, t in read(source).items()}  # noqa: E731
     monkeypatch.setattr(sources, "_read_bundled", changed)
     with pytest.raises(ValueError, match="source must have the weights that .* SHA-256"):
         skmkd.load(path)

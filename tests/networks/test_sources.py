@@ -5,6 +5,7 @@ import io
 from importlib import resources
 from urllib.error import URLError
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -25,6 +26,7 @@ from skmkd._networks.sources import (
 
 CPU = torch.device("cpu")
 VGG_LAYERS = ["features.9", "features.16", "features.23", "features.30"]
+LITE_LAYERS = ["blocks.1", "blocks.3", "blocks.5", "blocks.11"]
 
 
 def build(source, weights="auto", layers="auto", size=(32, 32), seed=0):
@@ -39,7 +41,7 @@ def images(size=32, n=2):
     return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
-# The bundled VGG-16
+# The bundled networks
 
 
 def test_bundled_vgg16_has_the_paper_s_layers():
@@ -69,19 +71,45 @@ def test_bundled_vgg16_computes_what_torchvision_s_network_does():
         torch.testing.assert_close(activations, expected[layer], rtol=1e-4, atol=1e-5)
 
 
-def test_bundled_weights_are_documented_and_whole():
-    folder = resources.files("skmkd") / "weights"
-    content = (folder / sources.BUNDLED_FILE).read_bytes()
-    assert hashlib.sha256(content).hexdigest() == sources.BUNDLED_SHA256
-    provenance = (folder / "PROVENANCE.md").read_text()
-    assert sources.BUNDLED_SHA256 in provenance
-    assert "CC BY 4.0" in provenance
+def test_bundled_lite0_has_layers_at_the_same_strides():
+    source = build("efficientnet_lite0", size=(128, 128))
+    assert critical(source) == LITE_LAYERS
+    grids = [s.grid for s in source.stages]
+    assert grids == [s.grid for s in build("vgg16", size=(128, 128)).stages]
+    assert source.origin == ("efficientnet_lite0", "bundled")
+    assert not any(p.requires_grad or p.is_meta for p in source.network.parameters())
 
 
-def test_damaged_bundled_weights_are_refused(monkeypatch):
-    monkeypatch.setattr(sources, "BUNDLED_SHA256", "0" * 64)
-    with pytest.raises(OSError, match="damaged; reinstall"):
-        build("vgg16")
+def test_bundled_lite0_takes_pixels_around_127():
+    """(pixel - 127) / 128, for pixels from 0 to 255."""
+    mean, std = build("efficientnet_lite0").normalization
+    pixels = np.array([0.0, 127, 255])
+    for m, s in zip(mean, std, strict=True):
+        np.testing.assert_allclose((pixels / 255 - m) / s, (pixels - 127) / 128, atol=1e-12)
+
+
+LICENCES = {"vgg16": "CC BY 4.0", "efficientnet_lite0": "Apache 2.0"}
+
+
+@pytest.mark.parametrize("name", sources.BUNDLES)
+def test_bundled_weights_are_documented_and_whole(name):
+    folder, bundle = resources.files("skmkd") / "weights", sources.BUNDLES[name]
+    content = (folder / bundle.file).read_bytes()
+    assert hashlib.sha256(content).hexdigest() == bundle.sha256
+    (part,) = (
+        part for part in (folder / "PROVENANCE.md").read_text().split("\n# ")
+        if bundle.file in part.partition("\n")[0]
+    )  # fmt: skip
+    assert bundle.sha256 in part
+    assert LICENCES[name] in part
+
+
+@pytest.mark.parametrize("name", sources.BUNDLES)
+def test_damaged_bundled_weights_are_refused(monkeypatch, name):
+    damaged = sources.BUNDLES[name]._replace(sha256="0" * 64)
+    monkeypatch.setitem(sources.BUNDLES, name, damaged)
+    with pytest.raises(OSError, match=f"{damaged.file} are damaged; reinstall"):
+        build(name)
 
 
 # Other weights
@@ -138,7 +166,10 @@ def test_download_that_fails_says_what_to_do(monkeypatch):
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", unreachable)
     before = torch.random.get_rng_state()
-    with pytest.raises(ConnectionError, match=r"resnet18-.*\.pth.*no network.*pass its path"):
+    with pytest.raises(
+        ConnectionError,
+        match=r"resnet18-.*\.pth.*no network.*pass its path.*or use 'vgg16' or 'eff",
+    ):
         build("resnet18", "imagenet")
     assert torch.equal(torch.random.get_rng_state(), before)
 
@@ -152,8 +183,18 @@ def test_torchvision_s_networks_have_their_own_normalization(monkeypatch, weight
 
 
 BAD_WEIGHTS = {
-    "no bundle": ("resnet18", "auto", "only 'vgg16' comes with weights; got 'auto'"),
-    "no bundle, asked": ("resnet18", "bundled", "only 'vgg16' comes with weights"),
+    "no bundle": (
+        "resnet18",
+        "auto",
+        "only 'vgg16' and 'efficientnet_lite0' come with weights; got 'auto'",
+    ),
+    "no bundle, asked": ("resnet18", "bundled", "come with weights; got 'bundled'"),
+    "not torchvision's": (
+        "efficientnet_lite0",
+        "imagenet",
+        "must be 'bundled', .* for 'efficientnet_lite0', which torchvision does not have",
+    ),
+    "other network's": ("efficientnet_lite0", TinySource().state_dict(), "hold 'stem.weight'"),
     "typing error": ("vgg16", "imagnet", "got 'imagnet', where there is no file"),
     "module": (TinySource(), "imagenet", "module, which brings its own weights"),
     "missing": (TinySource(), {}, "must hold 'features.0.weight'"),
@@ -184,7 +225,9 @@ def test_bad_files(tmp_path, name):
 
 
 def test_unknown_source():
-    with pytest.raises(ValueError, match="source must be 'vgg16', another .* got 'vgg61'"):
+    with pytest.raises(
+        ValueError, match="source must be 'vgg16', 'efficientnet_lite0', another .* got 'vgg61'"
+    ):
         build("vgg61")
 
 
@@ -192,9 +235,10 @@ def test_unknown_source():
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_rebuilt_source_computes_the_same(precision):
-    first = build_source("vgg16", "bundled", 2, REDUCTIONS, (32, 32), CPU, precision, 0)
-    assert first.origin == ("vgg16", "bundled")
+@pytest.mark.parametrize("name", sources.BUNDLES)
+def test_rebuilt_source_computes_the_same(name, precision):
+    first = build_source(name, "bundled", 2, REDUCTIONS, (32, 32), CPU, precision, 0)
+    assert first.origin == (name, "bundled")
     for given in (source_state(first.network), "bundled"):
         layers = critical(first)
         again = rebuild_source(first.origin, given, layers, CPU, precision)
@@ -219,6 +263,14 @@ def test_origins():
     tiny = TinySource()
     assert build(tiny, layers=2).origin == ("TinySource", "module")
     assert build("vgg16", source_state(build("vgg16").network)).origin == ("vgg16", "given")
+    assert build(
+        "efficientnet_lite0", source_state(build("efficientnet_lite0").network)
+    ).origin == (
+        "efficientnet_lite0",
+        "given",
+    )
+    with pytest.warns(UserWarning, match="random weights"):
+        assert build("efficientnet_lite0", None).origin == ("efficientnet_lite0", "random")
     with pytest.warns(UserWarning, match="random weights"):
         assert build("squeezenet1_1", None, layers=1).origin == ("squeezenet1_1", "random")
 
