@@ -22,7 +22,7 @@ class EfficientNetLite0(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = SameConv2d(3, STEM, kernel_size=3, stride=2)
+        self.stem = same_convolution(3, STEM, kernel=3, stride=2)
         self.activation = nn.ReLU6(inplace=True)
         blocks, inputs = [], STEM
         for n_blocks, outputs, expansion, kernel, stride in STAGES:
@@ -33,7 +33,7 @@ class EfficientNetLite0(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute the trunk."""
-        return self.blocks(self.activation(self.stem(images)))
+        return self.blocks(self.activation(self.stem(same_padding(images))))
 
 
 class Block(nn.Module):
@@ -44,33 +44,32 @@ class Block(nn.Module):
         inner = inputs * expansion
         if expansion > 1:
             self.expand = nn.Conv2d(inputs, inner, kernel_size=1)
-        self.depthwise = SameConv2d(inner, inner, kernel_size=kernel, stride=stride, groups=inner)
+        self.depthwise = same_convolution(inner, inner, kernel, stride, groups=inner)
         self.project = nn.Conv2d(inner, outputs, kernel_size=1)
         self.activation = nn.ReLU6(inplace=True)
-        self._expands, self._is_residual = expansion > 1, stride == 1 and inputs == outputs
+        self._expands, self._halves = expansion > 1, stride == 2
+        self._is_residual = stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the block."""
         inner = self.activation(self.expand(x)) if self._expands else x
+        inner = same_padding(inner) if self._halves else inner
         projected = self.project(self.activation(self.depthwise(inner)))
         return projected + x if self._is_residual else projected
 
 
-class SameConv2d(nn.Conv2d):
-    """A convolution of an odd kernel, with stride 1 or 2, padded as TensorFlow's "SAME".
+def same_convolution(
+    inputs: int, outputs: int, kernel: int, stride: int, groups: int = 1
+) -> nn.Conv2d:
+    """Return a convolution, padded as TensorFlow's "SAME"; with stride 2 after `same_padding`."""
+    padding = kernel // 2 - (stride == 2)
+    return nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups)
 
-    With stride 2 an even side needs one pixel less than an odd one, and goes without the first.
+
+def same_padding(x: Tensor) -> Tensor:  # (n, C, H, W)
+    """Add what TensorFlow's "SAME" needs for stride 2 beyond `padding`, which is symmetric.
+
+    An even length takes one zero less than an odd one, and goes without the first.
     """
-
-    def __init__(
-        self, inputs: int, outputs: int, kernel_size: int, stride: int = 1, groups: int = 1
-    ) -> None:
-        padding = kernel_size // 2 - (stride == 2)
-        super().__init__(inputs, outputs, kernel_size, stride, padding, groups=groups)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Convolve images of any size."""
-        if self.stride == (2, 2):
-            height, width = x.shape[2], x.shape[3]
-            x = F.pad(x, (width % 2, 1, height % 2, 1))
-        return super().forward(x)
+    height, width = x.shape[2], x.shape[3]
+    return F.pad(x, (width % 2, 1, height % 2, 1))
