@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.base import OutlierMixin, _fit_context
 from sklearn.utils import Tags
-from torch import nn
+from torch import Tensor, nn
 
 from skmkd._conformal import held_out
 from skmkd._features.batches import Batch, Dataset
@@ -26,6 +26,7 @@ from skmkd._images.roi import RoiLike, as_roi
 from skmkd._images.sizes import network_size
 from skmkd._images.tiles import Tiles
 from skmkd._maps.discrepancy import Features
+from skmkd._networks.engines import cloner_output
 from skmkd._networks.layers import LayerRule
 from skmkd._networks.sources import IDENTITY, Source, build_source
 from skmkd._parameters import tiling
@@ -45,6 +46,7 @@ from skmkd._training import (
     Plan,
     Terms,
     distill,
+    divergence,
     plan_training,
     settle_batch_norm,
     training_epochs,
@@ -67,8 +69,15 @@ class BaseDistillationDetector(OutlierMixin, ScoringMixin, ThresholdMixin, Savin
         """Build the cloner, and set what is learned from the first batch."""
 
     @abstractmethod
+    def _cloner_input(self, batch: Batch) -> Tensor | Features:
+        """Return what the cloner takes."""
+
     def _cloner_output(self, batch: Batch) -> Features:
         """Return the cloner's features, at the critical layers at least."""
+        return cloner_output(
+            self.cloner_, self._cloner_input(batch), self._cloner_precision, self.device_,
+            self.engine, self._folded,
+        )  # fmt: skip
 
     @abstractmethod
     def _loss_terms(self, batch: Batch) -> Terms:
@@ -139,7 +148,7 @@ class BaseDistillationDetector(OutlierMixin, ScoringMixin, ThresholdMixin, Savin
         images = check_images(self, X, reset=True, roi=self._roi if roi is None else roi)
         self.device_ = resolve_device(self.device)
         self.precision_ = resolve_precision(self.precision, self.device_)
-        self._cloner_precision = self.precision_
+        self._cloner_precision, self._folded = self.precision_, True
         self._seed = draw_seed(self.random_state)
         images, held = self._split(images, groups)
         generator = private_generator(self._seed)
@@ -254,6 +263,8 @@ class BaseDistillationDetector(OutlierMixin, ScoringMixin, ThresholdMixin, Savin
             after_epoch=None if callback is None else after_epoch,
         )  # fmt: skip
         settle()
+        if not all(tensor.isfinite().all() for tensor in self.cloner_.state_dict().values()):
+            raise ValueError(divergence(len(curve["total"]), self.learning_rate))
         return curve
 
     def __sklearn_tags__(self) -> Tags:

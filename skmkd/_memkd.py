@@ -20,7 +20,7 @@ from skmkd._maps.discrepancy import Features, direction_discrepancy, discrepancy
 from skmkd._maps.finishing import blurred_maximum
 from skmkd._networks.forward import ForwardCloner
 from skmkd._networks.layers import STAGE_ENDS
-from skmkd._networks.precision import products_in, to_device
+from skmkd._networks.precision import to_device
 from skmkd._networks.recall import MemoryCloner, MemoryPlan, chosen_levels, entropy
 from skmkd._networks.residual import build_residual, style_of
 from skmkd._networks.reverse import ReverseCloner
@@ -41,14 +41,14 @@ class MemKDDetector(BaseDistillationDetector):
     Parameters
     ----------
     source : str or nn.Module, default="vgg16"
-        The source network: "vgg16", another classification model of torchvision by its name, or
+        The source network: "vgg16", "efficientnet_lite0", another classifier of torchvision, or
         a convolutional network that takes images (n, 3, H, W), which is copied. The papers' is
         "wide_resnet50_2", with ``source_weights="imagenet"``.
     source_weights : {"auto", "bundled", "imagenet"}, path, dict or None, default="auto"
-        The source's weights: "bundled", those of VGG-16 that come with skmkd; "imagenet",
-        torchvision's, which it downloads; the path of a ``.pt`` or ``.safetensors`` file; a state
-        dict; None for random weights, with a warning. "auto" is "bundled" for "vgg16" and keeps
-        the weights of a module; other names need an explicit choice.
+        The source's weights: "bundled", which come with skmkd for the first two networks;
+        "imagenet", torchvision's, which it downloads; the path of a ``.pt`` or ``.safetensors``
+        file; a state dict; None for random weights, with a warning. "auto" is "bundled" for these
+        two and keeps the weights of a module; other names need an explicit choice.
     paradigm : {"reverse", "forward"}, default="reverse"
         With "reverse" (MemKD), a bottleneck embeds what the source sees, and a decoder gives it
         back; with "forward" (MemMKD), a residual network beside the source sees the image itself.
@@ -69,8 +69,7 @@ class MemKDDetector(BaseDistillationDetector):
         Where both networks are compared: the maps that the last k halvings of the source's grid
         begin with, or layers by name. "auto" is the last three, for a ResNet its stages 1 to 3.
     normalization : {"source"} or None, default="source"
-        Whether pixels, scaled to 0-1, are normalised as the training images of torchvision's
-        weights were; with ImageNet's mean and deviation for a source that is a module.
+        Whether pixels are normalised as the source's weights need it; a module's, as ImageNet's.
     image_size : "auto", int or tuple (height, width), default="auto"
         What images or tiles are resized to, in pixels, bilinearly. "auto" is 128 x 128, or as many
         pixels of a strip's aspect; tiles keep their size, up to as many pixels as 256 x 256.
@@ -129,6 +128,8 @@ class MemKDDetector(BaseDistillationDetector):
     precision : {"auto", "float32", "bfloat16"}, default="auto"
         Number format of convolutions and matrix products. "auto" is "bfloat16" on hardware that
         computes in it (AVX512-BF16, AMX, CUDA devices of capability 8.0 or higher), else "float32".
+    engine : {"auto", "torch", "openvino"}, default="auto"
+        What computes networks that no longer learn; "openvino" needs its extra. "auto" is "torch".
     on_error : {"raise", "skip"}, default="raise"
         How to treat an image that cannot be read or does not fit the others. "skip" warns; `fit`
         and `calibrate` leave it out, its score and map are NaN, its prediction -1, its mask True.
@@ -262,6 +263,7 @@ class MemKDDetector(BaseDistillationDetector):
         feature_store: str | os.PathLike[str] | None = None,
         device: str = "auto",
         precision: str = "auto",
+        engine: str = "auto",
         on_error: str = "raise",
         max_pixels: int = 2**28,
         random_state: int | np.random.RandomState | None = None,
@@ -302,6 +304,7 @@ class MemKDDetector(BaseDistillationDetector):
         self.feature_store = feature_store
         self.device = device
         self.precision = precision
+        self.engine = engine
         self.on_error = on_error
         self.max_pixels = max_pixels
         self.random_state = random_state
@@ -337,12 +340,11 @@ class MemKDDetector(BaseDistillationDetector):
         dataset = self._dataset(self._tiles(images))
         found: dict[int, list[np.ndarray]] = {level: [] for level in self.memory_levels_}
         batches = consecutive(range(len(dataset.tiles)), dataset.batch_size)
-        for chosen, batch in zip(batches, dataset.batches(batches, padded=True), strict=True):
+        for chosen, batch in zip(batches, dataset.batches(batches), strict=True):
             with plain_arithmetic(False, self.device_):
                 inputs = self.cloner_.memory_inputs(self._cloner_output(batch))
                 for level, (memory, features) in inputs.items():
-                    weights = memory.attention(features)[: len(chosen)].cpu()
-                    spread = entropy(weights).numpy()
+                    spread = entropy(memory.attention(features).cpu()).numpy()
                     unread = [dataset.tiles.place(tile)[0] in images.unreadable for tile in chosen]
                     spread[unread] = np.nan
                     found[level].append(spread)
@@ -364,10 +366,8 @@ class MemKDDetector(BaseDistillationDetector):
         make = partial(kind, stages, size, style, signed, plan)
         return to_device(build_residual(make, generator), self.device_)
 
-    def _cloner_output(self, batch: Batch) -> Features:
-        forward = isinstance(self.cloner_, ForwardCloner)
-        with products_in(self._cloner_precision, self.device_):
-            return self.cloner_(batch.images if forward else batch.target)
+    def _cloner_input(self, batch: Batch) -> Tensor | Features:
+        return batch.images if isinstance(self.cloner_, ForwardCloner) else batch.target
 
     def _loss_terms(self, batch: Batch) -> Terms:
         target, output = batch.target, self._cloner_output(batch)

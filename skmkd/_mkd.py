@@ -26,7 +26,7 @@ from skmkd._maps.discrepancy import (
 from skmkd._maps.finishing import blurred_maximum
 from skmkd._networks.cloners import check_cloner_output, make_cloner
 from skmkd._networks.layers import REDUCTIONS
-from skmkd._networks.precision import products_in, to_device
+from skmkd._networks.precision import to_device
 from skmkd._networks.sources import Source
 from skmkd._parameters import MKD, PAPER, check_mkd, mkd_settings, score_layers
 from skmkd._runtime import private_generator
@@ -43,13 +43,13 @@ class MKDDetector(BaseDistillationDetector):
     Parameters
     ----------
     source : str or nn.Module, default="vgg16"
-        The source network: "vgg16", another classification model of torchvision by its name, or
-        a convolutional network that takes images (n, 3, H, W), which is copied.
+        The source network: "vgg16", "efficientnet_lite0", which is faster, another classifier of
+        torchvision, or a convolutional network that takes images (n, 3, H, W), which is copied.
     source_weights : {"auto", "bundled", "imagenet"}, path, dict or None, default="auto"
-        The source's weights: "bundled", those of VGG-16 that come with skmkd; "imagenet",
-        torchvision's, which it downloads; the path of a ``.pt`` or ``.safetensors`` file; a state
-        dict; None for random weights, with a warning. "auto" is "bundled" for "vgg16" and keeps
-        the weights of a module; other names need an explicit choice.
+        The source's weights: "bundled", which come with skmkd for the first two networks;
+        "imagenet", torchvision's, which it downloads; the path of a ``.pt`` or ``.safetensors``
+        file; a state dict; None for random weights, with a warning. "auto" is "bundled" for these
+        two and keeps the weights of a module; other names need an explicit choice.
     cloner : {"compact", "equal"} or nn.Module, default="compact"
         The cloner network: with few channels except at critical layers, with as many as the
         source, or a network of your own, which is copied. It takes images (n, 3, H, W) and returns
@@ -140,6 +140,8 @@ class MKDDetector(BaseDistillationDetector):
     precision : {"auto", "float32", "bfloat16"}, default="auto"
         Number format of convolutions and matrix products. "auto" is "bfloat16" on hardware that
         computes in it (AVX512-BF16, AMX, CUDA devices of capability 8.0 or higher), else "float32".
+    engine : {"auto", "torch", "openvino"}, default="auto"
+        What computes networks that no longer learn; "openvino" needs its extra. "auto" is "torch".
     on_error : {"raise", "skip"}, default="raise"
         How to treat an image that cannot be read or does not fit the others. "skip" warns; `fit`
         and `calibrate` leave it out, its score and map are NaN, its prediction -1, its mask True.
@@ -190,8 +192,8 @@ class MKDDetector(BaseDistillationDetector):
     minimises the total discrepancy ``value_weight * V + λ * D``, where over the critical layers V
     sums the mean squared difference of activations (Eq. 1 of [1]_) and D one minus their cosine
     (Eq. 3). By default directions are compared at each position, and the score is the maximum of
-    the map; the paper compares and scores whole images, as `MKDDetector.paper` does. Images are
-    scored in batches of one size, so that a score does not depend on the other images.
+    the map; the paper compares and scores whole images, as `MKDDetector.paper` does. A score does
+    not depend on the images that are scored with it, except by rounding.
 
     Not in the paper, but in its authors' program, are the absolute value of the gradient, summed
     over channels, and a batch norm after every convolution of the cloner but the last of each
@@ -199,7 +201,7 @@ class MKDDetector(BaseDistillationDetector):
     training, and a learning rate that follows one cycle.
 
     After `fit`, `image_score`, `score_layers`, `value_weight`, `direction`, the parameters of maps,
-    `on_error` and `feature_store` act at once, all others at the next `fit`.
+    `engine`, `on_error` and `feature_store` act at once, all others at the next `fit`.
 
     References
     ----------
@@ -264,6 +266,7 @@ class MKDDetector(BaseDistillationDetector):
         feature_store: str | os.PathLike[str] | None = None,
         device: str = "auto",
         precision: str = "auto",
+        engine: str = "auto",
         on_error: str = "raise",
         max_pixels: int = 2**28,
         random_state: int | np.random.RandomState | None = None,
@@ -304,6 +307,7 @@ class MKDDetector(BaseDistillationDetector):
         self.feature_store = feature_store
         self.device = device
         self.precision = precision
+        self.engine = engine
         self.on_error = on_error
         self.max_pixels = max_pixels
         self.random_state = random_state
@@ -351,9 +355,8 @@ class MKDDetector(BaseDistillationDetector):
         self.direction_weight_ = balancing_weight(*terms) if given == "auto" else float(given)
         return cloner
 
-    def _cloner_output(self, batch: Batch) -> Features:
-        with products_in(self._cloner_precision, self.device_):
-            return self.cloner_(batch.images)
+    def _cloner_input(self, batch: Batch) -> Tensor:
+        return batch.images
 
     def _loss_terms(self, batch: Batch) -> Terms:
         value, direction = discrepancies(

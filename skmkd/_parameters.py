@@ -20,7 +20,7 @@ from torch import nn
 from skmkd._images.sizes import height_and_width
 from skmkd._images.tiles import Tiling
 from skmkd._maps.attribution import METHODS, OPTIONS, USED
-from skmkd._runtime import PRECISIONS
+from skmkd._runtime import ENGINES, PRECISIONS
 
 SHARED: dict[str, list[Any]] = {
     "source": [str, nn.Module],
@@ -59,6 +59,7 @@ SHARED: dict[str, list[Any]] = {
     "feature_store": [str, os.PathLike, None],
     "device": [str],
     "precision": [StrOptions({"auto", *PRECISIONS})],
+    "engine": [StrOptions({"auto", *ENGINES})],
     "on_error": [StrOptions({"raise", "skip"})],
     "max_pixels": [Interval(Integral, 1, None, closed="left")],
     "random_state": ["random_state"],

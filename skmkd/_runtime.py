@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 CPU = torch.device("cpu")
 PRECISIONS = ("float32", "bfloat16")
+ENGINES = ("torch", "openvino")
 BFLOAT16_CPU = ("avx512_bf16", "amx_bf16")  # instructions without which it is slower than float32
 BFLOAT16_CUDA = (8, 0)  # the first capability that computes in it
 CGROUPS = Path("/sys/fs/cgroup")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
@@ -20,7 +20,6 @@ from skmkd._images.images import Images
 from skmkd._images.inputs import ImagesLike
 from skmkd._images.roi import RoiLike
 from skmkd._images.tiles import Tiles
-from skmkd._maps.discrepancy import Features
 from skmkd._maps.finishing import (
     Maps,
     Output,
@@ -29,6 +28,7 @@ from skmkd._maps.finishing import (
     resized_masks,
 )
 from skmkd._maps.merging import image_output
+from skmkd._networks.engines import resolve_engine, source_engine
 from skmkd._runtime import CPU, one_behind, plain_arithmetic
 from skmkd._warnings import warn
 
@@ -262,23 +262,16 @@ class ScoringMixin(BaseEstimator, ABC):
         method: str | None,
     ) -> Iterator[tuple[Sequence[int], Tensor | None, Tensor | None]]:
         """Yield each batch of tiles with anomaly scores and finished maps, on the device."""
-        for chosen, batch in zip(batches, dataset.batches(batches, padded=True), strict=True):
+        for chosen, batch in zip(batches, dataset.batches(batches), strict=True):
             with plain_arithmetic(False, self.device_):
                 inside = None
                 if dataset.tiles.images.regions is not None:
-                    inside = self._inside(dataset.tiles, chosen, len(batch.images))
-                anomaly, raw = (
-                    None if each is None else each[: len(chosen)]
-                    for each in self._judge(batch, scores, maps, method, inside)
-                )
+                    masks = dataset.tiles.masks(chosen)
+                    inside = resized_masks(masks, self._prepare.size, self.device_)
+                anomaly, raw = self._judge(batch, scores, maps, method, inside)
                 if raw is not None:
                     raw = localization_maps(raw, self.smoothing_sigma, self.opening_size)
             yield chosen, anomaly, raw
-
-    def _inside(self, tiles: Tiles, chosen: Sequence[int], n: int) -> Tensor | None:
-        """Return where a batch of n tiles, the chosen ones first, is inside a region."""
-        masks = tiles.masks(chosen) + [None] * (n - len(chosen))
-        return resized_masks(masks, self._prepare.size, self.device_)
 
     def _tiles(self, images: Images) -> Tiles:
         """Return the tiles that images are cut into; each is whole if `tile_size` is None."""
@@ -286,13 +279,14 @@ class ScoringMixin(BaseEstimator, ABC):
 
     def _dataset(self, tiles: Tiles, *, stored: bool = True) -> ImageDataset:
         """Return tiles with the source's features, through the feature store if there is one."""
-        source: Callable[[Tensor], Features] = self.source_
+        engine = resolve_engine(self.engine)
+        source = compute = source_engine(self.source_, self.precision_, engine)
         folder = self.feature_store
         if self.memory != "deprecated":
             warn("memory was renamed to feature_store and will be removed.", FutureWarning)
             folder = getattr(self.memory, "location", self.memory)
         if stored and folder is not None:
-            conditions = f"{self.precision_} {self.device_.type}"
-            source = FeatureStore(folder, self.source_, conditions)
-        batch_size = inference_batch_size(self._prepare.size, self.device_, self.precision_)
+            place = self.device_.type if engine == "torch" else engine
+            source = FeatureStore(folder, self.source_, f"{self.precision_} {place}", compute)
+        batch_size = inference_batch_size(self._prepare.size, self.device_)
         return ImageDataset(tiles, self._prepare, source, self.device_, batch_size)

@@ -29,7 +29,6 @@ from sklearn.preprocessing import FunctionTransformer
 import skmkd
 from skmkd import MKDDetector
 from skmkd import _base as base
-from skmkd._features.batches import BATCH_PIXELS
 from skmkd._images.checks import check_images
 from skmkd._images.image_files import ImageFile
 from skmkd._maps.attribution import METHODS
@@ -38,7 +37,7 @@ from skmkd._thresholds import training_threshold
 from skmkd.model_selection import NormalOnlySplit, anomaly_roc_auc
 
 HOOKS = [
-    "_build_cloner", "_cloner_output", "_loss_terms", "_judge", "_settings", "_check_options",
+    "_build_cloner", "_cloner_input", "_loss_terms", "_judge", "_settings", "_check_options",
 ]  # fmt: skip
 
 
@@ -1002,7 +1001,7 @@ class Sliceable:
 
 
 def test_scoring_and_maps_stream_over_anything_that_can_be_indexed(detector, monkeypatch):
-    monkeypatch.setitem(BATCH_PIXELS, ("cpu", "float32"), 4 * 16 * 16)
+    monkeypatch.setattr("skmkd._features.batches.CPU_PIXELS", 4 * 16 * 16)
     X = Sliceable(60)
     scores = detector.score_samples(X)
     assert X.most <= 8  # images; a batch holds four

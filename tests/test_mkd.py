@@ -13,7 +13,6 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from skmkd import MKDDetector
-from skmkd._features.batches import BATCH_PIXELS
 from skmkd._images.checks import check_images
 from skmkd._maps.attribution import METHODS
 from skmkd._maps.discrepancy import discrepancies, discrepancy_map
@@ -211,11 +210,19 @@ def test_what_others_draw_during_a_fit_is_their_own(images):
     assert torch.equal(torch.cat(drawn), expected)
 
 
-def test_source_that_is_not_finite(images):
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (torch.inf, "finite weights; 'features.3.weight' has not"),
+        (torch.nan, "finite weights; 'features.3.weight' has not"),
+        (1e38, "finite activations; at critical layer 'features.5'"),  # they overflow
+    ],
+)
+def test_source_that_is_not_finite(images, value, message):
     source = TinySource()
     with torch.no_grad():
-        source.features[3].weight.fill_(torch.inf)
-    with pytest.raises(ValueError, match="finite activations; at critical layer 'features.5'"):
+        source.features[3].weight.fill_(value)
+    with pytest.raises(ValueError, match=message):
         tiny_detector(source=source).fit(images)
 
 
@@ -546,7 +553,6 @@ def test_vgg16_gradient_maps_of_a_batch_equal_single_ones():
 
 def test_bfloat16_ranks_faces_as_float32_does(tmp_path, monkeypatch):
     monkeypatch.setattr("skmkd._networks.precision.is_native", lambda _: True)  # slow if it is not
-    monkeypatch.setitem(BATCH_PIXELS, ("cpu", "bfloat16"), 10 * 32 * 32)  # nothing is padded
     images = data.lfw_subset()
     test, labels = images[70:], np.repeat([1, -1], [30, 100])
     gaps = []

@@ -25,7 +25,8 @@ from skmkd._mkd import PAPER
 from skmkd.metrics import aupro_score, pixel_average_precision_score, pixel_roc_auc_score
 
 IRRELEVANT = (
-    "random_state", "feature_store", "memory", "device", "max_pixels", "validation_fraction",
+    "random_state", "feature_store", "memory", "device", "engine", "max_pixels",
+    "validation_fraction",
 )  # fmt: skip
 KEYS = ("case", "method", "seed", "settings")  # of what a run is
 FOLDER = Path(__file__).parent

@@ -74,7 +74,7 @@ class MapScores(BaseEstimator):
         batches = consecutive(range(len(images)), dataset.batch_size)
         found = []
         with torch.no_grad():
-            for chosen, batch in zip(batches, dataset.batches(batches, padded=True), strict=True):
+            for chosen, batch in zip(batches, dataset.batches(batches), strict=True):
                 output = detector._cloner_output(batch)
                 pairs = [products(batch.target[i], output[i]) for i in detector.score_layers_]
                 maps = [cosine_distance(pair) for pair in pairs]

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby, islice
-from math import ceil, log2
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -20,12 +19,7 @@ from skmkd._maps.discrepancy import Features
 from skmkd._networks.precision import run_in_batches
 from skmkd._runtime import CPU, gpu_memory, plain_arithmetic
 
-# Pixels of a batch. On a CPU in float32 that is two images of 128 x 128, enough for its speed; in
-# bfloat16 more, since oneDNN reorders the weights at each call and the rest is faster.
-BATCH_PIXELS = {
-    ("cpu", "float32"): 2**15,
-    ("cpu", "bfloat16"): 2**17,
-}
+CPU_PIXELS = 2**16  # of a batch: four images of 128 x 128, enough for the speed of a CPU
 OTHER_PIXELS = 2**20
 GPU_PIXELS, GPU_BYTES = 2**22, 2**13  # at most, and memory of the device for each
 RUN_PIXELS = {"cpu": 2**18, "cuda": 2**22}  # of the images that are read and prepared at once
@@ -67,12 +61,12 @@ class Dataset(Protocol):
         """Compute the source's activations for any number of prepared images."""
         ...
 
-    def batches(self, batches: Iterable[Sequence[int]], *, padded: bool = False) -> Iterator[Batch]:
-        """Yield each batch with its features; `padded` repeats the last image of a short one."""
+    def batches(self, batches: Iterable[Sequence[int]]) -> Iterator[Batch]:
+        """Yield each batch with its features."""
         ...
 
 
-def inference_batch_size(size: tuple[int, int], device: torch.device, precision: str) -> int:
+def inference_batch_size(size: tuple[int, int], device: torch.device) -> int:
     """Return how many images of a size the networks process at once outside of training.
 
     It depends on the device, but not on its load: a score is the same at any time.
@@ -80,17 +74,8 @@ def inference_batch_size(size: tuple[int, int], device: torch.device, precision:
     if device.type == "cuda":
         pixels = min(GPU_PIXELS, gpu_memory(device)[1] // GPU_BYTES)
     else:
-        pixels = BATCH_PIXELS.get((device.type, precision), OTHER_PIXELS)
+        pixels = CPU_PIXELS if device.type == "cpu" else OTHER_PIXELS
     return max(1, pixels // (size[0] * size[1]))
-
-
-def padded_size(n: int, size: int, device: torch.device) -> int:
-    """Return the size that a batch of n images is padded to, where `size` is that of a full one.
-
-    On a CPU all batches are full. On a GPU, whose batches are large, one is padded to the next
-    power of two, so that a single image does not take the time of hundreds.
-    """
-    return size if device.type == "cpu" else min(size, 2 ** ceil(log2(n)))
 
 
 def consecutive(indices: Sequence[int], size: int) -> list[Sequence[int]]:
@@ -158,16 +143,9 @@ class ImageDataset:
     def features(self, images: Tensor) -> Features:
         """Compute the source's activations for any number of prepared images."""
         with plain_arithmetic(False, self.device):
-            size = padded_size(len(images), self.batch_size, self.device)
-            return run_in_batches(self.source, images, size)
+            return run_in_batches(self.source, images, self.batch_size)
 
-    def batches(self, batches: Iterable[Sequence[int]], *, padded: bool = False) -> Iterator[Batch]:
-        """Yield each batch with its features; `padded` repeats the last image of a short one."""
+    def batches(self, batches: Iterable[Sequence[int]]) -> Iterator[Batch]:
+        """Yield each batch with its features."""
         for images in self.tensors(batches):
-            with plain_arithmetic(False, self.device):
-                n = len(images)
-                size = padded_size(n, self.batch_size, self.device)
-                if padded and n < size:
-                    images = images[torch.arange(size, device=images.device).clamp(max=n - 1)]
-                target = run_in_batches(self.source, images, size)
-            yield Batch(images, target)
+            yield Batch(images, self.features(images))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from skmkd._features.batches import Batch, Dataset, ImageDataset, consecutive, padded_size
+from skmkd._features.batches import Batch, Dataset, ImageDataset, consecutive
 from skmkd._images.tiles import Tiles
 from skmkd._maps.discrepancy import Features
 from skmkd._runtime import CACHE_SHARE, CPU, gpu_memory, sent
@@ -58,12 +58,10 @@ class CachedDataset:
         """Compute the source's activations for any number of prepared images."""
         return self.origin.features(images)
 
-    def batches(self, batches: Iterable[Sequence[int]], *, padded: bool = False) -> Iterator[Batch]:
-        """Yield each batch with its features; `padded` repeats the last image of a short one."""
+    def batches(self, batches: Iterable[Sequence[int]]) -> Iterator[Batch]:
+        """Yield each batch with its features."""
         for indices in batches:
-            size = padded_size(len(indices), self.batch_size, self.origin.device)
-            missing = max(0, size - len(indices)) if padded else 0
-            taken = self._take([*indices, *[indices[-1]] * missing])
+            taken = self._take(indices)
             images = taken.pop(IMAGES)
             yield Batch(images, taken or self.features(images))
 

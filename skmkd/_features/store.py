@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,8 @@ class FeatureStore:
         The source network.
     conditions : str
         What else features depend on, such as the precision.
+    compute : callable, default=None
+        Computes the source's features; None is the source itself.
     """
 
     def __init__(
@@ -42,8 +44,9 @@ class FeatureStore:
         folder: str | os.PathLike[str],
         source: nn.Module,
         conditions: str,
+        compute: Callable[[Tensor], Features] | None = None,
     ) -> None:
-        self._source = source
+        self._compute = compute or source
         if source not in KEYS:
             KEYS[source] = layer_keys(source)
         self._folders = {
@@ -58,7 +61,7 @@ class FeatureStore:
         found = {name: self._read(name) for name in dict.fromkeys(names)}
         missing = [name for name, rows in found.items() if len(rows) < len(self._folders)]
         if missing:
-            computed = self._source(images[[names.index(name) for name in missing]])
+            computed = self._compute(images[[names.index(name) for name in missing]])
             for i, name in enumerate(missing):
                 for layer in self._folders.keys() - found[name].keys():
                     found[name][layer] = row = _as_array(computed[layer][i])

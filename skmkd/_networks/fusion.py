@@ -1,57 +1,155 @@
-"""A convolution and the ReLU behind it, as one operation of a GPU."""
+"""Convolutions that nothing is learned from any more, as one operation with what follows them."""
 
 from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Iterable, MutableMapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.nn.utils import fuse_conv_bn_eval
 
 from skmkd._maps.attribution import RECTIFIERS
+from skmkd._networks.precision import is_native
+
+POINTWISE: dict[str | None, tuple[Any, ...]] = {  # oneDNN's names, and limits
+    None: ("none", [], ""),
+    "relu": ("relu", [], ""),
+    "relu6": ("hardtanh", [0.0, 6.0], ""),
+}
+PACKED: MutableMapping[nn.Module, tuple[tuple[int, int], Tensor]] = WeakKeyDictionary()
 
 
-class ConvReLU(nn.Conv2d):
-    """A convolution with its ReLU: in one pass over the memory of a GPU, if nothing is learned."""
+class FusedConv(nn.Conv2d):
+    """A convolution with the activation behind it, in one pass over memory if nothing is learned.
+
+    On a CPU, oneDNN computes with weights in a layout of its own. They are brought to it once: by
+    itself it would do so at every call, and choose how to compute by the size of the batch.
+    """
+
+    activation: str | None = None  # "relu" or "relu6"
 
     def forward(self, images: Tensor) -> Tensor:  # (n, C, H, W)
-        """Compute the rectified convolution."""
-        if images.device.type != "cuda" or torch.is_grad_enabled():
-            return F.relu(super().forward(images), inplace=True)
+        """Compute the convolution and its activation."""
         settings: Any = self.stride, self.padding, self.dilation, self.groups
-        rows = images.to(self.weight.dtype)
-        return torch.cudnn_convolution_relu(rows, self.weight, self.bias, *settings)
+        dtype = self.weight.dtype
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self._in_steps(images)
+        if images.device.type == "cpu" and _computes(dtype):
+            stride, padding, *others = settings
+            packed, rows = _packed(self), images.to(dtype)
+            return torch.ops.mkldnn._convolution_pointwise(
+                rows, packed, self.bias, padding, stride, *others, *POINTWISE[self.activation]
+            )
+        nvidia = images.device.type == "cuda" and torch.version.cuda is not None
+        if nvidia and self.activation == "relu" and dtype == torch.bfloat16:
+            rows = images.to(dtype)
+            return torch.cudnn_convolution_relu(rows, self.weight, self.bias, *settings)
+        return self._in_steps(images)
+
+    def _in_steps(self, images: Tensor) -> Tensor:
+        output = super().forward(images)
+        if self.activation == "relu":
+            return F.relu(output, inplace=True)
+        return F.relu6(output, inplace=True) if self.activation == "relu6" else output
+
+
+def _computes(dtype: torch.dtype) -> bool:
+    """Return whether this build's oneDNN computes in a number format on this CPU."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and is_native(torch.device("cpu")))
+
+
+def _packed(convolution: nn.Conv2d) -> Tensor:
+    """Return the weights of a convolution in oneDNN's layout, as long as they do not change."""
+    weight = convolution.weight
+    version = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
+    if (known := PACKED.get(convolution)) is None or known[0] != version:
+        packed = torch.ops.mkldnn._reorder_convolution_weight(
+            weight, convolution.padding, convolution.stride, convolution.dilation,
+            convolution.groups,
+        )  # fmt: skip
+        known = PACKED[convolution] = version, packed
+    return known[1]
 
 
 def fuse(network: fx.GraphModule) -> None:
-    """Put each convolution of a graph together with a ReLU that alone uses it.
+    """Fuse the convolutions of a graph, each with an activation that alone uses it.
 
     Parameters keep their names.
     """
+    for name, module in list(network.named_modules()):
+        if _is_plain(module):
+            network.set_submodule(name, _fused(module))
     modules = dict(network.named_modules())
     calls = Counter(node.target for node in network.graph.nodes if node.op == "call_module")
     for node in network.graph.nodes:
-        if not _is_relu(node, modules):
+        if (activation := _activation(node, modules)) is None:
             continue
         (before, *_) = node.args
         convolution = modules.get(before.target) if before.op == "call_module" else None
-        if (
-            type(convolution) is nn.Conv2d
-            and convolution.padding_mode == "zeros"
-            and not isinstance(convolution.padding, str)
-            and calls[before.target] == len(before.users) == 1
-        ):
-            fused = copy.copy(convolution)
-            fused.__class__ = ConvReLU
-            network.set_submodule(before.target, fused)
+        if isinstance(convolution, FusedConv) and calls[before.target] == len(before.users) == 1:
+            convolution.activation = activation
             node.replace_all_uses_with(before)
             network.graph.erase_node(node)
     network.recompile()
 
 
-def _is_relu(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+def _activation(node: fx.Node, modules: dict[str, nn.Module]) -> str | None:
+    """Return the activation that a node of a graph computes, if it can be fused."""
     if node.op == "call_module":
-        return isinstance(modules[str(node.target)], nn.ReLU)
-    return node.op == "call_function" and node.target in RECTIFIERS
+        return {nn.ReLU: "relu", nn.ReLU6: "relu6"}.get(type(modules[str(node.target)]))
+    return "relu" if node.op == "call_function" and node.target in RECTIFIERS else None
+
+
+def fold(network: nn.Module) -> None:
+    """Fold batch norms of a network in eval mode into the convolutions before them, and fuse these.
+
+    Layers count as following one another where they do in an `nn.Sequential`.
+    """
+    for child in network.children():
+        fold(child)
+    if isinstance(network, nn.Sequential):
+        layers = _folded(network)
+        del network[:]
+        network.extend(layers)
+
+
+def _folded(layers: Iterable[nn.Module]) -> list[nn.Module]:
+    done: list[nn.Module] = []
+    for layer in layers:
+        before = done[-1] if done else None
+        if type(layer) is nn.Sequential:
+            done += layer
+        elif isinstance(layer, nn.BatchNorm2d) and isinstance(
+            before, (nn.Conv2d, nn.ConvTranspose2d)
+        ):
+            transposed = isinstance(before, nn.ConvTranspose2d)
+            done[-1] = fuse_conv_bn_eval(before, layer, transposed)
+        elif isinstance(layer, nn.ReLU) and isinstance(before, FusedConv):
+            before.activation = "relu"
+        elif _is_plain(layer):
+            done.append(_fused(layer))
+        else:
+            done.append(layer)
+    return done
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Return whether a module is a convolution of the kind that can be fused."""
+    return (
+        type(module) is nn.Conv2d
+        and module.padding_mode == "zeros"
+        and not isinstance(module.padding, str)
+    )
+
+
+def _fused(convolution: nn.Module) -> FusedConv:
+    fused: Any = copy.copy(convolution)
+    fused.__class__ = FusedConv
+    return fused

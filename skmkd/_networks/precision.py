@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
-from math import ceil
 from typing import Any, TypeVar
 
 import torch
@@ -44,17 +43,11 @@ def materialize(make: Callable[[], Network]) -> Network:
 def run_in_batches(
     network: Callable[[torch.Tensor], Features], images: torch.Tensor, size: int
 ) -> Features:
-    """Compute the features of any number of images (n, 3, H, W), in batches of one size.
-
-    The last image is repeated until the last batch is full.
-    """
-    n = len(images)
-    if n % size:
-        images = images[torch.arange(size * ceil(n / size), device=images.device).clamp(max=n - 1)]
+    """Compute the features of any number of images (n, 3, H, W), in batches of a size at most."""
     parts = [network(part) for part in images.split(size)]
     if len(parts) == 1:
-        return {name: rows[:n] for name, rows in parts[0].items()}
-    return {name: torch.cat([part[name] for part in parts])[:n] for name in parts[0]}
+        return parts[0]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 @contextmanager
@@ -83,10 +76,10 @@ class BFloat16(nn.Module):
                 module.to(torch.bfloat16)
         self.network = network
 
-    def forward(self, images: torch.Tensor) -> Any:
+    def forward(self, inputs: Any) -> Any:
         """Run the network."""
-        with products_in("bfloat16", images.device):
-            return self.network(images)
+        with products_in("bfloat16", next(self.parameters()).device):
+            return self.network(inputs)
 
 
 class _RoundedProducts(TorchFunctionMode):

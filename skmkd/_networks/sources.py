@@ -191,11 +191,12 @@ def _freeze(
                 )
         copies = {name: tensor.detach().clone() for name, tensor in tensors.items()}
         network.load_state_dict(copies, assign=True)
-    if precision == "float32":
-        return to_device(network, device)
-    if device.type == "cuda" and torch.version.cuda is not None:
-        fuse(network)
-    return BFloat16(to_device(network, device))
+    for name, tensor in network.state_dict().items():  # as ReLUs may hide it
+        if not tensor.isfinite().all():
+            raise ValueError(f"source must have finite weights; {name!r} has not.")
+    fuse(network)
+    network = to_device(network, device)
+    return BFloat16(network) if precision == "bfloat16" else network
 
 
 # Nothing below falls back to random weights

@@ -43,7 +43,7 @@ class Reader:
         first = (images * 0.1).repeat(1, 2, 1, 1).to(self.dtype)
         return {"a": first, "b": first[:, :1, :1, :1] + 1}
 
-    def batches(self, batches, *, padded=False):
+    def batches(self, batches):
         for images in self.tensors(batches):
             yield Batch(images, self.features(images))
 
@@ -78,15 +78,6 @@ def test_the_cache_gives_what_the_dataset_gives_to_the_bit(dtype, spare, batch_s
                 assert torch.equal(got.target[layer], activations)
     assert reader.read == []
     assert reader.computed == N
-
-
-@pytest.mark.parametrize("with_features", [True, False])
-def test_padding_repeats_the_last_image(with_features):
-    with caching(Reader(batch_size=4), 10**6, with_features=with_features) as dataset:
-        first, second = dataset.batches([range(4), [6, 5]], padded=True)
-    assert first.images[:, 0, 0, 0].tolist() == [0, 1, 2, 3]
-    assert second.images[:, 0, 0, 0].tolist() == [6, 5, 5, 5]
-    assert torch.equal(second.target["a"], (second.images * 0.1).repeat(1, 2, 1, 1))
 
 
 @pytest.mark.parametrize("budget", [N * 4 * 48, N * 4 * 48 - 1], ids=["in memory", "on disk"])

@@ -70,12 +70,12 @@ def test_orders_batches_subsets_folds_and_single_images_share_entries(tmp_path):
         store = FeatureStore(tmp_path, source, "x")
         tiles = Tiles.cut(Images(X[indices], (8, 8, 3)), Tiling())
         data = ImageDataset(tiles, prepare, store, CPU, size)
-        for batch in data.batches(batches, padded=True):
+        for batch in data.batches(batches):
             for layer, activations in source.source(batch.images).items():
                 torch.testing.assert_close(batch.target[layer], activations, rtol=1e-5, atol=1e-5)
 
     read(range(n), 4, [range(4), range(4, 8), range(8, 10)])
-    assert source.passes == [4, 4, 2]  # padding is not computed again
+    assert source.passes == [4, 4, 2]
     source.passes.clear()
     everything = np.arange(n)
     read(everything[::-1], 4, [range(4), range(4, 8), range(8, 10)])

@@ -5,7 +5,8 @@ import copy
 from skmkd._files.migration import FORMAT, upgrade
 from skmkd._images.tiles import Tiling
 
-NOT_KEPT = {"_score_calibration": None, "_peak_calibration": None}
+NOT_FOLDED = {"_folded": False}
+NOT_KEPT = {"_score_calibration": None, "_peak_calibration": None, **NOT_FOLDED}
 WHOLE = {"_tiling": Tiling(None, 0.0), "_roi": None, "_roi_of_each": False, **NOT_KEPT}
 SETTINGS = {
     "offset_": {"image_score": "loss", "value_weight": 1.0},
@@ -74,3 +75,8 @@ def test_images_were_whole_up_to_format_4():
 def test_calibration_scores_were_not_kept_up_to_format_5():
     old = values_of("MKDDetector", _roi=None)
     assert upgrade(old, 5) == values_of("MKDDetector", _roi=None, **NOT_KEPT)
+
+
+def test_batch_norms_were_not_folded_up_to_format_6():
+    old = values_of("MKDDetector", _roi=None)
+    assert upgrade(old, 6) == values_of("MKDDetector", _roi=None, **NOT_FOLDED)

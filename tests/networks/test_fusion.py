@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import pickle
 
 import pytest
@@ -8,43 +9,59 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.models import get_model
 
-from skmkd._networks.fusion import ConvReLU, fuse
+from skmkd._networks import fusion, precision
+from skmkd._networks.cloners import Cloner, cloner_blocks
+from skmkd._networks.fusion import PACKED, FusedConv, fold, fuse
+from skmkd._networks.layers import Stage
+from skmkd._networks.precision import BFloat16
 from skmkd._networks.tracing import extract_features
 
 
 @pytest.fixture(scope="module")
 def pixels():
-    return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    pixels = torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    return pixels.contiguous(memory_format=torch.channels_last)
 
 
 def cut(name, layers):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return extract_features(get_model(name, weights=None).eval(), layers).requires_grad_(False)
+        network = extract_features(get_model(name, weights=None).eval(), layers)
+        return network.requires_grad_(False).to(memory_format=torch.channels_last)
+
+
+def fused_in(network):
+    return [m for m in network.modules() if isinstance(m, FusedConv)]
 
 
 @pytest.mark.parametrize(
-    ("name", "layers", "n_fused", "n_left"),
+    ("name", "layers", "n_activated", "n_plain", "n_left"),
     [
-        ("vgg16", ["features.9", "features.30"], 13, 0),
-        ("vgg16", ["features.5", "features.6", "features.8"], 3, 1),  # one output is a layer
-        ("squeezenet1_1", ["features.12"], 25, 0),
-        ("resnet18", ["layer2"], 0, 9),  # batch norms are in between
+        ("vgg16", ["features.9", "features.30"], 13, 0, 0),
+        ("vgg16", ["features.5", "features.6", "features.8"], 3, 1, 1),  # one output is a layer
+        ("squeezenet1_1", ["features.12"], 25, 0, 0),
+        ("resnet18", ["layer2"], 0, 10, 9),  # batch norms are in between
+        ("mobilenet_v2", ["features.4"], 0, 12, 0),  # those within its blocks as well
     ],
 )
-def test_features_parameters_and_pickles_stay(pixels, name, layers, n_fused, n_left):
+def test_features_parameters_and_pickles_stay(pixels, name, layers, n_activated, n_plain, n_left):
     network = cut(name, layers)
     expected, state = network(pixels), network.state_dict()
     fuse(network)
-    fused = [m for m in network.modules() if isinstance(m, ConvReLU)]
-    assert len(fused) == n_fused
+    activations = [m.activation for m in fused_in(network)]
+    assert activations.count("relu") == n_activated
+    assert activations.count(None) == n_plain
     kept = [n for n in network.graph.nodes if n.op == "call_module"]
-    kept = [n for n in kept if isinstance(network.get_submodule(n.target), nn.ReLU)]
+    kept = [n for n in kept if isinstance(network.get_submodule(n.target), (nn.ReLU, nn.ReLU6))]
     assert len(kept) == n_left
     assert list(network.state_dict()) == list(state)
-    for one in (network, pickle.loads(pickle.dumps(network))):
-        for layer, activations in one(pixels).items():
+    for one in (network, pickle.loads(pickle.dumps(network)), copy.deepcopy(network)):
+        with torch.no_grad():
+            found = one(pixels)
+        for layer, activations in one(pixels).items():  # in steps
             assert torch.equal(activations, expected[layer])
+            scale = 1e-6 * activations.abs().max()
+            torch.testing.assert_close(found[layer], activations, rtol=1e-5, atol=float(scale))
 
 
 class Branching(nn.Module):
@@ -55,24 +72,148 @@ class Branching(nn.Module):
         self.twice, self.shared = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
         self.same = nn.Conv2d(3, 3, 3, padding="same")
         self.mirrored = nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect")
-        self.plain = nn.Conv2d(3, 3, 3, padding=1)
+        self.plain, self.limited = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(2))
+        self.limit = nn.ReLU6()
 
     def forward(self, images):
         images = self.twice(images)
         images = images + F.relu(images)
         images = self.shared(F.relu(self.shared(images)))
         images = F.relu(self.mirrored(F.relu(self.same(images))))
-        return torch.relu(self.plain(images)) + 1
+        return self.limit(self.limited(torch.relu(self.plain(images)))) + 1
 
 
-def test_only_a_convolution_that_the_relu_alone_uses_is_fused(pixels):
+def test_only_an_activation_that_alone_uses_a_convolution_is_fused(pixels):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = extract_features(Branching().eval(), ["add_1"]).requires_grad_(False)
-    expected = network(pixels)["add_1"]
+    expected = network(1000 * pixels)["add_1"]
+    assert expected.max() == 7  # limited
     fuse(network)
-    assert [n for n, m in network.named_modules() if isinstance(m, ConvReLU)] == ["plain"]
-    assert torch.equal(network(pixels)["add_1"], expected)
+    assert {n: m.activation for n, m in network.named_modules() if isinstance(m, FusedConv)} == {
+        "twice": None, "shared": None, "plain": "relu", "limited": "relu6",
+    }  # fmt: skip
+    assert torch.equal(network(1000 * pixels)["add_1"], expected)
+    with torch.no_grad():
+        torch.testing.assert_close(network(1000 * pixels)["add_1"], expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("activation", [None, "relu", "relu6"])
+@pytest.mark.parametrize("biased", [False, True])
+def test_one_pass_computes_what_steps_do(monkeypatch, grouped, dtype, activation, biased):
+    monkeypatch.setattr("skmkd._networks.fusion.is_native", lambda _: True)  # slow if it is not
+    generator = torch.Generator().manual_seed(0)
+    groups = 8 if grouped else 1
+    convolution = FusedConv(8, 16, 3, 2, 1, groups=groups, bias=biased).requires_grad_(False)
+    convolution.activation = activation
+    for parameter in convolution.parameters():
+        parameter.normal_(generator=generator)
+    convolution.to(dtype)
+    images = 2 * torch.randn(3, 8, 15, 11, generator=generator)
+    expected = F.conv2d(
+        images.to(dtype).double(), convolution.weight.double(),
+        convolution.bias.double() if biased else None, 2, 1, 1, groups,
+    )  # fmt: skip
+    limits = {None: (None, torch.inf), "relu": (0, None), "relu6": (0, 6)}[activation]
+    with torch.no_grad():
+        found = convolution(images)
+    assert found.dtype == dtype
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-2
+    torch.testing.assert_close(
+        found.double(), expected.clamp(*limits), rtol=tolerance, atol=tolerance
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_image_s_features_do_not_depend_on_the_batch(pixels, dtype):
+    network = cut("vgg16", ["features.9", "features.30"])
+    fuse(network)
+    if dtype == torch.bfloat16:
+        network = BFloat16(network)
+    with torch.no_grad():
+        together = network(pixels)
+        for n in (1, 3):
+            for layer, activations in network(pixels[-n:]).items():
+                assert torch.equal(activations, together[layer][-n:])
+
+
+def test_packed_weights_follow_the_weights_and_are_not_pickled():
+    network = FusedConv(3, 4, 3).requires_grad_(False)
+    images = torch.ones(1, 3, 5, 5)
+    with torch.no_grad():
+        before = network(images)
+        assert network in PACKED
+        network.weight.mul_(2)
+        network.bias.mul_(2)
+        torch.testing.assert_close(network(images), 2 * before)
+        network.weight = nn.Parameter(torch.zeros(4, 3, 3, 3), requires_grad=False)
+        bias = network.bias.view(1, 4, 1, 1).expand(1, 4, 3, 3)
+        torch.testing.assert_close(network(images), bias)
+        assert network.to(torch.bfloat16)(images).dtype == torch.bfloat16
+    n = len(PACKED)
+    pickle.loads(pickle.dumps(network))
+    assert len(PACKED) == n
+    del network
+    assert len(PACKED) == n - 1
+
+
+def test_bfloat16_is_emulated_where_the_hardware_lacks_it(monkeypatch, pixels):
+    network = cut("vgg16", ["features.9"])
+    fuse(network)
+    lowered, outputs = BFloat16(network), {}
+    for native in (True, False):
+        for module in (precision, fusion):
+            monkeypatch.setattr(module, "is_native", lambda _, native=native: native)
+        with torch.no_grad():
+            outputs[native] = lowered(pixels[:2])["features.9"]
+    assert (outputs[True] == outputs[False]).float().mean() > 0.98  # sums of another order
+
+
+# Batch norms
+
+
+@pytest.fixture
+def cloner():
+    """A cloner whose batch norms have learned something."""
+    stages = [Stage("a", 8, (32, 32), True), Stage("b", 16, (16, 16), True)]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        cloner = Cloner(cloner_blocks(stages, (64, 64), "compact"), (64, 64)).eval()
+        for module in cloner.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                for tensor in (module.weight, module.bias, module.running_mean):
+                    nn.init.normal_(tensor)
+                nn.init.uniform_(module.running_var, 0.5, 2)
+    return cloner.requires_grad_(False)
+
+
+def test_folding_removes_norms_and_keeps_the_output(cloner, pixels):
+    with torch.no_grad():
+        expected = cloner(pixels)
+        fold(cloner)
+        assert not any(isinstance(m, nn.BatchNorm2d) for m in cloner.modules())
+        convolutions = fused_in(cloner)
+        assert len(convolutions) == 4
+        assert [c.activation for c in convolutions].count("relu") == 2  # the others precede a pool
+        for layer, activations in cloner(pixels).items():
+            torch.testing.assert_close(activations, expected[layer], rtol=1e-4, atol=1e-4)
+
+
+def test_folding_a_transposed_convolution():
+    layers = nn.Sequential(
+        nn.Sequential(nn.ConvTranspose2d(3, 4, 2, stride=2, bias=False), nn.BatchNorm2d(4)),
+        nn.ReLU(),
+    ).eval()
+    layers[0][1].running_var.fill_(4)
+    layers[0][1].running_mean.fill_(0.5)
+    images = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = layers(images)
+        fold(layers)
+        assert [type(layer) for layer in layers] == [nn.ConvTranspose2d, nn.ReLU]
+        torch.testing.assert_close(layers(images), expected)
 
 
 def test_a_fused_convolution_has_a_gradient(pixels):

@@ -1,0 +1,215 @@
+"""OpenVINO as the engine of networks that no longer learn, on a CPU."""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import importlib
+import os
+import sys
+from collections.abc import Callable, Iterator, MutableSet, Sequence
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from skmkd._maps.discrepancy import Features
+from skmkd._networks.cloners import ChunkedBlock
+from skmkd._networks.precision import BFloat16, is_native
+from skmkd._networks.tracing import TRACING
+from skmkd._runtime import CPU, plain_arithmetic
+
+TELEMETRY = "openvino_telemetry"
+PROCESSES: set[int] = set()  # that have computed, this one or one that it was forked from
+COMPILED: MutableSet[Any] = WeakSet()
+
+
+def _keep_in_child() -> None:
+    for compiled in list(COMPILED):  # to free it would wait for threads that are not in the child
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(compiled))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_keep_in_child)
+
+
+def compile_openvino(network: nn.Module, precision: str) -> Callable[[Any], Features]:
+    """Return what computes a frozen network in OpenVINO, in a number format.
+
+    Parameters
+    ----------
+    network : nn.Module
+        A network on the CPU in eval mode that maps images (n, 3, H, W), or features, to a dict of
+        layer -> activations (n, C, h, w). It is copied.
+    precision : {"float32", "bfloat16"}
+        The number format of results, and of products where the hardware has it, else float32.
+
+    Returns
+    -------
+    run : callable
+        Maps what the network does to the same dict. Its first call takes a second for every
+        height and width. Threads may share it.
+
+    Raises
+    ------
+    ImportError
+        If OpenVINO is not installed.
+    """
+    _openvino()
+    return _Compiled(network, precision)
+
+
+class _Compiled:
+    """A copy of a network, and what OpenVINO makes of it for inputs of different shapes."""
+
+    def __init__(self, network: nn.Module, precision: str) -> None:
+        self._network = _ChannelsLast(network, precision).eval().requires_grad_(False)
+        self._products = "bf16" if precision == "bfloat16" and is_native(CPU) else "f32"
+        self._known: dict[Any, tuple[Any, list[str]]] = {}
+
+    def __call__(self, inputs: Any) -> Features:
+        """Compute the network's output for images (n, 3, H, W) or for features."""
+        os.environ.get("SKCHK") or _check_process()
+        given = (
+            [inputs] if isinstance(inputs, Tensor) else [inputs[name] for name in sorted(inputs)]
+        )
+        rows = [each.float().permute(0, 2, 3, 1).contiguous() for each in given]
+        names = None if isinstance(inputs, Tensor) else sorted(inputs)
+        compiled, layers = self._compiled(rows, names)
+        request = compiled.create_infer_request()  # of this call, so that threads share none
+        for i, each in enumerate(rows):
+            request.set_input_tensor(i, _view(each))
+        results = []
+        for i, output in enumerate(compiled.outputs):
+            shape = [len(rows[0]), *(side.get_length() for side in list(output.partial_shape)[1:])]
+            results.append(torch.empty(shape, dtype=self._network.dtype))
+            request.set_output_tensor(i, _view(results[-1]))
+        request.infer()
+        return {name: a.permute(0, 3, 1, 2) for name, a in zip(layers, results, strict=True)}
+
+    def _compiled(self, rows: list[Tensor], names: list[str] | None) -> tuple[Any, list[str]]:
+        """Return the compiled network and the names of its outputs."""
+        threads = torch.get_num_threads()
+        key = (threads, *(each.shape[1:] for each in rows))
+        with TRACING:
+            if key not in self._known:
+                model, layers = _convert(self._network, rows, names)
+                settings = {
+                    "INFERENCE_PRECISION_HINT": self._products,  # by default bfloat16 if it is fast
+                    "INFERENCE_NUM_THREADS": threads,
+                    "NUM_STREAMS": int(threads > 1),  # none: in the caller's thread
+                    "ENABLE_CPU_PINNING": False,  # to the first cores, as every other process
+                }
+                compiled = _openvino().Core().compile_model(model, "CPU", settings)
+                COMPILED.add(compiled)
+                self._known[key] = compiled, layers
+        return self._known[key]
+
+
+class _ChannelsLast(nn.Module):
+    """A copy of a network in float32 whose inputs and outputs have their channels last."""
+
+    def __init__(self, network: nn.Module, precision: str) -> None:
+        super().__init__()
+        inner = network.network if isinstance(network, BFloat16) else network
+        self.network = copy.deepcopy(inner).float()
+        self.dtype = getattr(torch, precision)
+        for module in self.network.modules():
+            if isinstance(module, ChunkedBlock):  # OpenVINO needs no chunks
+                module.__class__ = nn.Sequential
+
+    def forward(self, rows: Sequence[Tensor], names: Sequence[str] | None) -> Features:
+        """Run the network: (n, H, W, C) -> layer -> (n, h, w, C)."""
+        given = [each.permute(0, 3, 1, 2) for each in rows]
+        features = self.network(given[0] if names is None else dict(zip(names, given, strict=True)))
+        return {name: a.permute(0, 2, 3, 1).to(self.dtype) for name, a in features.items()}
+
+
+def _convert(
+    network: nn.Module, rows: list[Tensor], names: list[str] | None
+) -> tuple[Any, list[str]]:
+    """Return a network as OpenVINO's model for inputs of any number, and its outputs' names.
+
+    OpenVINO's own conversion sends telemetry, and `torch.export` changes what other threads compute.
+
+    Raises
+    ------
+    ValueError
+        If OpenVINO cannot compute the network.
+    """
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
+
+    layers: list[str] = []
+
+    def run(*examples: Tensor) -> list[Tensor]:
+        features = network(examples, names)
+        layers[:] = features
+        return list(features.values())
+
+    n = 1 + max(side for each in rows for side in each.shape)  # equal sides share a symbol
+    examples = [each[:1].expand(n, -1, -1, -1) for each in rows]
+    try:
+        with plain_arithmetic(True, CPU):  # without gradients, convolutions are oneDNN's own
+            graph = make_fx(
+                torch.func.functionalize(run), tracing_mode="symbolic", _allow_non_fake_inputs=True
+            )(*examples)
+        frontend, decoder = (
+            FrontEndManager().load_by_framework("pytorch"),
+            TorchFXPythonDecoder(graph),
+        )
+        model = frontend.convert(frontend.load(decoder))
+        model.reshape({i: [-1, *each.shape[1:]] for i, each in enumerate(rows)})
+    except Exception as error:
+        raise ValueError(
+            f"engine='openvino' cannot compute this network; use engine='torch' for it: {error}"
+        ) from error
+    return model, layers
+
+
+def _view(tensor: Tensor) -> Any:
+    """Return OpenVINO's view of a contiguous tensor in float32 or bfloat16."""
+    openvino = _openvino()
+    if tensor.dtype == torch.float32:
+        return openvino.Tensor(tensor.numpy(), shared_memory=True)
+    bits = tensor.view(torch.int16).numpy()  # numpy has no bfloat16
+    return openvino.Tensor(bits, openvino.Shape(list(tensor.shape)), openvino.Type.bf16)
+
+
+def _openvino() -> Any:
+    """Import OpenVINO, which would else tell its makers over the network."""
+    if "openvino" in sys.modules:
+        return sys.modules["openvino"]
+    try:
+        with TRACING, _missing(TELEMETRY):
+            return importlib.import_module("openvino")
+    except ImportError as error:
+        raise ImportError(
+            "engine='openvino' needs OpenVINO: pip install \"skmkd[openvino]\""
+        ) from error
+
+
+@contextmanager
+def _missing(name: str) -> Iterator[None]:
+    """Let a module, unless it is there already, be missing to those that import it meanwhile."""
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+
+
+def _check_process() -> None:
+    """Refuse to compute in a child that was forked from a process that has computed here."""
+    PROCESSES.add(os.getpid())
+    if len(PROCESSES) > 1:
+        raise RuntimeError(
+            "engine='openvino' cannot compute in a process forked from one in which it has "
+            "computed; start processes with 'spawn' or 'forkserver', or use joblib's 'loky'."
+        )
