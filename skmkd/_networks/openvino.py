@@ -23,7 +23,6 @@ from skmkd._networks.tracing import TRACING
 from skmkd._runtime import CPU, plain_arithmetic
 
 TELEMETRY = "openvino_telemetry"
-PROCESSES: set[int] = set()  # that have computed, this one or one that it was forked from
 COMPILED: MutableSet[Any] = WeakSet()
 
 
@@ -72,22 +71,20 @@ class _Compiled:
 
     def __call__(self, inputs: Any) -> Features:
         """Compute the network's output for images (n, 3, H, W) or for features."""
-        os.environ.get("SKCHK") or _check_process()
-        given = (
-            [inputs] if isinstance(inputs, Tensor) else [inputs[name] for name in sorted(inputs)]
-        )
-        rows = [each.float().permute(0, 2, 3, 1).contiguous() for each in given]
         names = None if isinstance(inputs, Tensor) else sorted(inputs)
-        compiled, layers = self._compiled(rows, names)
-        request = compiled.create_infer_request()  # of this call, so that threads share none
-        for i, each in enumerate(rows):
-            request.set_input_tensor(i, _view(each))
-        results = []
-        for i, output in enumerate(compiled.outputs):
-            shape = [len(rows[0]), *(side.get_length() for side in list(output.partial_shape)[1:])]
-            results.append(torch.empty(shape, dtype=self._network.dtype))
-            request.set_output_tensor(i, _view(results[-1]))
-        request.infer()
+        given = [inputs] if names is None else [inputs[name] for name in names]
+        with plain_arithmetic(False, CPU):
+            rows = [each.float().permute(0, 2, 3, 1).contiguous() for each in given]
+            compiled, layers = self._compiled(rows, names)
+            request = compiled.create_infer_request()  # of this call, so that threads share none
+            for i, each in enumerate(rows):
+                request.set_input_tensor(i, _view(each))
+            results = []
+            for i, output in enumerate(compiled.outputs):
+                sides = [side.get_length() for side in list(output.partial_shape)[1:]]
+                results.append(torch.empty([len(rows[0]), *sides], dtype=self._network.dtype))
+                request.set_output_tensor(i, _view(results[-1]))
+            request.infer()
         return {name: a.permute(0, 3, 1, 2) for name, a in zip(layers, results, strict=True)}
 
     def _compiled(self, rows: list[Tensor], names: list[str] | None) -> tuple[Any, list[str]]:
@@ -119,7 +116,7 @@ class _ChannelsLast(nn.Module):
         self.dtype = getattr(torch, precision)
         for module in self.network.modules():
             if isinstance(module, ChunkedBlock):  # OpenVINO needs no chunks
-                module.__class__ = nn.Sequential
+                module.__class__ = nn.Sequential  # type: ignore[assignment]
 
     def forward(self, rows: Sequence[Tensor], names: Sequence[str] | None) -> Features:
         """Run the network: (n, H, W, C) -> layer -> (n, h, w, C)."""
@@ -133,7 +130,8 @@ def _convert(
 ) -> tuple[Any, list[str]]:
     """Return a network as OpenVINO's model for inputs of any number, and its outputs' names.
 
-    OpenVINO's own conversion sends telemetry, and `torch.export` changes what other threads compute.
+    OpenVINO's own conversion sends telemetry and logs, and `torch.export`, which it needs, changes
+    how torch computes in other threads.
 
     Raises
     ------
@@ -181,8 +179,8 @@ def _view(tensor: Tensor) -> Any:
 
 def _openvino() -> Any:
     """Import OpenVINO, which would else tell its makers over the network."""
-    if "openvino" in sys.modules:
-        return sys.modules["openvino"]
+    if (known := sys.modules.get("openvino")) is not None:
+        return known
     try:
         with TRACING, _missing(TELEMETRY):
             return importlib.import_module("openvino")
@@ -203,13 +201,3 @@ def _missing(name: str) -> Iterator[None]:
         yield
     finally:
         del sys.modules[name]
-
-
-def _check_process() -> None:
-    """Refuse to compute in a child that was forked from a process that has computed here."""
-    PROCESSES.add(os.getpid())
-    if len(PROCESSES) > 1:
-        raise RuntimeError(
-            "engine='openvino' cannot compute in a process forked from one in which it has "
-            "computed; start processes with 'spawn' or 'forkserver', or use joblib's 'loky'."
-        )
