@@ -24,16 +24,17 @@ class EfficientNetLite0(nn.Module):
         super().__init__()
         self.stem = same_convolution(3, STEM, kernel=3, stride=2)
         self.activation = nn.ReLU6(inplace=True)
-        blocks, inputs = [], STEM
+        stages, inputs = [], STEM
         for n_blocks, outputs, expansion, kernel, stride in STAGES:
-            for i in range(n_blocks):
-                blocks.append(Block(inputs, outputs, expansion, kernel, stride if i == 0 else 1))
-                inputs = outputs
-        self.blocks = nn.Sequential(*blocks)
+            blocks = [Block(inputs, outputs, expansion, kernel, stride)]
+            blocks += (Block(outputs, outputs, expansion, kernel, 1) for _ in range(n_blocks - 1))
+            stages.append(nn.Sequential(*blocks))
+            inputs = outputs
+        self.stages = nn.Sequential(*stages)
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute the trunk."""
-        return self.blocks(self.activation(self.stem(same_padding(images))))
+        return self.stages(self.activation(self.stem(same_padding(images))))
 
 
 class Block(nn.Module):
@@ -73,3 +74,12 @@ def same_padding(x: Tensor) -> Tensor:  # (n, C, H, W)
     """
     height, width = x.shape[2], x.shape[3]
     return F.pad(x, (width % 2, 1, height % 2, 1))
+
+
+def in_stages(name: str) -> str:
+    """Return the name of a tensor whose block is counted over all stages, as in published files."""
+    module, *rest = name.split(".")
+    if module != "blocks":
+        return name
+    stage, block = [(i, j) for i, (n, *_) in enumerate(STAGES) for j in range(n)][int(rest[0])]
+    return ".".join(["stages", str(stage), str(block), *rest[1:]])

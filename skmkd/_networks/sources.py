@@ -19,7 +19,7 @@ from safetensors.torch import load, load_file
 from torch import Tensor, fx, nn
 from torchvision.models import get_model, get_model_weights, list_models
 
-from skmkd._networks.efficientnet import EfficientNetLite0
+from skmkd._networks.efficientnet import EfficientNetLite0, in_stages
 from skmkd._networks.fusion import fuse
 from skmkd._networks.layers import LayerIndex, LayerRule, Stage
 from skmkd._networks.precision import BFloat16, to_device
@@ -51,7 +51,7 @@ class Bundle(NamedTuple):
     normalization: Normalization
     file: str
     sha256: str  # of the file
-    prefix: str = ""  # of the network's tensors, not in the file
+    rename: Callable[[str], str]  # from the names of tensors in the file to the network's
 
 
 BUNDLES = {
@@ -60,13 +60,14 @@ BUNDLES = {
         IMAGENET,
         "vgg16_imagenet_fp16.pt",
         "6b9c253227bf6b67f2b2b63e69b90f5a7a6047ad2d02ed9e6a058a4269b1c048",
-        prefix="features.",
+        "features.{}".format,
     ),
     "efficientnet_lite0": Bundle(
         EfficientNetLite0,
         LITE,
         "efficientnet_lite0_imagenet_fp16.safetensors",
         "f79d4c2f443ae7b4160246cd8cf3090802c288d11e0249545729f455d6a561ca",
+        in_stages,
     ),
 }
 
@@ -285,7 +286,7 @@ def _read_bundled(source: str) -> State:
         state = load(content)
     else:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    return {f"{bundle.prefix}{name}": tensor for name, tensor in state.items()}
+    return {bundle.rename(name): tensor for name, tensor in state.items()}
 
 
 def _read_state(weights: str | os.PathLike[str] | State) -> State:

@@ -11,6 +11,7 @@ from safetensors.torch import load
 from skmkd._networks.efficientnet import (
     Block,
     EfficientNetLite0,
+    in_stages,
     same_convolution,
     same_padding,
 )
@@ -37,7 +38,7 @@ def weights():
 @pytest.fixture(scope="module")
 def network(weights):
     network = EfficientNetLite0().eval()
-    network.load_state_dict(weights)
+    network.load_state_dict({in_stages(name): tensor for name, tensor in weights.items()})
     return network
 
 
@@ -103,7 +104,15 @@ def test_tensors_are_those_of_the_published_description(weights):
             shapes[f"blocks.{k}.{layer}.weight"] = shape
             shapes[f"blocks.{k}.{layer}.bias"] = shape[:1]
     assert {name: tuple(tensor.shape) for name, tensor in weights.items()} == shapes
-    assert EfficientNetLite0().state_dict().keys() == weights.keys()
+
+
+def test_every_tensor_has_its_place_in_the_stages(weights):
+    with torch.device("meta"):
+        state = EfficientNetLite0().state_dict()
+    assert {in_stages(n): t.shape for n, t in weights.items()} == {
+        name: tensor.shape for name, tensor in state.items()
+    }
+    assert in_stages("blocks.10.project.bias") == "stages.4.2.project.bias"
 
 
 @pytest.mark.parametrize("size", [(64, 64), (61, 90)])
@@ -136,6 +145,6 @@ def test_reductions_are_at_strides_4_8_16_and_32(network):
     index = LayerIndex(network)
     layers = index.choose("auto", REDUCTIONS)
     stages = index.stages(layers, (128, 96))
-    assert [stage.grid for stage in stages if stage.critical] == [
-        (32, 24), (16, 12), (8, 6), (4, 3),
+    assert [(stage.channels, stage.grid) for stage in stages if stage.critical] == [
+        (24, (32, 24)), (40, (16, 12)), (80, (8, 6)), (192, (4, 3)),
     ]  # fmt: skip

@@ -26,7 +26,7 @@ from skmkd._networks.sources import (
 
 CPU = torch.device("cpu")
 VGG_LAYERS = ["features.9", "features.16", "features.23", "features.30"]
-LITE_LAYERS = ["blocks.1", "blocks.3", "blocks.5", "blocks.11"]
+LITE_LAYERS = ["stages.1", "stages.2", "stages.3", "stages.5"]
 
 
 def build(source, weights="auto", layers="auto", size=(32, 32), seed=0):
