@@ -155,12 +155,12 @@ def _convert(
             graph = make_fx(
                 torch.func.functionalize(run), tracing_mode="symbolic", _allow_non_fake_inputs=True
             )(*examples)
-        frontend, decoder = (
-            FrontEndManager().load_by_framework("pytorch"),
-            TorchFXPythonDecoder(graph),
-        )
+        frontend = FrontEndManager().load_by_framework("pytorch")
+        decoder = TorchFXPythonDecoder(graph)
         model = frontend.convert(frontend.load(decoder))
         model.reshape({i: [-1, *each.shape[1:]] for i, each in enumerate(rows)})
+        if any(output.partial_shape[0].is_static for output in model.outputs):
+            raise ValueError("its output has one size for any number of images.")
     except Exception as error:
         raise ValueError(
             f"engine='openvino' cannot compute this network; use engine='torch' for it: {error}"
@@ -179,9 +179,9 @@ def _view(tensor: Tensor) -> Any:
 
 def _openvino() -> Any:
     """Import OpenVINO, which would else tell its makers over the network."""
-    if (known := sys.modules.get("openvino")) is not None:
-        return known
     try:
+        if "openvino" in sys.modules:
+            return importlib.import_module("openvino")
         with TRACING, _missing(TELEMETRY):
             return importlib.import_module("openvino")
     except ImportError as error:

@@ -266,3 +266,13 @@ def test_unknown_operations_are_named():
     run = compile_openvino(Bessel(), "float32")
     with pytest.raises(ValueError, match=r"(?s)engine='torch'.*bessel_j0"):
         run(images())
+
+
+class OneByOne(nn.Module):
+    def forward(self, x):
+        return {"pixels": torch.cat([each[None] for each in x])}
+
+
+def test_number_of_images_must_be_free():
+    with pytest.raises(ValueError, match="one size for any number of images"):
+        compile_openvino(OneByOne(), "float32")(images())
