@@ -58,6 +58,7 @@ SCRIPTS = {
         "--only brick --images 20 --streams 1 --calibration 20 --epochs 1",
         {"AUROC", "images until alarm"},
     ),
+    "engines": ("--runs 1 --images 4 --side 32", {"one ms/image", "many ratio"}),
     "fit": ("--only texture --images 4 --epochs 1", {"ratio"}),
     "grid": ("--images 15 --side 32 --folds 2 --candidates 2", {"ratio"}),
     "large_images": (
@@ -68,6 +69,7 @@ SCRIPTS = {
     "memories": ("--runs 1 --images 4 --side 32 --epochs 1", {"ratio"}),
     "memory": ("--only aupro --maps 2", {"peak MB"}),
     "path": ("", {"functions", "changes"}),
+    "peers": ("--runs 1 --images 4 --side 32 --normal 20", {"pixels"}),  # some are not installed
     "scaling": ("--numbers --sides 32 64", {"fit s"}),
     "score": ("--runs 1 --images 4 --side 32", {"ratio", "source of peak", "whole of peak"}),
     "small_defects": (

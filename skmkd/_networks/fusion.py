@@ -55,7 +55,7 @@ class FusedConv(nn.Conv2d):
         output = super().forward(images)
         if self.activation == "relu":
             return F.relu(output, inplace=True)
-        return F.relu6(output, inplace=True) if self.activation == "relu6" else output
+        return F.relu6(output) if self.activation == "relu6" else output
 
 
 def _computes(dtype: torch.dtype) -> bool:
