@@ -260,9 +260,10 @@ def is_deprecated(value: Any) -> bool:
 
 
 def load_model(args: argparse.Namespace) -> Any:
-    """Load the model with the options `--device` and `--on-error`."""
+    """Load the model with the options `--device`, `--engine` and `--on-error`."""
+    given = {"engine": args.engine, "on_error": args.on_error}
     detector = load(args.model, device=args.device)
-    return detector if args.on_error is None else detector.set_params(on_error=args.on_error)
+    return detector.set_params(**{name: v for name, v in given.items() if v is not None})
 
 
 def print_drift(detector: Any, scores: Sequence[float]) -> None:

@@ -29,6 +29,7 @@ from skmkd._cli.commands import (
     score,
 )
 from skmkd._cli.tables import FORMATS
+from skmkd._runtime import ENGINES
 from skmkd._version import __version__
 
 EPILOG = """exit codes: 0 success, 1 error (see the message), 2 invalid command line, 130
@@ -249,6 +250,10 @@ def add_model_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--device", help='"auto", "cpu", "cuda:0", "mps", ... (default: as at training, if there)'
     )
+    command.add_argument(
+        "--engine", choices=["auto", *ENGINES],
+        help="what computes the networks (default: as at training)",
+    )  # fmt: skip
     command.add_argument(
         "--on-error", choices=["raise", "skip"],
         help="whether to stop at an unreadable file or skip it (default: as at training)",

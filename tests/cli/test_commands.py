@@ -117,6 +117,16 @@ def test_fit_may_hold_nothing_out(place, words, tmp_path, capsys):
     assert "--drift must be given a model with calibration images" in printed.err
 
 
+@pytest.mark.parametrize("engine", ["torch", "openvino"])
+def test_an_engine_may_be_chosen_for_a_model(place, engine, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    words = ["score", str(place / "model.skmkd"), str(place / "learn/0.png"), "--engine", engine]
+    assert main(words) == (engine == "openvino")
+    errors = capsys.readouterr().err
+    needed = "engine='openvino' needs OpenVINO: pip install \"skmkd[openvino]\""
+    assert (needed in errors) == (engine == "openvino")
+
+
 def test_drift_is_said_after_the_rows(place, detector, capsys):
     for folder in ("held_out", "learn"):
         scores = detector.score_samples(list_images(place / folder))
