@@ -159,7 +159,7 @@ def _convert(
         decoder = TorchFXPythonDecoder(graph)
         model = frontend.convert(frontend.load(decoder))
         model.reshape({i: [-1, *each.shape[1:]] for i, each in enumerate(rows)})
-        if any(output.partial_shape[0].is_static for output in model.outputs):
+        if any(output.partial_shape[0].get_max_length() >= 0 for output in model.outputs):
             raise ValueError("its output has one size for any number of images.")
     except Exception as error:
         raise ValueError(

@@ -270,7 +270,7 @@ def test_unknown_operations_are_named():
 
 class OneByOne(nn.Module):
     def forward(self, x):
-        return {"pixels": torch.cat([each[None] for each in x])}
+        return {"pixels": torch.cat([x[i : i + 1] for i in range(len(x))])}
 
 
 def test_number_of_images_must_be_free():
