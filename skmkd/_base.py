@@ -14,7 +14,6 @@ from sklearn.base import OutlierMixin, _fit_context
 from sklearn.utils import Tags
 from torch import Tensor, nn
 
-from skmkd._conformal import held_out
 from skmkd._features.batches import Batch, Dataset
 from skmkd._features.cache import cached
 from skmkd._files.saving import SavingMixin
@@ -40,7 +39,7 @@ from skmkd._runtime import (
     resolve_device,
     resolve_precision,
 )
-from skmkd._scoring import ScoringMixin
+from skmkd._scoring import NetworkScoringMixin
 from skmkd._thresholds import ThresholdMixin
 from skmkd._training import (
     Plan,
@@ -51,10 +50,9 @@ from skmkd._training import (
     settle_batch_norm,
     training_epochs,
 )
-from skmkd._warnings import warn
 
 
-class BaseDistillationDetector(OutlierMixin, ScoringMixin, ThresholdMixin, SavingMixin, ABC):
+class BaseDistillationDetector(OutlierMixin, NetworkScoringMixin, ThresholdMixin, SavingMixin, ABC):
     """Train a cloner to reproduce a frozen source's features of normal images.
 
     A subclass declares its parameters, builds its cloner, says what it outputs and learns, and
@@ -142,15 +140,27 @@ class BaseDistillationDetector(OutlierMixin, ScoringMixin, ThresholdMixin, Savin
         self, X: Any, groups: Any, roi: Any, callback: Callable[[Self, int], Any] | None
     ) -> None:
         self._check_options()
-        self._tiling = tiling(self)
         self._roi = None if self.roi is None else as_roi(self.roi)
         self._roi_of_each = roi is not None
         images = check_images(self, X, reset=True, roi=self._roi if roi is None else roi)
+        self._seed = draw_seed(self.random_state)
+        images, held = self._split(images, groups)
+        self._learn(images, callback, thresholds=held is None)
+        if held is not None:
+            self._set_held_out_thresholds(held)
+
+    def _learn(
+        self,
+        images: Images,
+        callback: Callable[[Self, int], Any] | None = None,
+        *,
+        thresholds: bool = False,
+    ) -> None:
+        """Learn from checked images, all of them, and set the thresholds on them if asked to."""
+        self._tiling = tiling(self)
         self.device_ = resolve_device(self.device)
         self.precision_ = resolve_precision(self.precision, self.device_)
         self._cloner_precision, self._folded = self.precision_, True
-        self._seed = draw_seed(self.random_state)
-        images, held = self._split(images, groups)
         generator = private_generator(self._seed)
         automatic = self.cache in ("auto", None)
         budget = int(CACHE_SHARE * available_memory() if automatic else self.cache)
@@ -180,30 +190,8 @@ class BaseDistillationDetector(OutlierMixin, ScoringMixin, ThresholdMixin, Savin
                 self.cloner_ = self._build_cloner(source, first)
                 self.loss_curve_ = self._train(epochs, dataset, plan, callback)
                 self.n_iter_ = len(self.loss_curve_["total"])
-                if held is None:
+                if thresholds:
                     self._set_training_thresholds(images, dataset if learned is tiles else None)
-        if held is not None:
-            self._set_held_out_thresholds(held)
-
-    def _split(self, images: Images, groups: Any) -> tuple[Images, Images | None]:
-        """Return the images to learn from, and those that are held out for the thresholds."""
-        if not (share := self._share_held_out):
-            return images, None
-        groups = images.groups_of(groups)
-        rng = np.random.default_rng(self._seed)
-        learned, held = held_out(len(images), share, groups, rng)
-        if not held:
-            warn(
-                f"{len(images)} images are too few to hold some out; thresholds are of the "
-                "training images, and will raise too many false alarms. Call calibrate."
-            )
-            return images, None
-        return images.of(learned), images.of(held)
-
-    @property
-    def _share_held_out(self) -> float:
-        """Share of the images that `fit` holds out for the thresholds."""
-        return self.validation_fraction if self.contamination == "auto" else 0.0
 
     @property
     def _has_own_cloner(self) -> bool:

@@ -52,15 +52,23 @@ class Result:
 
 
 class ScoringMixin(BaseEstimator, ABC):
-    """Score and localize images with networks that have learned."""
+    """Score and localize images."""
 
     @abstractmethod
-    def _judge(
-        self, batch: Batch, scores: bool, maps: bool, method: str | None, inside: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Return anomaly scores (n,) and raw maps (n, H, W), each None unless asked for.
+    def _outputs(
+        self,
+        images: Images,
+        *,
+        scores: bool = True,
+        maps: bool = True,
+        method: str | None = None,
+        dataset: Dataset | None = None,
+        indices: Sequence[int] | None = None,
+    ) -> Iterator[Output]:
+        """Yield score and localization map of each image; all methods go through here.
 
-        Maxima are of what is `inside` (n, H, W), or of everything.
+        The images at `indices`, all by default, are read from `dataset` if there is one. Maps are
+        made by `method`, or as the detector's parameters say.
         """
 
     @abstractmethod
@@ -214,6 +222,19 @@ class ScoringMixin(BaseEstimator, ABC):
             raise ValueError("roi must be given, since images had one each at fit; got None.")
         return check_images(self, X, reset=False, roi=self._roi if roi is None else roi)
 
+
+class NetworkScoringMixin(ScoringMixin):
+    """Score and localize images with networks that have learned, tile by tile."""
+
+    @abstractmethod
+    def _judge(
+        self, batch: Batch, scores: bool, maps: bool, method: str | None, inside: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Return anomaly scores (n,) and raw maps (n, H, W), each None unless asked for.
+
+        Maxima are of what is `inside` (n, H, W), or of everything.
+        """
+
     def _outputs(
         self,
         images: Images,
@@ -224,12 +245,7 @@ class ScoringMixin(BaseEstimator, ABC):
         dataset: Dataset | None = None,
         indices: Sequence[int] | None = None,
     ) -> Iterator[Output]:
-        """Yield score and localization map of each image; all methods go through here.
-
-        The images at `indices`, all by default, are read from `dataset` if there is one. Maps are
-        made by `method`, or as the detector's parameters say. An image has the score of its most
-        anomalous tile.
-        """
+        """Yield score and map of each image, which has the score of its most anomalous tile."""
         dataset = dataset or self._dataset(self._tiles(images))
         tiles = dataset.tiles
         chosen = tiles.of(range(len(images)) if indices is None else indices)
@@ -279,7 +295,7 @@ class ScoringMixin(BaseEstimator, ABC):
 
     def _dataset(self, tiles: Tiles, *, stored: bool = True) -> ImageDataset:
         """Return tiles with the source's features, through the feature store if there is one."""
-        engine = resolve_engine(self.engine)
+        engine = resolve_engine(self.engine, self.device_)
         source = compute = source_engine(self.source_, self.precision_, engine)
         folder = self.feature_store
         if self.memory != "deprecated":

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
-from skmkd._conformal import Calibration, check_fpr
+from skmkd._conformal import Calibration, check_fpr, held_out
 from skmkd._features.batches import Dataset
 from skmkd._images.images import Images
 from skmkd._images.inputs import ImagesLike
@@ -45,6 +45,26 @@ class ThresholdMixin(BaseEstimator, ABC):
     def calibration_peaks_(self) -> np.ndarray | None:
         """Maxima of the maps of held-out normal images, ascending."""
         return None if self._peak_calibration is None else self._peak_calibration.anomaly.copy()
+
+    @property
+    def _share_held_out(self) -> float:
+        """Share of the images that `fit` holds out for the thresholds."""
+        return self.validation_fraction if self.contamination == "auto" else 0.0
+
+    def _split(self, images: Images, groups: Any) -> tuple[Images, Images | None]:
+        """Return the images to learn from, and those that are held out for the thresholds."""
+        if not (share := self._share_held_out):
+            return images, None
+        groups = images.groups_of(groups)
+        rng = np.random.default_rng(self._seed)
+        learned, held = held_out(len(images), share, groups, rng)
+        if not held:
+            warn(
+                f"{len(images)} images are too few to hold some out; thresholds are of the "
+                "training images, and will raise too many false alarms. Call calibrate."
+            )
+            return images, None
+        return images.of(learned), images.of(held)
 
     def _set_training_thresholds(self, images: Images, dataset: Dataset | None) -> None:
         """Set the thresholds that the allowed share of training images exceeds."""

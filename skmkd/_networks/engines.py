@@ -25,14 +25,25 @@ OWN = (Cloner, MemoryCloner)  # cloners whose structure is known
 PREPARED: MutableMapping[nn.Module, dict[Any, tuple[Any, Run]]] = WeakKeyDictionary()
 
 
-def resolve_engine(engine: str) -> str:
-    """Return the engine that a name stands for."""
+def resolve_engine(engine: str, device: torch.device) -> str:
+    """Return the engine that a name stands for.
+
+    Raises
+    ------
+    ValueError
+        If it does not compute on the device.
+    """
+    if engine == "openvino" and device.type != "cpu":
+        raise ValueError(
+            f"engine must be 'auto' or 'torch' on {device}; got 'openvino', which computes on the "
+            "CPU. For that, fit or load with device='cpu'."
+        )
     return "torch" if engine == "auto" else engine
 
 
 def source_engine(source: nn.Module, precision: str, engine: str) -> Run:
     """Return what computes the features of a frozen source."""
-    if resolve_engine(engine) == "torch":
+    if engine == "torch":
         return source
     make = partial(compile_openvino, source, precision)
     return _prepared(source, ("openvino", precision), make)
@@ -46,7 +57,7 @@ def cloner_output(
     Without gradients, OpenVINO may compute it, and batch norms are folded into convolutions if
     `folded`. A cloner of the user's is computed as it is.
     """
-    engine = resolve_engine(engine)
+    engine = resolve_engine(engine, device)
     learns = torch.is_grad_enabled() or any(module.training for module in cloner.modules())
     if learns or not isinstance(cloner, OWN) or (engine == "torch" and not folded):
         with products_in(precision, device):

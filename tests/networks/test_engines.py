@@ -13,7 +13,7 @@ from torch import nn
 
 import skmkd
 from skmkd import MemKDDetector, MKDDetector
-from skmkd._networks.engines import PREPARED, cloner_output
+from skmkd._networks.engines import PREPARED, cloner_output, resolve_engine
 from skmkd._networks.precision import products_in
 
 CPU = torch.device("cpu")
@@ -103,6 +103,14 @@ def test_scores_of_one_of_five_hundred_are_those_of_it_alone():
 
 
 # OpenVINO
+
+
+def test_an_engine_and_a_device_that_do_not_fit():
+    assert resolve_engine("openvino", CPU) == "openvino"
+    for engine in ("auto", "torch"):
+        assert resolve_engine(engine, torch.device("cuda:1")) == "torch"
+    with pytest.raises(ValueError, match="'auto' or 'torch' on cuda:1; got 'openvino'"):
+        resolve_engine("openvino", torch.device("cuda:1"))
 
 
 def test_an_engine_that_is_not_installed(detector, images, monkeypatch):
