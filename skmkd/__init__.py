@@ -1,6 +1,7 @@
 """Image anomaly detection and localization by multiresolution knowledge distillation."""
 
 from skmkd import datasets, inspection, metrics, model_selection, monitoring
+from skmkd._ensemble import DetectorEnsemble
 from skmkd._loading import load
 from skmkd._memkd import MemKDDetector
 from skmkd._mkd import MKDDetector
@@ -8,6 +9,7 @@ from skmkd._regions import regions
 from skmkd._version import __version__
 
 __all__ = [
+    "DetectorEnsemble",
     "MKDDetector",
     "MemKDDetector",
     "__version__",

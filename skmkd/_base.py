@@ -17,22 +17,20 @@ from torch import Tensor, nn
 from skmkd._features.batches import Batch, Dataset
 from skmkd._features.cache import cached
 from skmkd._files.saving import SavingMixin
-from skmkd._images.checks import check_images
 from skmkd._images.images import Images
 from skmkd._images.inputs import ImagesLike
 from skmkd._images.preparation import Preprocessing
-from skmkd._images.roi import RoiLike, as_roi
+from skmkd._images.roi import RoiLike
 from skmkd._images.sizes import network_size
 from skmkd._images.tiles import Tiles
 from skmkd._maps.discrepancy import Features
 from skmkd._networks.engines import cloner_output
 from skmkd._networks.layers import LayerRule
 from skmkd._networks.sources import IDENTITY, Source, build_source
-from skmkd._parameters import tiling
+from skmkd._parameters import tiling, unfitted
 from skmkd._runtime import (
     CACHE_SHARE,
     available_memory,
-    draw_seed,
     forked_rng,
     plain_arithmetic,
     private_generator,
@@ -130,8 +128,7 @@ class BaseDistillationDetector(OutlierMixin, NetworkScoringMixin, ThresholdMixin
         255. Files with transparency become RGBA, and all other colours (palettes, CMYK) RGB of 8
         bits. The EXIF orientation is applied. Files have the same scores as such arrays.
         """
-        fitted = object.__new__(type(self))
-        fitted.__dict__ = {k: v for k, v in vars(self).items() if not k.endswith("_")}
+        fitted = unfitted(self)
         fitted._fit(X, groups, roi, callback)
         self.__dict__ = dict(vars(fitted))  # only now: a fit that fails leaves self unchanged
         return self
@@ -139,12 +136,7 @@ class BaseDistillationDetector(OutlierMixin, NetworkScoringMixin, ThresholdMixin
     def _fit(
         self, X: Any, groups: Any, roi: Any, callback: Callable[[Self, int], Any] | None
     ) -> None:
-        self._check_options()
-        self._roi = None if self.roi is None else as_roi(self.roi)
-        self._roi_of_each = roi is not None
-        images = check_images(self, X, reset=True, roi=self._roi if roi is None else roi)
-        self._seed = draw_seed(self.random_state)
-        images, held = self._split(images, groups)
+        images, held = self._admit(X, groups, roi)
         self._learn(images, callback, thresholds=held is None)
         if held is not None:
             self._set_held_out_thresholds(held)
@@ -251,7 +243,8 @@ class BaseDistillationDetector(OutlierMixin, NetworkScoringMixin, ThresholdMixin
             after_epoch=None if callback is None else after_epoch,
         )  # fmt: skip
         settle()
-        if not all(tensor.isfinite().all() for tensor in self.cloner_.state_dict().values()):
+        learned = (*self.cloner_.parameters(), *self.cloner_.buffers())
+        if not all(tensor.isfinite().all() for tensor in learned):
             raise ValueError(divergence(len(curve["total"]), self.learning_rate))
         return curve
 

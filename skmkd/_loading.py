@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 
-from torch import Tensor, nn
-
-from skmkd._files.persistence import load_detector
+from skmkd._ensemble import DetectorEnsemble
+from skmkd._files.persistence import Modules, Sources, load_detector
 from skmkd._memkd import MemKDDetector
 from skmkd._mkd import MKDDetector
 
-DETECTORS = {detector.__name__: detector for detector in (MKDDetector, MemKDDetector)}
+DETECTORS = {
+    detector.__name__: detector for detector in (MKDDetector, MemKDDetector, DetectorEnsemble)
+}
 
 
 def load(
     path: str | os.PathLike[str],
     *,
-    source: nn.Module | str | os.PathLike[str] | Mapping[str, Tensor] | None = None,
-    cloner: nn.Module | None = None,
+    source: Sources = None,
+    cloner: Modules = None,
     device: str | None = None,
-) -> MKDDetector | MemKDDetector:
+) -> MKDDetector | MemKDDetector | DetectorEnsemble:
     """Load a detector that was saved with its method `save`.
 
     Loading runs no code from the file, so that files from others are safe to load.
@@ -33,17 +33,19 @@ def load(
         The part of the source that the file does not hold: the module, if the detector was fitted
         with one; or, if the file was saved without the source and its weights are not those that
         come with skmkd, the weights as in the parameter `source_weights`, or a module with these
-        weights. They must be the same as in `fit`.
-    cloner : nn.Module, default=None
+        weights. They must be the same as in `fit`. For an ensemble, a dict of these
+        by the names of its detectors.
+    cloner : nn.Module or dict, default=None
         A module of the same architecture, if the detector was fitted with a module as its cloner.
-        It is copied, and the trained weights are loaded into the copy.
+        It is copied, and the trained weights are loaded into the copy. For an ensemble, a dict of
+        modules by the names of its detectors.
     device : str, default=None
         "auto" or a torch device to load to, such as "cpu". None means the device that the detector
         was saved on, or "auto" if there is no such device.
 
     Returns
     -------
-    detector : MKDDetector or MemKDDetector
+    detector : MKDDetector, MemKDDetector or DetectorEnsemble
         The fitted detector. On the same machine, its scores and maps are identical to those of
         the saved one.
 

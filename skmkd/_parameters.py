@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from sklearn.utils._param_validation import (
@@ -21,6 +21,8 @@ from skmkd._images.sizes import height_and_width
 from skmkd._images.tiles import Tiling
 from skmkd._maps.attribution import METHODS, OPTIONS, USED
 from skmkd._runtime import ENGINES, PRECISIONS
+
+Detector = TypeVar("Detector")
 
 SHARED: dict[str, list[Any]] = {
     "source": [str, nn.Module],
@@ -108,6 +110,13 @@ LOCALIZATION: dict[str, list[Any]] = {
     "noise": [Interval(Real, 0, None, closed="left")],
     "value": ["boolean"],
 }
+
+
+def unfitted(detector: Detector) -> Detector:
+    """Return a shallow copy of a detector without what it has learned."""
+    copied = object.__new__(type(detector))
+    copied.__dict__ = {n: v for n, v in vars(detector).items() if not n.endswith("_")}
+    return copied
 
 
 def tiling(detector: Any) -> Tiling:

@@ -13,15 +13,22 @@ from sklearn.utils.validation import check_is_fitted
 
 from skmkd._conformal import Calibration, check_fpr, held_out
 from skmkd._features.batches import Dataset
+from skmkd._images.checks import check_images
 from skmkd._images.images import Images
 from skmkd._images.inputs import ImagesLike
-from skmkd._images.roi import RoiLike
+from skmkd._images.roi import RoiLike, as_roi
 from skmkd._maps.finishing import Maps
+from skmkd._runtime import draw_seed
 from skmkd._training import divergence
 from skmkd._warnings import warn
 
 FPR = 0.05  # false-positive rate of thresholds, if nothing else is said
 MAP_THRESHOLD_IMAGES = 256  # training images, evenly spaced, whose maps set map_offset_
+
+
+def evenly_spaced(n: int) -> list[int]:
+    """Return the indices of as many of n images as maps are looked at of."""
+    return np.linspace(0, n - 1, min(n, MAP_THRESHOLD_IMAGES)).astype(int).tolist()
 
 
 def training_threshold(anomaly: ArrayLike, contamination: float) -> float:
@@ -51,13 +58,18 @@ class ThresholdMixin(BaseEstimator, ABC):
         """Share of the images that `fit` holds out for the thresholds."""
         return self.validation_fraction if self.contamination == "auto" else 0.0
 
-    def _split(self, images: Images, groups: Any) -> tuple[Images, Images | None]:
-        """Return the images to learn from, and those that are held out for the thresholds."""
+    def _admit(self, X: Any, groups: Any, roi: Any) -> tuple[Images, Images | None]:
+        """Check X; return the images to learn from, and those held out for the thresholds."""
+        self._check_options()
+        self._roi = None if self.roi is None else as_roi(self.roi)
+        self._roi_of_each = roi is not None
+        images = check_images(self, X, reset=True, roi=self._roi if roi is None else roi)
+        self._seed = draw_seed(self.random_state)
         if not (share := self._share_held_out):
             return images, None
-        groups = images.groups_of(groups)
+        labels = images.groups_of(groups)
         rng = np.random.default_rng(self._seed)
-        learned, held = held_out(len(images), share, groups, rng)
+        learned, held = held_out(len(images), share, labels, rng)
         if not held:
             warn(
                 f"{len(images)} images are too few to hold some out; thresholds are of the "
@@ -70,9 +82,8 @@ class ThresholdMixin(BaseEstimator, ABC):
         """Set the thresholds that the allowed share of training images exceeds."""
         scores = [o.score for o in self._outputs(images, maps=False, dataset=dataset)]
         self._check_scores(scores)
-        chosen = np.linspace(0, len(images) - 1, min(len(images), MAP_THRESHOLD_IMAGES))
         outputs = self._outputs(
-            images, scores=False, dataset=dataset, indices=chosen.astype(int).tolist()
+            images, scores=False, dataset=dataset, indices=evenly_spaced(len(images))
         )
         maxima = [float(np.max(o.map)) for o in outputs]
         share = FPR if self.contamination == "auto" else self.contamination

@@ -150,7 +150,8 @@ def test_public_names():
     namespaces = {"datasets", "inspection", "metrics", "model_selection", "monitoring"}
     assert (
         set(skmkd.__all__)
-        == {"MKDDetector", "MemKDDetector", "__version__", "load", "regions"} | namespaces
+        == {"DetectorEnsemble", "MKDDetector", "MemKDDetector", "__version__", "load", "regions"}
+        | namespaces
     )
     for namespace in namespaces:
         names = getattr(skmkd, namespace).__all__

@@ -11,6 +11,9 @@ FORMAT = 7  # raised whenever what a file holds, or its meaning, changes
 
 def upgrade(values: dict[str, Any], version: int) -> dict[str, Any]:
     """Return the values of a file of any earlier format as the current one has them."""
+    if "detectors" in values:  # an ensemble's
+        members = [(name, upgrade(member, version)) for name, member in values["detectors"]]
+        return {**values, "detectors": members}
     for step in STEPS[version - 1 :]:
         values = step(values)
     return values

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, clone
 from torch import Tensor, nn
 
 from skmkd._files.archive import read_archive, write_archive
@@ -22,6 +23,8 @@ from skmkd._networks.sources import Origin, fingerprint, rebuild_source, source_
 from skmkd._runtime import plain_arithmetic, resolve_device, restored_device
 
 Weights = str | os.PathLike[str] | Mapping[str, Tensor]
+Sources = nn.Module | Weights | Mapping[str, nn.Module | Weights] | None
+Modules = nn.Module | Mapping[str, nn.Module] | None
 CLONERS = {network.__name__: network for network in (Cloner, ForwardCloner, ReverseCloner)}
 # classes whose attribute `architecture` holds their constructor's arguments, all plain values
 FEATURE_STORES = {"memory", "feature_store"}  # of pickles, to which no file may lead
@@ -31,6 +34,13 @@ def save_detector(
     detector: BaseEstimator, path: str | os.PathLike[str], include_source: bool
 ) -> None:
     """Write a fitted detector into one file; see `SavingMixin.save`."""
+    write_archive(path, *_described(detector, include_source))
+
+
+def _described(
+    detector: BaseEstimator, include_source: bool
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the values and tensors that a detector is restored from."""
     if not type(detector).__module__.startswith("skmkd."):
         raise ValueError(
             f"save stores skmkd's own classes, since load knows no others; got a "
@@ -38,6 +48,20 @@ def save_detector(
         )
     parameters = detector.get_params(deep=False)
     fitted = {name: value for name, value in vars(detector).items() if name not in parameters}
+    values = {
+        "detector": type(detector).__name__,
+        "parameters": {n: value for n, value in parameters.items() if not _is_left_out(n, value)},
+        "attributes": fitted,
+    }
+    if "named_detectors_" in fitted:
+        members = fitted.pop("named_detectors_")
+        described = [(name, *_described(each, include_source)) for name, each in members.items()]
+        values["detectors"] = [(name, member) for name, member, _ in described]
+        return values, {
+            f"{number}.{name}": tensor
+            for number, (_, _, tensors) in enumerate(described)
+            for name, tensor in tensors.items()
+        }
     source, cloner = source_state(fitted.pop("source_")), fitted.pop("cloner_")
     tensors = {f"cloner_.{name}": tensor for name, tensor in _cloner_state(cloner).items()}
     if include_source and fitted["_origin"].weights != "module":
@@ -47,31 +71,74 @@ def save_detector(
         "class": type(cloner).__name__,
         "architecture": cloner.architecture if own else None,
     }
-    values = {
-        "detector": type(detector).__name__,
-        "parameters": {n: value for n, value in parameters.items() if not _is_left_out(n, value)},
-        "attributes": fitted,
-        "source_sha256": fingerprint(source),
-        "networks": {"cloner_": description},
-    }
-    write_archive(path, values, tensors)
+    networks = {"source_sha256": fingerprint(source), "networks": {"cloner_": description}}
+    return values | networks, tensors
 
 
 def load_detector(
     path: str | os.PathLike[str],
     detectors: Mapping[str, type[BaseEstimator]],
-    source: nn.Module | Weights | None,
-    cloner: nn.Module | None,
+    source: Sources,
+    cloner: Modules,
     device: str | None,
 ) -> Any:
     """Return the detector in a file, of one of the named classes; see `load`."""
     values, tensors, version = read_archive(path)
     file = repr(os.fspath(path))
+    known = partial(_known_class, file, detectors)
+    detector_class = known(values)
+    values = upgrade(values, version)
+    if "detectors" not in values:
+        return _restored(file, detector_class, values, tensors, source, cloner, device)
+    _check_names(file, values, detector_class)
+    names = [name for name, _ in values["detectors"]]
+    sources = _of_each(file, "source", source, names)
+    cloners = _of_each(file, "cloner", cloner, names)
+    members = {}
+    for number, (name, each) in enumerate(values["detectors"]):
+        own = _with_prefix(tensors, f"{number}.")
+        given = sources.get(name), cloners.get(name), device
+        members[name] = _restored(file, known(each), each, own, *given)
+    learned = {"detectors": [(name, clone(member)) for name, member in members.items()]}
+    ensemble = detector_class(**values["parameters"] | learned)
+    vars(ensemble).update(values["attributes"], named_detectors_=members)
+    return ensemble
+
+
+def _known_class(
+    file: str, detectors: Mapping[str, type[BaseEstimator]], values: Mapping[str, Any]
+) -> type[BaseEstimator]:
+    """Return the class of the detector that values are of."""
     if (name := values["detector"]) not in detectors:
         raise ValueError(f"{file} holds a {name}; this skmkd knows {', '.join(detectors)}.")
-    detector_class = detectors[name]
-    values = upgrade(values, version)
+    return detectors[name]
+
+
+def _of_each(file: str, name: str, given: Any, names: Sequence[str]) -> Mapping[str, Any]:
+    """Return what an argument of load gives to each detector of an ensemble, by its name."""
+    given = {} if given is None else given
+    if not isinstance(given, Mapping) or not set(given) <= set(names):
+        got = list(given) if isinstance(given, Mapping) else given
+        raise ValueError(
+            f"{name} must be a dict with keys among {names}, the detectors of the ensemble in "
+            f"{file}; got {got!r}."
+        )
+    return given
+
+
+def _restored(
+    file: str,
+    detector_class: type[BaseEstimator],
+    values: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    source: Any,
+    cloner: Any,
+    device: str | None,
+) -> Any:
+    """Return a detector with networks of its own from its values and tensors."""
     _check_names(file, values, detector_class)
+    if "cloner_" not in values["networks"]:
+        raise ValueError(f"{file} holds no cloner_.")
     parameters, fitted = values["parameters"], values["attributes"]
     target = restored_device(fitted["device_"]) if device is None else resolve_device(device)
     fitted["device_"] = target
@@ -99,17 +166,15 @@ def _check_names(file: str, values: Mapping[str, Any], detector_class: type[Base
     parameters = set(detector_class._get_param_names())
     attributes = {n for n in values["attributes"] if hasattr(detector_class, n) or n in parameters}
     forbidden = attributes | FEATURE_STORES & set(values["parameters"])
-    forbidden |= set(values["networks"]) - {"cloner_"}
+    forbidden |= set(values.get("networks", ())) - {"cloner_"}
     if forbidden:
         raise ValueError(f"{file} sets {min(forbidden)}, which no file may.")
-    if "cloner_" not in values["networks"]:
-        raise ValueError(f"{file} holds no cloner_.")
 
 
 def _is_left_out(name: str, value: Any) -> bool:
     """Return whether a parameter is one that files do not hold, so that load sets another value."""
     return (
-        name in FEATURE_STORES
+        name in (*FEATURE_STORES, "detectors")
         or isinstance(value, (nn.Module, np.random.RandomState))
         or (name == "source_weights" and isinstance(value, Mapping))
     )

@@ -58,7 +58,8 @@ class SavingMixin(BaseEstimator):
         generator is None after loading; so is `feature_store`, since a store belongs to its
         machine; a `source` or `cloner` that is a module has to be passed to `skmkd.load` (the file
         has the hash of the source's weights, and the trained weights of the cloner);
-        `source_weights` that are a dict are the source's own after loading.
+        `source_weights` that are a dict are the source's own after loading. The parameter
+        `detectors` of an ensemble is those that were fitted.
 
         Examples
         --------

@@ -285,9 +285,8 @@ class Images:
 
     def warn_of_scale(self) -> None:
         """Warn if nearly all of several images seem to be on another scale than those of fit."""
-        if self.seen is None or len(self._plausible) < SEVERAL:
-            return
-        if sum(self._plausible) > FEW * len(self._plausible):
+        found, self._plausible = self._plausible, []  # told once, whoever reads the images
+        if self.seen is None or len(found) < SEVERAL or sum(found) > FEW * len(found):
             return
         low, high, contrast = self.seen
         warn(

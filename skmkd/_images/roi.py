@@ -59,13 +59,17 @@ class Roi:
         if self.box[2] > height or self.box[3] > width:
             raise ValueError(f"must hold the rectangle roi={self.box}; got {(height, width)}.")
 
+    def rectangle(self, array: np.ndarray) -> np.ndarray:  # (H, W[, C]) -> (h, w[, C])
+        """Return the rectangle of an image or a map, with what the mask leaves out."""
+        top, left, bottom, right = self.box
+        return array[top:bottom, left:right]
+
     def cut(self, image: np.ndarray) -> np.ndarray:  # (H, W, C) -> (h, w, C)
         """Return the rectangle of an image; pixels outside the mask have the mean of those inside.
 
         What is outside has no influence, and its border is as weak as one colour makes it.
         """
-        top, left, bottom, right = self.box
-        image = image[top:bottom, left:right]
+        image = self.rectangle(image)
         if self.mask is None:
             return image
         mean = image.mean(axis=(0, 1), where=self.mask[..., None], dtype=np.float64)

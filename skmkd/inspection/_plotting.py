@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from sklearn.utils._optional_dependencies import check_matplotlib_support
 
-from skmkd._base import BaseDistillationDetector
+from skmkd._scoring import ScoringMixin
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +22,7 @@ def own_axes(ax: Axes | None, display: object) -> Axes:
 
 def check_detector(detector: Any) -> None:
     """Check that a detector is one of skmkd, and not a pipeline that ends with one."""
-    if not isinstance(detector, BaseDistillationDetector):
+    if not isinstance(detector, ScoringMixin):
         raise TypeError(
             "detector must be a detector of skmkd, such as the last step of a pipeline; got "
             f"{type(detector).__name__}."
