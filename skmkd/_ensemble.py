@@ -19,6 +19,7 @@ from skmkd._files.saving import SavingMixin
 from skmkd._images.images import Images
 from skmkd._images.inputs import ImagesLike
 from skmkd._images.roi import RoiLike
+from skmkd._images.shared import SharedImages
 from skmkd._maps.finishing import Output
 from skmkd._parameters import SHARED, unfitted
 from skmkd._runtime import draw_seed
@@ -110,10 +111,9 @@ class DetectorEnsemble(OutlierMixin, ScoringMixin, ThresholdMixin, SavingMixin, 
 
     Notes
     -----
-    A score is ``(score - median) / interquartile range`` of each detector, so that their scores of
-    normal images spread alike. A map is ``(map - level) / height``: 0 is the median pixel of
-    normal images, 1 the maximum of a typical one. Each of these is itself the median over at most
-    256 images, so that one odd image has no weight.
+    Each detector's scores are taken as ``(score - median) / interquartile range`` of at most 256
+    normal images, so that they spread alike. In its maps 0 is the median pixel and 1 the maximum,
+    of a typical one of these images, so that an odd image has no weight.
 
     `fit` takes scale and thresholds from the same held-out images, so that these fit their scale a
     little better than new images do, which raises more false alarms. The scale is therefore of the
@@ -123,8 +123,9 @@ class DetectorEnsemble(OutlierMixin, ScoringMixin, ThresholdMixin, SavingMixin, 
     standard deviation made it up to 6.9 %. `calibrate` sets thresholds on other images and leaves
     the scale as it is: there the rate holds exactly.
 
-    Each detector reads and computes images on its own, a batch at a time in turn. `combine` and
-    `on_error` act at once; parameters of detectors, at the next `fit`.
+    Detectors score images in step, a batch at a time, so that memory does not grow with the number
+    of images, and a file is decoded once. `combine` and `on_error` act at once; parameters of
+    detectors, at the next `fit`.
 
     Examples
     --------
@@ -292,6 +293,8 @@ class DetectorEnsemble(OutlierMixin, ScoringMixin, ThresholdMixin, SavingMixin, 
 
     def _outputs_of_each(self, images: Images, **options: Any) -> Iterator[tuple[Output, ...]]:
         """Yield what the detectors compute for each image, in step with each other."""
+        if images.are_files:
+            images = SharedImages(images, len(self.detectors_))
         computed = [detector._outputs(images, **options) for detector in self.detectors_]
         return zip(*computed, strict=True)
 
@@ -352,7 +355,7 @@ class DetectorEnsemble(OutlierMixin, ScoringMixin, ThresholdMixin, SavingMixin, 
             checked._validate_params()
             checked._check_options()
         for name in READING:
-            getattr(self, name)
+            getattr(self, name)  # raises the error
 
     def _check_detectors(self) -> None:
         """Check that detectors are pairs of a name and a detector."""

@@ -27,6 +27,7 @@ from skmkd._cli.paths import good_images, is_within, new_images, output_paths
 from skmkd._cli.report import THUMBNAIL, Entry, write_report
 from skmkd._cli.tables import SURROGATES, Table, output_stream, to_json
 from skmkd._conformal import check_fpr, held_out
+from skmkd._ensemble import OWN, DetectorEnsemble
 from skmkd._files.archive import check_target
 from skmkd._images.image_files import ImageFile
 from skmkd._images.inputs import as_images
@@ -61,6 +62,8 @@ LAYOUTS: dict[str, Callable[..., Any]] = {
 def fit(args: argparse.Namespace) -> None:
     """Train a detector on normal images and save it to a file.
 
+    With several --source, one detector each is trained, and they judge images together.
+
     Some of the images are held out of training, and thresholds are set on them, or on the images
     of --calibrate. After the first epoch, Ctrl-C stops training early: the model is still written,
     with a warning. A second Ctrl-C aborts, and nothing is written.
@@ -70,7 +73,7 @@ def fit(args: argparse.Namespace) -> None:
     parameters, fpr = args.parameters, 0.05 if args.fpr is None else args.fpr
     if args.calibrate:
         parameters = parameters | {"validation_fraction": 0}
-    detector = METHODS[args.method](**{"verbose": int(sys.stderr.isatty())} | parameters)
+    detector = new_detector(args, {"verbose": int(sys.stderr.isatty())} | parameters)
     detector._validate_params()
     if args.calibrate and detector.on_error == "skip":
         others = [file.path for file in as_images(detector, others, True).usable().items]
@@ -80,13 +83,31 @@ def fit(args: argparse.Namespace) -> None:
         check_fpr(fpr, n_calibration, "--calibrate" if args.calibrate else "--hold-out")
     calibrated = f", calibrating on {n_calibration}" if n_calibration else ""
     print(f"Training on {len(good) - n_held} images{calibrated}.", flush=True)
-    detector.fit(good).set_params(verbose=parameters.get("verbose", 0))
+    for each in members(detector.fit(good)):
+        each.set_params(verbose=parameters.get("verbose", 0))
     if args.calibrate:
         detector.calibrate(others, fpr=fpr)
     elif args.fpr is not None:
         detector.save(args.output)  # if some files cannot be read, there may be too few for that
         detector.set_fpr(fpr)
     detector.save(args.output)
+
+
+def new_detector(args: argparse.Namespace, parameters: Mapping[str, Any]) -> Any:
+    """Return the detector that the options describe; with several sources, an ensemble."""
+    method, sources = METHODS[args.method], parameters.get("source", ["vgg16"])
+    each = [(str(source), method(**{**parameters, "source": source})) for source in sources]
+    if len(each) > 1:
+        shared = {name: parameters[name] for name in OWN if name in parameters}
+        return DetectorEnsemble(each, combine=args.combine or "max", **shared)
+    if args.combine is not None:
+        raise ValueError("--combine must be given with several --source; got one at most.")
+    return each[0][1]
+
+
+def members(detector: Any) -> list[Any]:
+    """Return the fitted detectors of an ensemble, or the only one."""
+    return getattr(detector, "detectors_", [detector])
 
 
 def n_held_out(detector: Any, n: int) -> int:
@@ -239,19 +260,26 @@ def load_dataset(layout: str, folder: Path, category: str | None) -> Any:
 
 def info(args: argparse.Namespace) -> None:
     """Print the class, parameters, thresholds and training of a model, as JSON."""
-    detector = load(args.model, device="cpu")
+    print(to_json(facts(load(args.model, device="cpu")), indent=2))
+
+
+def facts(detector: Any) -> dict[str, Any]:
+    """Return what `info` prints of a detector, and of each one of an ensemble."""
     parameters = detector.get_params(deep=False)
+    of_each = {}
+    if parameters.pop("detectors", None):
+        of_each = {name: facts(each) for name, each in detector.named_detectors_.items()}
     if isinstance(weights := parameters.get("source_weights"), Mapping):
         parameters["source_weights"] = f"a dict of {len(weights)} tensors"
-    scores = detector.calibration_scores_
-    facts = {
+    scores = getattr(detector, "calibration_scores_", None)
+    return {
         "class": type(detector).__name__,
         **{name: getattr(detector, name) for name in ATTRIBUTES if hasattr(detector, name)},
         "calibration images": 0 if scores is None else len(scores),
         "final loss": {name: float(curve[-1]) for name, curve in detector.loss_curve_.items()},
         "parameters": {k: v for k, v in parameters.items() if not is_deprecated(v)},
+        **({"detectors": of_each} if of_each else {}),
     }
-    print(to_json(facts, indent=2))
 
 
 def is_deprecated(value: Any) -> bool:
@@ -261,9 +289,11 @@ def is_deprecated(value: Any) -> bool:
 
 def load_model(args: argparse.Namespace) -> Any:
     """Load the model with the options `--device`, `--engine` and `--on-error`."""
-    given = {"engine": args.engine, "on_error": args.on_error}
     detector = load(args.model, device=args.device)
-    return detector.set_params(**{name: v for name, v in given.items() if v is not None})
+    if args.engine is not None:
+        for each in members(detector):
+            each.set_params(engine=args.engine)
+    return detector if args.on_error is None else detector.set_params(on_error=args.on_error)
 
 
 def print_drift(detector: Any, scores: Sequence[float]) -> None:

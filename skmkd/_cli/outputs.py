@@ -70,6 +70,9 @@ def map_shape(detector: Any, size: tuple[int, int]) -> tuple[int, int]:
 
     The networks see tiles resized, and a map has no more detail than that.
     """
+    if hasattr(detector, "detectors_"):
+        heights, widths = zip(*(map_shape(each, size) for each in detector.detectors_), strict=True)
+        return max(heights), max(widths)
     seen = size if detector._roi is None else detector._roi.size
     pairs = zip(size, grid(seen, detector._tiling).tile, detector._prepare.size, strict=True)
     height, width = (ceil(side * min(1, resized / tile)) for side, tile, resized in pairs)

@@ -29,6 +29,7 @@ from skmkd._cli.commands import (
     score,
 )
 from skmkd._cli.tables import FORMATS
+from skmkd._ensemble import COMBINATIONS
 from skmkd._runtime import ENGINES
 from skmkd._version import __version__
 
@@ -153,12 +154,19 @@ def build_parser() -> argparse.ArgumentParser:
         "--method", choices=list(METHODS), default="mkd",
         help="detector: MKDDetector or MemKDDetector (default: mkd)",
     )  # fmt: skip
+    sub.add_argument(
+        "--combine", choices=list(COMBINATIONS),
+        help="how several --source judge together: by the more anomalous score, and map at each "
+        "place, or by their mean (default: max)",
+    )  # fmt: skip
     sub.set_defaults(parameters={})
+    texts["source"] += "; may be given several times, for a detector of each source"
     group = sub.add_argument_group("parameters of the detector")
     for name, text in texts.items():
         group.add_argument(
-            option_of(name), dest=name, action=Parameter, type=literal, metavar="VALUE",
-            default=argparse.SUPPRESS, help=text.replace("%", "%%"),
+            option_of(name), dest=name, action=Repeated if name == "source" else Parameter,
+            type=literal, metavar="VALUE", default=argparse.SUPPRESS,
+            help=text.replace("%", "%%"),
         )  # fmt: skip
 
     for run in (score, localize):
@@ -214,6 +222,16 @@ class Parameter(argparse.Action):
     ) -> None:
         """Add one parameter."""
         namespace.parameters = {**namespace.parameters, self.dest: values}
+
+
+class Repeated(Parameter):
+    """Collect all values of a parameter in a list."""
+
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, _: Any = None
+    ) -> None:
+        """Add one value."""
+        super().__call__(parser, namespace, [*namespace.parameters.get(self.dest, ()), values])
 
 
 def add_debug_option(command: argparse.ArgumentParser, default: Any) -> None:
