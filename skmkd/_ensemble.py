@@ -59,8 +59,8 @@ def in_common(name: str) -> property:
 class DetectorEnsemble(OutlierMixin, ScoringMixin, ThresholdMixin, SavingMixin, _BaseComposition):
     """Several detectors, such as those of several sources, that judge each image together.
 
-    Sources differ in the anomalies that they see. Scores and maps of each detector are brought to a
-    common scale, on normal images that no detector has learned from, and then combined.
+    Scores and maps of each detector are brought to a common scale, on normal images that none has
+    learned from, and then combined: sources differ in the anomalies that they see.
 
     Parameters
     ----------
@@ -347,8 +347,7 @@ class DetectorEnsemble(OutlierMixin, ScoringMixin, ThresholdMixin, SavingMixin, 
                 f"method must be None for DetectorEnsemble, whose scale is that of its detectors' "
                 f"maps; got {method!r}. Set the detectors' localization before fit."
             )
-        given = "named_detectors_" not in vars(self)
-        if given:
+        if given := "named_detectors_" not in vars(self):
             self._check_detectors()
         for _, detector in self._pairs:
             checked = unfitted(detector) if given else detector
@@ -390,8 +389,7 @@ def level_and_peak(output: Output, images: Images) -> tuple[float, float]:
     """Return median and maximum of a map within the region of interest."""
     inside = output.map
     if images.regions is not None:
-        region = images.regions[output.index]
-        inside = region.rectangle(inside)[... if region.mask is None else region.mask]
+        inside = images.regions[output.index].inside(inside)
     return float(np.median(inside)), float(np.max(inside))
 
 

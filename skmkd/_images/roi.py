@@ -64,6 +64,10 @@ class Roi:
         top, left, bottom, right = self.box
         return array[top:bottom, left:right]
 
+    def inside(self, array: np.ndarray) -> np.ndarray:  # (H, W) -> (h, w) or (n,)
+        """Return what counts of a map: the rectangle, or the pixels of the mask."""
+        return self.rectangle(array)[... if self.mask is None else self.mask]
+
     def cut(self, image: np.ndarray) -> np.ndarray:  # (H, W, C) -> (h, w, C)
         """Return the rectangle of an image; pixels outside the mask have the mean of those inside.
 
