@@ -21,7 +21,7 @@ from skimage.data import lfw_subset
 from sklearn.metrics import roc_auc_score
 
 import skmkd
-from skmkd import MemKDDetector, MKDDetector
+from skmkd import DetectorEnsemble, MemKDDetector, MKDDetector
 from skmkd.datasets import list_images
 
 ROOT = Path(__file__).parents[1]
@@ -52,13 +52,16 @@ def documented_parameters(function_or_class) -> dict[str, str]:
     return dict(re.findall(r"^([*\w, ]+) : (.*)$", section.group(1), re.M)) if section else {}
 
 
-@pytest.mark.parametrize("detector", [MKDDetector, MemKDDetector])
+@pytest.mark.parametrize("detector", [MKDDetector, MemKDDetector, DetectorEnsemble])
 def test_constraints_docstring_and_signature_agree(detector):
     signature = inspect.signature(detector).parameters
     documented = documented_parameters(detector)
     assert list(documented) == list(signature)
     assert set(detector._parameter_constraints) == set(signature)
     for name, parameter in signature.items():
+        if name == "detectors":  # the only one without a default
+            assert parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+            continue
         assert parameter.kind is parameter.KEYWORD_ONLY
         stated = documented[name].partition("default=")[2]
         assert stated, name

@@ -20,7 +20,7 @@ from PIL import Image
 from skimage.data import lfw_subset
 
 import skmkd
-from skmkd import MemKDDetector, MKDDetector
+from skmkd import DetectorEnsemble, MemKDDetector, MKDDetector
 from skmkd._cli import commands, main
 from skmkd._networks.sources import source_state
 from skmkd.datasets import _masks, list_images
@@ -685,3 +685,70 @@ def test_a_report_may_have_no_pictures(place, tmp_path, capsys):
              "--report", tmp_path / "report.html"]  # fmt: skip
     assert main([str(word) for word in words]) == 0
     assert (tmp_path / "report.html").read_text().count("<img ") == 0
+
+
+# Several sources
+
+
+@pytest.fixture(scope="module")
+def ensemble_file(place, tmp_path_factory):
+    """A model of both bundled sources."""
+    path = tmp_path_factory.mktemp("ensemble") / "model.skmkd"
+    words = ["fit", place / "learn", "-o", path, "--calibrate", place / "held_out", *TWO.split()]
+    assert main([*map(str, words), *QUICK.split()]) == 0
+    return path
+
+
+TWO = "--source vgg16 --source efficientnet_lite0 --combine mean"
+
+
+def test_several_sources_are_an_ensemble_as_of_the_library(place, ensemble_file):
+    detectors = [(name, quick_detector(source=name)) for name in ("vgg16", "efficientnet_lite0")]
+    expected = DetectorEnsemble(
+        detectors, combine="mean", validation_fraction=0, random_state=0
+    ).fit(list_images(place / "learn"))
+    expected.calibrate(list_images(place / "held_out"))
+    found = skmkd.load(ensemble_file)
+    assert (found.offset_, found.map_offset_) == (expected.offset_, expected.map_offset_)
+    assert found.get_params(deep=False).keys() == expected.get_params(deep=False).keys()
+    paths = list_images(place / "set/other")
+    assert_array_equal(found.score_samples(paths), expected.score_samples(paths))
+
+
+def test_commands_take_an_ensemble(place, ensemble_file, tmp_path, capsys):
+    model, images = str(ensemble_file), str(place / "set/other")
+    found = skmkd.load(model)
+    words = ["score", model, images, "--engine", "torch", "--on-error", "skip", "--drift"]
+    assert main(words) == 0
+    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    paths = list_images(images)
+    assert_allclose([float(row["score"]) for row in rows], found.score_samples(paths), rtol=1e-6)
+    words = ["localize", model, images, "-o", tmp_path, "--report", tmp_path / "report.html"]
+    assert main([str(word) for word in words]) == 0
+    maps = [np.load(tmp_path / f"{path.stem}.npy") for path in map(Path, paths)]
+    expected = np.stack(found.localize(paths)).astype(np.float16)
+    assert_array_equal(np.stack(maps), expected)
+    assert main(["evaluate", model, str(place / "set")]) == 0
+    assert json.loads(capsys.readouterr().out)["images"] == 12
+    assert main(["info", model]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["class"] == "DetectorEnsemble"
+    assert facts["offset_"] == found.offset_
+    assert facts["parameters"]["combine"] == "mean"
+    assert list(facts["detectors"]) == ["vgg16", "efficientnet_lite0"]
+    assert facts["detectors"]["vgg16"]["parameters"]["image_size"] == 32
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--combine max", "--combine must be given with several --source"),
+        ("--source vgg16 --source vgg16", "not unique"),
+        ("--source vgg16 --source other", "got 'other'"),
+    ],
+)
+def test_sources_that_make_no_ensemble(place, options, message, tmp_path, capsys):
+    words = ["fit", str(place / "learn"), "-o", str(tmp_path / "model"), *options.split()]
+    assert main([*words, *QUICK.split(), "--hold-out", "0"]) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "model").exists()

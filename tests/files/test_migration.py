@@ -80,3 +80,12 @@ def test_calibration_scores_were_not_kept_up_to_format_5():
 def test_batch_norms_were_not_folded_up_to_format_6():
     old = values_of("MKDDetector", _roi=None)
     assert upgrade(old, 6) == values_of("MKDDetector", _roi=None, **NOT_FOLDED)
+
+
+def test_detectors_of_an_ensemble_are_upgraded():
+    member = values_of("MKDDetector", _roi=None)
+    attributes = {"offset_": -0.5}
+    old = {"detector": "DetectorEnsemble", "attributes": attributes, "detectors": [("a", member)]}
+    new = upgrade(old, 6)
+    assert new == {**old, "detectors": [("a", upgrade(member, 6))]}
+    assert new["detectors"][0][1] == values_of("MKDDetector", _roi=None, **NOT_FOLDED)
