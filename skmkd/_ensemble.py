@@ -119,7 +119,7 @@ class DetectorEnsemble(OutlierMixin, ScoringMixin, ThresholdMixin, SavingMixin, 
     little better than new images do, which raises more false alarms. The scale is therefore of the
     middle half of the images, and thresholds are of the most anomalous ones. In simulations of two
     detectors with normal, skewed and heavy-tailed scores, the rate with 20 held-out images was 4.7
-    to 5.4 % where 4.8 % were due, and with 100 images at most 0.2 % too high; a scale by mean and
+    to 5.5 % where 4.8 % were due, and with 100 images at most 0.2 % too high; a scale by mean and
     standard deviation made it up to 6.9 %. `calibrate` sets thresholds on other images and leaves
     the scale as it is: there the rate holds exactly.
 

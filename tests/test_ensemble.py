@@ -134,7 +134,7 @@ def test_detectors_that_are_given_stay_as_they_are(X):
 
 
 class Simulated:
-    """A detector whose scores of images 0, 1, ... are drawn, and maps are a pixel each."""
+    """A detector whose scores of images 0, 1, ... are drawn, and are one of three map pixels."""
 
     def __init__(self, anomalies):
         self.anomalies = anomalies
@@ -142,7 +142,7 @@ class Simulated:
     def _outputs(self, images, *, scores=True, maps=True, indices=None):
         for i in range(len(images)) if indices is None else indices:
             value = self.anomalies[i]
-            yield Output(i, -value, np.array([[0, value]], np.float32))
+            yield Output(i, -value, np.array([[0, 0, value]], np.float32))
 
     def _check_scores(self, scores):
         assert np.isfinite(scores).all()
@@ -161,8 +161,8 @@ class Normal(list):
 @pytest.mark.parametrize(("n", "due", "more"), [(20, 1 / 21, 0.01), (100, 5 / 101, 0.004)])
 def test_thresholds_are_nearly_honest_though_the_scale_is_of_the_same_images(draw, n, due, more):
     rng = np.random.default_rng(0)
-    n_new, rates = 200, []
-    for _ in range(600):
+    n_new, rates, map_rates = 200, [], []
+    for _ in range(300):
         first, second = (getattr(rng, draw)(size=(2, n + n_new)) * [[1], [1000]]).tolist()
         ensemble = DetectorEnsemble([])
         ensemble.named_detectors_ = {"a": Simulated(first), "b": Simulated(second)}
@@ -171,14 +171,18 @@ def test_thresholds_are_nearly_honest_though_the_scale_is_of_the_same_images(dra
         (a, x), (b, y) = ensemble.score_scaling_
         new = np.maximum((np.add(first, a)) / x, np.add(second, b) / y)[n:]
         rates.append(np.mean(-new < ensemble.offset_))
-    assert due - 0.004 < np.mean(rates) < due + more
+        x, y = ensemble.map_scaling_[:, 1]  # levels are 0
+        peaks = np.maximum(np.divide(first, x), np.divide(second, y))[n:]
+        map_rates.append(np.mean(peaks > ensemble.map_offset_))
+    for found in (rates, map_rates):
+        assert due - 0.004 < np.mean(found) < due + more
 
 
 @pytest.mark.parametrize("n", [20, 100])
 def test_thresholds_of_other_images_are_honest(n):
     rng = np.random.default_rng(0)
     rates = []
-    for _ in range(600):
+    for _ in range(300):
         first, second = rng.normal(size=(2, 20 + n + 200))
         ensemble = DetectorEnsemble([])
         ensemble.named_detectors_ = {"a": Simulated(first), "b": Simulated(second)}
