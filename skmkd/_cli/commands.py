@@ -99,7 +99,7 @@ def new_detector(args: argparse.Namespace, parameters: Mapping[str, Any]) -> Any
     each = [(str(source), method(**{**parameters, "source": source})) for source in sources]
     if len(each) > 1:
         shared = {name: parameters[name] for name in OWN if name in parameters}
-        return DetectorEnsemble(each, combine=args.combine or "max", **shared)
+        return DetectorEnsemble(each, combine=args.combine or "mean", **shared)
     if args.combine is not None:
         raise ValueError("--combine must be given with several --source; got one at most.")
     return each[0][1]

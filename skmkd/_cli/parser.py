@@ -156,8 +156,8 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     sub.add_argument(
         "--combine", choices=list(COMBINATIONS),
-        help="how several --source judge together: by the more anomalous score, and map at each "
-        "place, or by their mean (default: max)",
+        help="how several --source judge together: by the mean of their scores, and of their maps "
+        "at each place, or by the most anomalous one (default: mean)",
     )  # fmt: skip
     sub.set_defaults(parameters={})
     texts["source"] += "; may be given several times, for a detector of each source"

@@ -699,13 +699,13 @@ def ensemble_file(place, tmp_path_factory):
     return path
 
 
-TWO = "--source vgg16 --source efficientnet_lite0 --combine mean"
+TWO = "--source vgg16 --source efficientnet_lite0 --combine max"
 
 
 def test_several_sources_are_an_ensemble_as_of_the_library(place, ensemble_file):
     detectors = [(name, quick_detector(source=name)) for name in ("vgg16", "efficientnet_lite0")]
     expected = DetectorEnsemble(
-        detectors, combine="mean", validation_fraction=0, random_state=0
+        detectors, combine="max", validation_fraction=0, random_state=0
     ).fit(list_images(place / "learn"))
     expected.calibrate(list_images(place / "held_out"))
     found = skmkd.load(ensemble_file)
@@ -734,7 +734,7 @@ def test_commands_take_an_ensemble(place, ensemble_file, tmp_path, capsys):
     facts = json.loads(capsys.readouterr().out)
     assert facts["class"] == "DetectorEnsemble"
     assert facts["offset_"] == found.offset_
-    assert facts["parameters"]["combine"] == "mean"
+    assert facts["parameters"]["combine"] == "max"
     assert list(facts["detectors"]) == ["vgg16", "efficientnet_lite0"]
     assert facts["detectors"]["vgg16"]["parameters"]["image_size"] == 32
 
