@@ -305,4 +305,7 @@ class NetworkScoringMixin(ScoringMixin):
             place = self.device_.type if engine == "torch" else engine
             source = FeatureStore(folder, self.source_, f"{self.precision_} {place}", compute)
         batch_size = inference_batch_size(self._prepare.size, self.device_)
-        return ImageDataset(tiles, self._prepare, source, self.device_, batch_size)
+        # on a CPU, torch's threads wait for each other where several of Python's use them
+        overlaps = tiles.images.are_files or self.device_ != CPU or engine == "openvino"
+        prefetch = overlaps and len(tiles) > 1
+        return ImageDataset(tiles, self._prepare, source, self.device_, batch_size, prefetch)

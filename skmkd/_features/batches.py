@@ -99,6 +99,8 @@ class ImageDataset:
         Where the source is.
     batch_size : int
         Images that the source processes at once.
+    prefetch : bool
+        Whether other threads read and prepare the next images meanwhile.
     """
 
     tiles: Tiles
@@ -106,9 +108,26 @@ class ImageDataset:
     source: Callable[[Tensor], Features]
     device: torch.device
     batch_size: int
+    prefetch: bool = True
 
     def tensors(self, batches: Iterable[Sequence[int]]) -> Iterator[Tensor]:
-        """Yield the prepared images of each batch; as many threads as torch's prefetch the next."""
+        """Yield the prepared images of each batch."""
+        for indices, parts in (self._prefetched if self.prefetch else self._in_turn)(batches):
+            images = torch.cat(parts)
+            self.tiles.warn_of_unreadable(indices)
+            yield images.to(self.device, memory_format=torch.channels_last)
+
+    def _in_turn(
+        self, batches: Iterable[Sequence[int]]
+    ) -> Iterator[tuple[Sequence[int], list[Tensor]]]:
+        """Yield each batch and its images in parts."""
+        for indices in batches:
+            yield indices, [self._read(run) for run in self._runs(indices)]
+
+    def _prefetched(
+        self, batches: Iterable[Sequence[int]]
+    ) -> Iterator[tuple[Sequence[int], list[Tensor]]]:
+        """Yield each batch and its images; as many threads as torch's read the next ones."""
         n_threads = torch.get_num_threads()
         batches = iter(batches)
         ahead: deque[tuple[Sequence[int], list[Future[Tensor]]]] = deque()
@@ -118,14 +137,12 @@ class ImageDataset:
                 while sum(len(parts) for _, parts in islice(ahead, 1, None)) < n_threads:
                     if (indices := next(batches, None)) is None:
                         break
-                    runs = self.tiles.runs(indices, RUN_PIXELS[self._prepared_on.type])
-                    ahead.append((indices, [pool.submit(self._read, run) for run in runs]))
+                    parts = [pool.submit(self._read, run) for run in self._runs(indices)]
+                    ahead.append((indices, parts))
                 if not ahead:
                     return
                 indices, parts = ahead.popleft()
-                images = torch.cat([part.result() for part in parts])
-                self.tiles.warn_of_unreadable(indices)
-                yield images.to(self.device, memory_format=torch.channels_last)
+                yield indices, [part.result() for part in parts]
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -133,6 +150,10 @@ class ImageDataset:
     def _prepared_on(self) -> torch.device:
         """Where images are prepared: on the device, if it computes in float64."""
         return self.device if self.device.type == "cuda" else CPU
+
+    def _runs(self, indices: Sequence[int]) -> Iterable[Sequence[int]]:
+        """Split a batch into images that are read and prepared at once."""
+        return self.tiles.runs(indices, RUN_PIXELS[self._prepared_on.type])
 
     def _read(self, indices: Sequence[int]) -> Tensor:
         with plain_arithmetic(False, self.device):

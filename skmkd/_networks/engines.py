@@ -46,7 +46,7 @@ def source_engine(source: nn.Module, precision: str, engine: str) -> Run:
     if engine == "torch":
         return source
     make = partial(compile_openvino, source, precision)
-    return _prepared(source, ("openvino", precision), make)
+    return _prepared(source, ("openvino", precision), None, make)
 
 
 def cloner_output(
@@ -63,7 +63,9 @@ def cloner_output(
         with products_in(precision, device):
             return cloner(inputs)
     make = partial(compile_openvino if engine == "openvino" else _folded, cloner, precision)
-    return _prepared(cloner, (engine, precision), make)(inputs)
+    tensors = chain(cloner.parameters(), cloner.buffers())
+    state = [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
+    return _prepared(cloner, (engine, precision), state, make)(inputs)
 
 
 def _folded(cloner: nn.Module, precision: str) -> Run:
@@ -73,10 +75,10 @@ def _folded(cloner: nn.Module, precision: str) -> Run:
     return BFloat16(network) if precision == "bfloat16" else network
 
 
-def _prepared(network: nn.Module, how: tuple[str, str], make: Callable[[], Run]) -> Run:
-    """Return what `make` makes of a network in its present state, made once."""
-    tensors = chain(network.parameters(), network.buffers())
-    state = [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
+def _prepared(
+    network: nn.Module, how: tuple[str, str], state: Any, make: Callable[[], Run]
+) -> Run:
+    """Return what `make` makes of a network, made once for each state that it is in."""
     known = PREPARED.setdefault(network, {})
     if how not in known or known[how][0] != state:
         known[how] = state, make()
