@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import csv
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from shutil import rmtree
 from tempfile import mkdtemp
@@ -318,6 +319,27 @@ def head_ct(_: str, data: Path | None, seed: int) -> Case:
     return held_out(parts["0"], parts["1"], seed)
 
 
+def solar_cells(_: str, data: Path | None, seed: int) -> Case:
+    """Learn a half of the intact polycrystalline cells; test the others, and all with defects.
+
+    They are those of PyPI's elpv-dataset that its labels are sure of. A folder, if one is given,
+    is that of the package's data.
+    """
+    if data is None:
+        if (package := find_spec("elpv_dataset")) is None or package.origin is None:
+            raise ValueError("The solar cells need a package: pip install elpv-dataset")
+        data = Path(package.origin).parent / "data"
+    parts: dict[str, list[Path]] = {"0.0": [], "1.0": []}
+    for line in (data / "labels.csv").read_text().splitlines():
+        name, probability, kind = line.split()
+        if kind == "poly" and probability in parts:
+            parts[probability].append(data / name)
+    intact, defect = parts.values()
+    order = np.random.default_rng(seed).permutation(len(intact))
+    learn, good = ([intact[i] for i in half] for half in np.array_split(order, 2))
+    return Case(learn, [*good, *defect], labels(len(good), len(defect)))
+
+
 def retinal_oct(_: str, data: Path | None, __: int) -> Case:
     """Read "train/NORMAL", and the folders of "test": NORMAL, CNV, DME and DRUSEN."""
     folder = folder_of(data)
@@ -351,6 +373,7 @@ DATA_SETS = {
     "visa": industrial(datasets.load_visa),
     "mpdd": industrial(datasets.load_mpdd),
     "btad": industrial(datasets.load_btad),
+    "solar_cells": DataSet(one("polycrystalline"), solar_cells),
     "brain_mri": DataSet(one("brain_mri"), brain_mri),
     "head_ct": DataSet(one("head_ct"), head_ct),
     "retinal_oct": DataSet(one("retinal_oct"), retinal_oct),
