@@ -33,6 +33,7 @@ USED = {  # gradient method -> options that it uses
     "guided_backprop": ("through_source",),
 }
 RECTIFIERS = {F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
+BOUNDED = {F.relu6, F.hardtanh}  # what nn.ReLU6 calls
 
 
 def input_gradient(
@@ -72,7 +73,7 @@ class _GuidedReLU(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         output = func(*args, **(kwargs or {}))
-        if func in RECTIFIERS and output.requires_grad:
+        if func in RECTIFIERS | BOUNDED and output.requires_grad:
             output.register_hook(lambda gradient: gradient.clamp(min=0))
         return output
 

@@ -75,9 +75,7 @@ def _folded(cloner: nn.Module, precision: str) -> Run:
     return BFloat16(network) if precision == "bfloat16" else network
 
 
-def _prepared(
-    network: nn.Module, how: tuple[str, str], state: Any, make: Callable[[], Run]
-) -> Run:
+def _prepared(network: nn.Module, how: tuple[str, str], state: Any, make: Callable[[], Run]) -> Run:
     """Return what `make` makes of a network, made once for each state that it is in."""
     known = PREPARED.setdefault(network, {})
     if how not in known or known[how][0] != state:

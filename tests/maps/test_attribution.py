@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import TinySource, tiny_detector
 from numpy.testing import assert_allclose
 from torch import nn
@@ -109,6 +110,8 @@ def test_guided_backprop_equals_a_hand_computation(inplace):
         torch.Tensor.relu,
         lambda x: torch.relu_(x * 1),
         lambda x: (x * 1).relu_(),
+        nn.ReLU6(),
+        F.relu6,
     ],
 )
 def test_guided_backprop_handles_every_kind_of_relu(rectify):
