@@ -24,6 +24,8 @@ from benchmarks.accuracy.cases import DATA_SETS, Case
 from benchmarks.accuracy.variants import MapScores
 from skmkd import MKDDetector
 
+pytestmark = pytest.mark.benchmarks
+
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (9, 9), dtype=np.uint8)
 

@@ -18,6 +18,8 @@ from skimage.data import lfw_subset
 
 from skmkd import MKDDetector
 
+pytestmark = pytest.mark.benchmarks
+
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "benchmarks"
 
