@@ -199,11 +199,12 @@ def spread(seeds: list[dict[str, Any]], name: str) -> str:
 
 def quoted(results: Path) -> str:
     """Return the README's table: skmkd's own methods, and the best of the baselines."""
-    lines = header(["images", "figure", *OURS, "best baseline"])
+    own = [method.removeprefix("the ") for method in OURS]
+    lines = header(["images", "figure", *own, "best baseline"])
     for name, images in QUOTED.items():
         rows = last_epochs(rows_of(results / f"{name}.json"))
         means = {method: mean for (method, _), (mean, _) in means_of(rows).items()}
-        baselines = [method for method in means if method not in OURS]
+        baselines = [method for method in means if not method.startswith("the ")]
         for figure in shown_of(rows):
             found = {m: f"{means[m][figure]:.1f}" for m in means if figure in means[m]}
             known = [m for m in baselines if m in found]
