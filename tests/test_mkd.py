@@ -226,6 +226,20 @@ def test_source_that_is_not_finite(images, value, message):
         tiny_detector(source=source).fit(images)
 
 
+def test_a_buffer_of_a_source_may_be_infinite(images):
+    class Limited(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.features = TinySource().features
+            self.register_buffer("limit", torch.tensor(torch.inf))
+
+        def forward(self, images):
+            return self.features(torch.minimum(images, self.limit))
+
+    scores = tiny_detector(source=Limited()).fit(images).score_samples(images)
+    assert_array_equal(scores, tiny_detector().fit(images).score_samples(images))
+
+
 def test_maps_use_the_score_layers(images):
     detector = tiny_detector(score_layers=["features.2"], smoothing_sigma=0, opening_size=1)
     detector.set_params(image_size=(20, 24)).fit(images)

@@ -30,13 +30,15 @@ from skmkd._cli.commands import (
 )
 from skmkd._cli.tables import FORMATS
 from skmkd._ensemble import COMBINATIONS
-from skmkd._runtime import ENGINES
+from skmkd._runtime import ENGINES, MissingExtraError
 from skmkd._version import __version__
 
 EPILOG = """exit codes: 0 success, 1 error (see the message), 2 invalid command line, 130
 interrupted"""
 HELD_OUT = "validation_fraction"
-USER_ERRORS = (ValueError, OSError, MemoryError, torch.cuda.OutOfMemoryError)
+USER_ERRORS = (
+    ValueError, OSError, MemoryError, MissingExtraError, torch.cuda.OutOfMemoryError,
+)  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -173,5 +173,6 @@ def _pool(before: tuple[int, int], after: tuple[int, int]) -> nn.Module:
     for ceil_mode in (False, True):
         sides = tuple(-(-side // stride) if ceil_mode else side // stride for side in before)
         if sides == after:
-            return nn.MaxPool2d(stride, ceil_mode=ceil_mode)
+            kernel = (min(stride, before[0]), min(stride, before[1]))
+            return nn.MaxPool2d(kernel, stride, ceil_mode=ceil_mode)
     return nn.AdaptiveMaxPool2d(after)

@@ -46,7 +46,8 @@ class FusedConv(nn.Conv2d):
                 rows, packed, self.bias, padding, stride, *others, *POINTWISE[self.activation]
             )
         nvidia = images.device.type == "cuda" and torch.version.cuda is not None
-        if nvidia and self.activation == "relu" and dtype == torch.bfloat16:
+        computes = nvidia and dtype == torch.bfloat16 and is_native(images.device)
+        if computes and self.activation == "relu":
             rows = images.to(dtype)
             return torch.cudnn_convolution_relu(rows, self.weight, self.bias, *settings)
         return self._in_steps(images)
@@ -91,7 +92,7 @@ def fuse(network: fx.GraphModule) -> None:
     for node in network.graph.nodes:
         if (activation := _activation(node, modules)) is None:
             continue
-        (before, *_) = node.args
+        before = node.all_input_nodes[0]
         convolution = modules.get(before.target) if before.op == "call_module" else None
         if isinstance(convolution, FusedConv) and calls[before.target] == len(before.users) == 1:
             convolution.activation = activation
@@ -103,7 +104,9 @@ def fuse(network: fx.GraphModule) -> None:
 def _activation(node: fx.Node, modules: dict[str, nn.Module]) -> str | None:
     """Return the activation that a node of a graph computes, if it can be fused."""
     if node.op == "call_module":
-        return {nn.ReLU: "relu", nn.ReLU6: "relu6"}.get(type(modules[str(node.target)]))
+        module = modules[str(node.target)]
+        kinds = {} if _has_hooks(module) else {nn.ReLU: "relu", nn.ReLU6: "relu6"}
+        return kinds.get(type(module))
     return "relu" if node.op == "call_function" and node.target in RECTIFIERS else None
 
 
@@ -126,8 +129,10 @@ def _folded(layers: Iterable[nn.Module]) -> list[nn.Module]:
         before = done[-1] if done else None
         if type(layer) is nn.Sequential:
             done += layer
-        elif isinstance(layer, nn.BatchNorm2d) and isinstance(
-            before, (nn.Conv2d, nn.ConvTranspose2d)
+        elif (
+            isinstance(layer, nn.BatchNorm2d)
+            and isinstance(before, (nn.Conv2d, nn.ConvTranspose2d))
+            and getattr(before, "activation", None) is None
         ):
             transposed = isinstance(before, nn.ConvTranspose2d)
             done[-1] = fuse_conv_bn_eval(before, layer, transposed)
@@ -146,7 +151,13 @@ def _is_plain(module: nn.Module) -> bool:
         type(module) is nn.Conv2d
         and module.padding_mode == "zeros"
         and not isinstance(module.padding, str)
+        and not _has_hooks(module)
     )
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    """Return whether its user has a module do more than it does by itself."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _fused(convolution: nn.Module) -> FusedConv:

@@ -20,7 +20,7 @@ from skmkd._maps.discrepancy import Features
 from skmkd._networks.cloners import ChunkedBlock
 from skmkd._networks.precision import BFloat16, is_native
 from skmkd._networks.tracing import TRACING
-from skmkd._runtime import CPU, plain_arithmetic
+from skmkd._runtime import CPU, MissingExtraError, plain_arithmetic
 
 TELEMETRY = "openvino_telemetry"
 COMPILED: MutableSet[Any] = WeakSet()
@@ -144,6 +144,8 @@ def _convert(
     layers: list[str] = []
 
     def run(*examples: Tensor) -> list[Tensor]:
+        for each in examples:
+            [int(side) for side in each.shape[1:]]  # makes constants of them
         features = network(examples, names)
         layers[:] = features
         return list(features.values())
@@ -185,7 +187,7 @@ def _openvino() -> Any:
         with TRACING, _missing(TELEMETRY):
             return importlib.import_module("openvino")
     except ImportError as error:
-        raise ImportError(
+        raise MissingExtraError(
             "engine='openvino' needs OpenVINO: pip install \"skmkd[openvino]\""
         ) from error
 

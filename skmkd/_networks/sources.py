@@ -192,8 +192,10 @@ def _freeze(
                 )
         copies = {name: tensor.detach().clone() for name, tensor in tensors.items()}
         network.load_state_dict(copies, assign=True)
+    parameters = dict(network.named_parameters())
     for name, tensor in network.state_dict().items():  # as ReLUs may hide it
-        if not tensor.isfinite().all():
+        is_weight = name in parameters or name.endswith(("running_mean", "running_var"))
+        if is_weight and not tensor.isfinite().all():
             raise ValueError(f"source must have finite weights; {name!r} has not.")
     fuse(network)
     network = to_device(network, device)

@@ -123,6 +123,7 @@ def test_an_engine_may_be_chosen_for_a_model(place, engine, capsys, monkeypatch)
     words = ["score", str(place / "model.skmkd"), str(place / "learn/0.png"), "--engine", engine]
     assert main(words) == (engine == "openvino")
     errors = capsys.readouterr().err
+    assert "bug" not in errors
     needed = "engine='openvino' needs OpenVINO: pip install \"skmkd[openvino]\""
     assert (needed in errors) == (engine == "openvino")
 

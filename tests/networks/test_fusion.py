@@ -98,6 +98,30 @@ def test_only_an_activation_that_alone_uses_a_convolution_is_fused(pixels):
         torch.testing.assert_close(network(1000 * pixels)["add_1"], expected, rtol=1e-5, atol=1e-4)
 
 
+def test_what_hooks_do_and_arguments_by_name_stay(pixels):
+    class Hooked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.third = (nn.Conv2d(3, 3, 1) for _ in range(3))
+            self.relu, self.tripled = nn.ReLU(), nn.ReLU()
+
+        def forward(self, images):
+            images = self.tripled(self.second(self.relu(input=self.first(images))))
+            return self.relu(self.third(images)) * 1
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = Hooked().eval()
+    module.third.register_forward_hook(lambda module, args, output: output * 2 - 1)
+    module.tripled.register_forward_hook(lambda module, args, output: output * 3)
+    network = extract_features(module, ["mul"]).requires_grad_(False)
+    with torch.no_grad():
+        expected = network(pixels)["mul"]
+        fuse(network)
+        torch.testing.assert_close(network(pixels)["mul"], expected, rtol=1e-5, atol=1e-5)
+    assert [m.activation for m in fused_in(network)] == ["relu", None]
+
+
 @pytest.mark.parametrize("grouped", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("activation", [None, "relu", "relu6"])
