@@ -101,7 +101,7 @@ def product(dtype: torch.dtype) -> Callable[[], Any]:
 def operations(network: torch.nn.Module, *inputs: Any) -> int:
     """Count additions and multiplications of one forward pass."""
     counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
+    with counter, torch.enable_grad():  # else oneDNN's own, which are not counted
         network(*inputs)
     return counter.get_total_flops()
 
