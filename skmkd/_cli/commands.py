@@ -95,14 +95,16 @@ def fit(args: argparse.Namespace) -> None:
 
 def new_detector(args: argparse.Namespace, parameters: Mapping[str, Any]) -> Any:
     """Return the detector that the options describe; with several sources, an ensemble."""
-    method, sources = METHODS[args.method], parameters.get("source", ["vgg16"])
-    each = [(str(source), method(**{**parameters, "source": source})) for source in sources]
-    if len(each) > 1:
+    method, sources = METHODS[args.method], parameters.get("source", ())
+    combine = {} if args.combine is None else {"combine": args.combine}
+    if len(sources) > 1:
+        each = [(str(source), method(**{**parameters, "source": source})) for source in sources]
         shared = {name: parameters[name] for name in OWN if name in parameters}
-        return DetectorEnsemble(each, combine=args.combine or "mean", **shared)
-    if args.combine is not None:
+        return DetectorEnsemble(each, **combine, **shared)
+    if combine:
         raise ValueError("--combine must be given with several --source; got one at most.")
-    return each[0][1]
+    only = {"source": sources[0]} if sources else {}
+    return method(**{**parameters, **only})
 
 
 def members(detector: Any) -> list[Any]:

@@ -73,8 +73,7 @@ def same_padding(x: Tensor) -> Tensor:  # (n, C, H, W)
     An even length takes one zero less than an odd one, and goes without the first.
     """
     height, width = x.shape[2], x.shape[3]
-    top, left = height - height // 2 * 2, width - width // 2 * 2  # OpenVINO does not know %
-    return F.pad(x, (left, 1, top, 1))
+    return F.pad(x, (width % 2, 1, height % 2, 1))
 
 
 def in_stages(name: str) -> str:

@@ -14,7 +14,7 @@ from torch import nn
 
 from skmkd._maps.discrepancy import Features
 from skmkd._networks.cloners import Cloner
-from skmkd._networks.fusion import fold
+from skmkd._networks.fusion import fold, version
 from skmkd._networks.openvino import compile_openvino
 from skmkd._networks.precision import BFloat16, products_in
 from skmkd._networks.recall import MemoryCloner
@@ -63,8 +63,7 @@ def cloner_output(
         with products_in(precision, device):
             return cloner(inputs)
     make = partial(compile_openvino if engine == "openvino" else _folded, cloner, precision)
-    tensors = chain(cloner.parameters(), cloner.buffers())
-    state = [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
+    state = [version(tensor) for tensor in chain(cloner.parameters(), cloner.buffers())]
     return _prepared(cloner, (engine, precision), state, make)(inputs)
 
 

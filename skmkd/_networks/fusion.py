@@ -15,6 +15,7 @@ from torch.nn.utils import fuse_conv_bn_eval
 
 from skmkd._maps.attribution import RECTIFIERS
 from skmkd._networks.precision import is_native
+from skmkd._runtime import CPU
 
 POINTWISE: dict[str | None, tuple[Any, ...]] = {  # oneDNN's names, and limits
     None: ("none", [], ""),
@@ -63,19 +64,24 @@ def _computes(dtype: torch.dtype) -> bool:
     """Return whether this build's oneDNN computes in a number format on this CPU."""
     if not torch.backends.mkldnn.is_available():
         return False
-    return dtype == torch.float32 or (dtype == torch.bfloat16 and is_native(torch.device("cpu")))
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and is_native(CPU))
+
+
+def version(tensor: Tensor) -> tuple[int, int]:
+    """Return what is another once a tensor is another, or has changed other than by `.data`."""
+    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
 
 
 def _packed(convolution: nn.Conv2d) -> Tensor:
     """Return the weights of a convolution in oneDNN's layout, as long as they do not change."""
     weight = convolution.weight
-    version = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
-    if (known := PACKED.get(convolution)) is None or known[0] != version:
+    state = version(weight)
+    if (known := PACKED.get(convolution)) is None or known[0] != state:
         packed = torch.ops.mkldnn._reorder_convolution_weight(
             weight, convolution.padding, convolution.stride, convolution.dilation,
             convolution.groups,
         )  # fmt: skip
-        known = PACKED[convolution] = version, packed
+        known = PACKED[convolution] = state, packed
     return known[1]
 
 
@@ -105,8 +111,8 @@ def _activation(node: fx.Node, modules: dict[str, nn.Module]) -> str | None:
     """Return the activation that a node of a graph computes, if it can be fused."""
     if node.op == "call_module":
         module = modules[str(node.target)]
-        kinds = {} if _has_hooks(module) else {nn.ReLU: "relu", nn.ReLU6: "relu6"}
-        return kinds.get(type(module))
+        kind = {nn.ReLU: "relu", nn.ReLU6: "relu6"}.get(type(module))
+        return None if _has_hooks(module) else kind
     return "relu" if node.op == "call_function" and node.target in RECTIFIERS else None
 
 

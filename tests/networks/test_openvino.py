@@ -108,6 +108,14 @@ def test_source_computes_what_torch_does(precision, side):
     assert_close(compile_openvino(source, precision)(x), exact(source, x), precision)
 
 
+def test_padding_that_depends_on_the_size():
+    height, width = 33, 32
+    given = "efficientnet_lite0", "auto", 4, REDUCTIONS, (height, width), CPU, "float32", 0
+    source = build_source(*given).network
+    x = images(side=height)[..., :width]
+    assert_close(compile_openvino(source, "float32")(x), exact(source, x), "float32")
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     "make", [mkd_cloner, partial(memory_cloner, ForwardCloner, (1, 2))], ids=["MKD", "MemMKD"]
