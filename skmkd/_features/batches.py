@@ -24,6 +24,8 @@ OTHER_PIXELS = 2**20
 GPU_PIXELS, GPU_BYTES = 2**22, 2**13  # at most, and memory of the device for each
 RUN_PIXELS = {"cpu": 2**18, "cuda": 2**22}  # of the images that are read and prepared at once
 
+Runs = tuple[Sequence[int], list[list[int]]]  # a batch, and what of it is prepared at once
+
 
 class Batch(NamedTuple):
     """Prepared images and the source's features.
@@ -112,33 +114,30 @@ class ImageDataset:
 
     def tensors(self, batches: Iterable[Sequence[int]]) -> Iterator[Tensor]:
         """Yield the prepared images of each batch."""
-        for indices, parts in (self._prefetched if self.prefetch else self._in_turn)(batches):
+        n_pixels = RUN_PIXELS[self._prepared_on.type]
+        runs = ((indices, self.tiles.runs(indices, n_pixels)) for indices in batches)
+        for indices, parts in (self._prefetched if self.prefetch else self._in_turn)(runs):
             images = torch.cat(parts)
             self.tiles.warn_of_unreadable(indices)
             yield images.to(self.device, memory_format=torch.channels_last)
 
-    def _in_turn(
-        self, batches: Iterable[Sequence[int]]
-    ) -> Iterator[tuple[Sequence[int], list[Tensor]]]:
-        """Yield each batch and its images in parts."""
-        for indices in batches:
-            yield indices, [self._read(run) for run in self._runs(indices)]
+    def _in_turn(self, batches: Iterator[Runs]) -> Iterator[tuple[Sequence[int], list[Tensor]]]:
+        """Yield each batch and its images in runs."""
+        for indices, runs in batches:
+            yield indices, [self._read(run) for run in runs]
 
-    def _prefetched(
-        self, batches: Iterable[Sequence[int]]
-    ) -> Iterator[tuple[Sequence[int], list[Tensor]]]:
+    def _prefetched(self, batches: Iterator[Runs]) -> Iterator[tuple[Sequence[int], list[Tensor]]]:
         """Yield each batch and its images; as many threads as torch's read the next ones."""
         n_threads = torch.get_num_threads()
-        batches = iter(batches)
         ahead: deque[tuple[Sequence[int], list[Future[Tensor]]]] = deque()
         pool = ThreadPoolExecutor(n_threads)
         try:
             while True:
                 while sum(len(parts) for _, parts in islice(ahead, 1, None)) < n_threads:
-                    if (indices := next(batches, None)) is None:
+                    if (batch := next(batches, None)) is None:
                         break
-                    parts = [pool.submit(self._read, run) for run in self._runs(indices)]
-                    ahead.append((indices, parts))
+                    indices, runs = batch
+                    ahead.append((indices, [pool.submit(self._read, run) for run in runs]))
                 if not ahead:
                     return
                 indices, parts = ahead.popleft()
@@ -150,10 +149,6 @@ class ImageDataset:
     def _prepared_on(self) -> torch.device:
         """Where images are prepared: on the device, if it computes in float64."""
         return self.device if self.device.type == "cuda" else CPU
-
-    def _runs(self, indices: Sequence[int]) -> Iterable[Sequence[int]]:
-        """Split a batch into images that are read and prepared at once."""
-        return self.tiles.runs(indices, RUN_PIXELS[self._prepared_on.type])
 
     def _read(self, indices: Sequence[int]) -> Tensor:
         with plain_arithmetic(False, self.device):
