@@ -16,7 +16,7 @@ from joblib import Parallel, delayed
 from sklearn.metrics import average_precision_score, roc_auc_score
 from tqdm import tqdm
 
-from benchmarks.accuracy import baselines
+from benchmarks.accuracy import baselines, peers
 from benchmarks.accuracy.cases import DATA_SETS, Case, DataSet, spaced
 from benchmarks.accuracy.variants import MapScores
 from benchmarks.timing import machine
@@ -40,6 +40,7 @@ ESTIMATORS |= {
     name: getattr(baselines, name)
     for name in ("PatchNeighbours", "PositionGaussians", "PooledForest", "PooledSVM")
 }
+ESTIMATORS |= {name: getattr(peers, name) for name in ("AnomalibPatchCore", "AnomalibPaDiM")}
 ESTIMATORS["MapScores"] = MapScores
 
 LOSS = ("value_weight", "direction_weight", "direction", "image_score", "localization")
