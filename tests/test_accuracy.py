@@ -19,7 +19,7 @@ from scipy import ndimage
 from sklearn.metrics import roc_auc_score
 
 from benchmarks.accuracy import __main__ as command
-from benchmarks.accuracy import baselines, cases, cost, render, runner
+from benchmarks.accuracy import baselines, cases, cost, objects, render, runner
 from benchmarks.accuracy.cases import DATA_SETS, Case
 from benchmarks.accuracy.variants import MapScores
 from skmkd import MKDDetector
@@ -166,6 +166,80 @@ def test_plates_are_drawn_from_the_seed_alone(few_plates):
         assert_array_equal(pixels(getattr(again, name)), pixels(getattr(first, name)))
     means = [pixels(case.learn).mean((0, 3)) for case in (first, other)]
     assert np.abs(means[0] - means[1]).max() > 80  # its holes are elsewhere
+
+
+@pytest.fixture
+def few_gears(monkeypatch):
+    """Read a few gears of a kind and seed."""
+    monkeypatch.setattr(cases.objects, "GEARS", (4, 3, 8))
+    return lambda kind, seed=0: DATA_SETS["moving_objects"].read(kind, None, seed)
+
+
+@pytest.mark.parametrize("kind", objects.KINDS)
+def test_gears_are_whole_or_have_one_small_defect_that_is_plain_to_see(kind, few_gears):
+    case = few_gears(kind)
+    images = np.concatenate([case.learn, case.test])
+    assert images.shape == (15, 256, 256)
+    assert images.dtype == np.uint8
+    assert len({image.tobytes() for image in images}) == 15
+    assert_array_equal(case.y, np.repeat([1, -1], [3, 8]))
+    assert case.masks.shape == (11, 256, 256)
+    assert not case.masks[:3].any()
+    for mask in case.masks[3:]:
+        assert skimage.measure.label(mask).max() == 1
+        assert 60 <= mask.sum() <= 600
+        assert mask[1:-1, 1:-1].sum() == mask.sum()
+
+
+def toothed_rim(image):
+    """Whether there is metal at 1440 angles of a circle through the teeth of a gear."""
+    metal = image > 100
+    y, x = (metal.any(axis).nonzero()[0] for axis in (1, 0))
+    middle, radius = [(a[0] + a[-1]) / 2 for a in (y, x)], (np.ptp(y) + np.ptp(x)) / 4 - 6
+    angles = np.linspace(0, 2 * np.pi, 1440, endpoint=False)
+    at = [middle[0] + radius * np.sin(angles), middle[1] + radius * np.cos(angles)]
+    return ndimage.map_coordinates(metal, at, order=0)
+
+
+def test_teeth_are_24_or_one_is_missing(few_gears):
+    case = few_gears("missing tooth")
+    for image, y in zip(case.test, case.y, strict=True):
+        rim = toothed_rim(image)
+        assert (rim > np.roll(rim, 1)).sum() == (24 if y == 1 else 23)
+    for kind in objects.KINDS[1:]:
+        for image in few_gears(kind).test:
+            rim = toothed_rim(image)
+            assert (rim > np.roll(rim, 1)).sum() == 24
+
+
+def test_smudges_are_darker_and_misprints_are_where_the_print_is(few_gears):
+    case = few_gears("smudge")
+    for image, mask in zip(case.test[3:], case.masks[3:], strict=True):
+        around = ndimage.binary_dilation(mask, iterations=6) & ~mask
+        assert np.median(image[mask]) < np.median(image[around]) - 15
+    case = few_gears("misprint")
+    for image, mask in zip(case.test[3:], case.masks[3:], strict=True):
+        metal = image > 100
+        top, bottom = (metal.any(1).nonzero()[0][i] for i in (0, -1))
+        off = abs(ndimage.center_of_mass(mask)[0] - (top + bottom) / 2)
+        assert 30 <= off <= 60
+
+
+def test_gears_move_and_their_light_varies(few_gears):
+    learn = few_gears("smudge").learn
+    metal = learn > 100
+    assert np.ptp([ndimage.center_of_mass(each) for each in metal], axis=0).min() > 2
+    assert np.ptp([np.median(i[m]) for i, m in zip(learn, metal, strict=True)]) > 5
+
+
+def test_gears_are_drawn_from_the_seed_and_kinds_share_the_good_ones(few_gears):
+    smudge, again, misprint = map(few_gears, ["smudge", "smudge", "misprint"])
+    for found, expected in zip(again, smudge, strict=True):
+        assert_array_equal(found, expected)
+    assert_array_equal(misprint.learn, smudge.learn)
+    assert_array_equal(misprint.test[:3], smudge.test[:3])
+    assert (misprint.test[3:] != smudge.test[3:]).any((1, 2)).all()
+    assert (few_gears("smudge", 1).learn != smudge.learn).any((1, 2)).all()
 
 
 @pytest.mark.parametrize(("data", "n_learn", "n_test"), [("digits", 89, 1708), ("faces", 70, 130)])

@@ -1,8 +1,8 @@
 """What is learned from and what is judged: the cases of every data set, read from where they are.
 
 A case is one normal class, texture or category. Offline are the images that come with
-scikit-image, scikit-learn and Debian's package dataset-fashion-mnist, and plates that are drawn
-here; the others lie in a folder that the user names, in their published layouts.
+scikit-image, scikit-learn and Debian's package dataset-fashion-mnist, and plates and gears that
+are drawn; the others lie in a folder that the user names, in their published layouts.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10
 
 from benchmarks import fashion_mnist
+from benchmarks.accuracy import objects
 from skmkd import datasets
 from skmkd.datasets import list_images, make_defects
 
@@ -240,6 +241,17 @@ def smooth_noise(rng: np.random.Generator, *shape: int) -> np.ndarray:
     return np.asarray(noise.resize(PLATE[::-1], Image.Resampling.BICUBIC))
 
 
+def moving_objects(kind: str, _: Path | None, seed: int) -> Case:
+    """Learn gears that lie where they happen to; test others, good ones and ones with a defect.
+
+    The cases are kinds of defects. They share the gears to learn from and the good ones, so that
+    the mean of their areas under ROC curves is the area of all kinds together.
+    """
+    learn, test, masks = objects.gears(kind, seed)
+    n_bad = objects.GEARS[2]
+    return Case(learn, test, labels(len(test) - n_bad, n_bad), masks)
+
+
 # Where the data is
 
 
@@ -364,6 +376,7 @@ DATA_SETS = {
     "few_textures": DataSet(lambda _: list(TEXTURES), few_crops),
     "few": DataSet(lambda _: list(FEW), random_crops),
     "plates": DataSet(one("plates"), plates),
+    "moving_objects": DataSet(lambda _: list(objects.KINDS), moving_objects),
     "digits": DataSet(ten, digits),
     "faces": DataSet(one("faces"), faces),
     "fashion_mnist": DataSet(ten, mnist),
