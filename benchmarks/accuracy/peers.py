@@ -4,6 +4,10 @@ anomalib 2.7.0, of the extra `peers`, computes all but the preparation of images
 neighbours, Gaussians, maps and scores. Its networks take a torch module for a backbone; here it is
 the VGG-16 that comes with skmkd, so that nothing is downloaded. Parameters are anomalib's defaults
 unless a docstring says otherwise.
+
+As PatchCore chooses a core set on a CPU, small tensors that stay come between large ones that go,
+and the heap of glibc may grow by gigabytes. MALLOC_MMAP_THRESHOLD_=65536 in the environment
+prevents that.
 """
 
 from __future__ import annotations
@@ -52,9 +56,8 @@ class _Peer(Baseline):
         self._see(X)
         detector = self._detector
         names = [detector.critical_layers_[i] for i in self.layers]
-        with self._seeded():
-            with warnings.catch_warnings(action="ignore"):  # of anomalib's imports
-                self._network = self._build(names, detector.source_)
+        with self._seeded(), warnings.catch_warnings(action="ignore"):  # of anomalib's own code
+            self._network = self._build(names, detector.source_)
             self._network.to(detector.device_).train()
             for images in self._tensors(X):
                 self._network(images)
