@@ -16,16 +16,17 @@ GEARS = (150, 60, 20)  # photographs to learn from, good ones to test, bad ones 
 KINDS = ("missing tooth", "smudge", "misprint")
 SHIFT = 8  # of the gear, in pixels at most
 TURN = 5  # of the gear, in degrees at most
-GAIN = 0.15  # of the light from photograph to photograph, at most
-GRADIENT = 0.1  # of the light from the middle to an edge, at most
+GAIN = 0.25  # of the light from photograph to photograph, at most
+GRADIENT = 0.2  # of the light from the middle to an edge, at most
+GRAIN = 0.04  # standard deviation of the surface's brightness, which no two have alike
 NOISE = 3  # standard deviation of the camera's, in grey levels
-VISIBLE = 20  # change of a pixel that belongs to a defect, in grey levels
+VISIBLE = 12  # change of a pixel that belongs to a defect, in grey levels
 
 BELT, METAL, INK, GREASE = 45, 170, 60, 70  # grey levels
 TEETH, TIP, ROOT, BORE = 24, 106, 90, 20  # their number; radii in pixels
 PRINT = ("KL-2047", "HAL 315")
-LINES = (-44, 44)  # from the middle of the gear to that of each line, in pixels
-ADVANCE, GRID, PEN = 15, 4.5, 2.5  # between glyphs, between points of their grid, of the pen
+LINES = (-42, 42)  # from the middle of the gear to that of each line, in pixels
+ADVANCE, GRID, PEN = 12, 3.5, 2  # between glyphs, between points of their grid, of the pen
 
 GLYPHS = {  # lines through points (column, row) of a grid of 3 x 5
     "0": "00 20 24 04 00",
@@ -86,15 +87,22 @@ def lit(scene: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     angle, slope = rng.uniform(0, 2 * np.pi), rng.uniform(0, GRADIENT)
     y, x = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
     light = rng.uniform(1 - GAIN, 1 + GAIN) * (1 + slope * (x * np.cos(angle) + y * np.sin(angle)))
+    grain = smooth_noise(rng)
     noise = NOISE * rng.standard_normal(scene.shape)
-    return np.clip(np.rint(light * scene + noise), 0, 255).astype(np.uint8)
+    return np.clip(np.rint(light * (1 + GRAIN * grain) * scene + noise), 0, 255).astype(np.uint8)
+
+
+def smooth_noise(rng: np.random.Generator) -> np.ndarray:
+    """Draw noise whose spots are four pixels wide."""
+    noise = Image.fromarray(rng.standard_normal((SIDE // 4, SIDE // 4), dtype=np.float32))
+    return np.asarray(noise.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
 
 
 def gear(kind: str, rng: np.random.Generator) -> Image.Image:
     """Draw a gear that is good or has a defect of a kind."""
     heights = np.ones(TEETH)
-    if kind == "missing tooth":  # broken off, all of it or nearly so
-        heights[rng.integers(TEETH)] = rng.uniform(0, 0.3)
+    if kind == "missing tooth":  # broken off, all of it or half
+        heights[rng.integers(TEETH)] = rng.uniform(0, 0.5)
     image = blank(heights)
     if kind == "misprint":
         misprint(image, rng)
@@ -140,7 +148,7 @@ def misprint(image: Image.Image, rng: np.random.Generator) -> None:
         glyphs[place] = " "
     write(image, (*PRINT[:line], "".join(glyphs), *PRINT[line + 1 :]))
     if way in ("twice", "out of place"):
-        stroke(image, glyph, where(line, place) + away(rng.uniform(4, 6), rng))
+        stroke(image, glyph, where(line, place) + away(rng.uniform(3.5, 5), rng))
 
 
 def smudge(image: Image.Image, rng: np.random.Generator) -> None:
@@ -148,7 +156,7 @@ def smudge(image: Image.Image, rng: np.random.Generator) -> None:
     cover = Image.new("L", image.size)
     draw = ImageDraw.Draw(cover)
     middle = away(rng.uniform(BORE + 14, ROOT - 14), rng)
-    thickness = int(255 * rng.uniform(0.35, 0.6))
+    thickness = int(255 * rng.uniform(0.3, 0.45))
     for _ in range(3):
         centre, half = middle + rng.uniform(-5, 5, 2), rng.uniform(3, 7, 2)
         draw.ellipse([at(centre - half), at(centre + half)], fill=thickness)
