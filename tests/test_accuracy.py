@@ -193,13 +193,13 @@ def test_gears_are_whole_or_have_one_small_defect_that_is_plain_to_see(kind, few
 
 def toothed_rim(image):
     """Whether there is metal at 1440 angles of a circle through the teeth of a gear."""
-    smooth = ndimage.gaussian_filter(image.astype(float), 1)
-    metal = smooth > skimage.filters.threshold_otsu(image)
-    y, x = (metal.any(axis).nonzero()[0] for axis in (1, 0))
+    smooth = ndimage.gaussian_filter(image.astype(float), 1.5)
+    level = skimage.filters.threshold_otsu(smooth)
+    y, x = ((smooth > level).any(axis).nonzero()[0] for axis in (1, 0))
     middle, radius = [(a[0] + a[-1]) / 2 for a in (y, x)], (np.ptp(y) + np.ptp(x)) / 4 - 6
     angles = np.linspace(0, 2 * np.pi, 1440, endpoint=False)
     at = [middle[0] + radius * np.sin(angles), middle[1] + radius * np.cos(angles)]
-    return ndimage.map_coordinates(metal, at, order=0)
+    return ndimage.map_coordinates(smooth, at, order=1) > level
 
 
 def test_teeth_are_24_or_one_is_missing(few_gears):
