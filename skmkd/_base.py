@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -78,6 +77,9 @@ class BaseDistillationDetector(OutlierMixin, NetworkScoringMixin, ThresholdMixin
     @abstractmethod
     def _loss_terms(self, batch: Batch) -> Terms:
         """Return the loss terms of every image of a training batch."""
+
+    def _weigh_layers(self, dataset: Dataset) -> None:
+        """Set how much each layer counts in maps, by the trained cloner, if that differs."""
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(
@@ -223,9 +225,11 @@ class BaseDistillationDetector(OutlierMixin, NetworkScoringMixin, ThresholdMixin
         callback: Callable[[Self, int], Any] | None,
     ) -> dict[str, np.ndarray]:
         """Train the cloner and return its loss curve."""
-        settle = partial(
-            settle_batch_norm, self.cloner_, self._cloner_output, dataset, plan, self._seed
-        )
+
+        def settle() -> None:
+            settle_batch_norm(self.cloner_, self._cloner_output, dataset, plan, self._seed)
+            with plain_arithmetic(False, self.device_):
+                self._weigh_layers(dataset)
 
         def after_epoch(epoch: int) -> None:
             settle()

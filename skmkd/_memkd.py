@@ -391,7 +391,8 @@ class MemKDDetector(BaseDistillationDetector):
         self, batch: Batch, scores: bool, maps: bool, method: str | None, inside: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None]:
         size, output = self._prepare.size, self._cloner_output(batch)
-        raw = discrepancy_map(batch.target, output, self.critical_layers_, size, 0.0, 1.0)
+        layers = dict.fromkeys(self.critical_layers_, 1.0)
+        raw = discrepancy_map(batch.target, output, layers, size, 0.0, 1.0)
         anomaly = blurred_maximum(raw, self.smoothing_sigma, inside) if scores else None
         return anomaly, raw if maps else None
 

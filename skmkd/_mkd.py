@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from skmkd._base import BaseDistillationDetector
-from skmkd._features.batches import Batch
+from skmkd._features.batches import Batch, Dataset
 from skmkd._images.roi import RoiLike
 from skmkd._maps.attribution import OPTIONS, gradient_map
 from skmkd._maps.discrepancy import (
@@ -31,6 +31,7 @@ from skmkd._networks.sources import Source
 from skmkd._parameters import MKD, PAPER, check_mkd, mkd_settings, score_layers
 from skmkd._runtime import private_generator
 from skmkd._steps import Terms
+from skmkd._training import layer_weights
 
 
 class MKDDetector(BaseDistillationDetector):
@@ -46,35 +47,32 @@ class MKDDetector(BaseDistillationDetector):
         The source network: "vgg16", "efficientnet_lite0", which is faster, another classifier of
         torchvision, or a convolutional network that takes images (n, 3, H, W), which is copied.
     source_weights : {"auto", "bundled", "imagenet"}, path, dict or None, default="auto"
-        The source's weights: "bundled", which come with skmkd for the first two networks;
-        "imagenet", torchvision's, which it downloads; the path of a ``.pt`` or ``.safetensors``
-        file; a state dict; None for random weights, with a warning. "auto" is "bundled" for these
-        two and keeps the weights of a module; other names need an explicit choice.
+        The source's weights: "bundled", with skmkd, for the first two networks; "imagenet",
+        torchvision's download; the path of a ``.pt`` or ``.safetensors`` file; a state dict; None
+        for random ones. "auto" is "bundled", or a module's own; other names need a choice.
     cloner : {"compact", "equal"} or nn.Module, default="compact"
-        The cloner network: with few channels except at critical layers, with as many as the
-        source, or a network of your own, which is copied. It takes images (n, 3, H, W) and returns
-        a dict of critical layer -> activations shaped as the source's.
+        The cloner: with few channels but at critical layers, with as many as the source, or your
+        own network, which is copied: images (n, 3, H, W) to a dict of layer -> activations.
     critical_layers : "auto", int or list of str, default="auto"
-        Where both networks are compared: the last k places at which the source's grid is halved
-        (for VGG-16 its max-pools), or layers by name. "auto" is the last four, as in the paper.
+        Where both are compared: the last k places at which the source's grid is halved (for VGG-16
+        its max-pools), or layers by name. "auto" is the last four, as in the paper.
     score_layers : int, list of str or None, default=None
         The critical layers that scores and maps use: the last k, some by name, or all.
+    layer_weights : "auto" or None, default="auto"
+        How layers count in discrepancy maps: "auto" is ``1 / (q99.9 - q50)``, quantiles of each
+        layer's map of training images; None weighs all alike.
     value_weight : float, default=0.0
-        Weight of the value discrepancy in the loss, not negative. Discrepancy maps, and scores from
-        them, include it only with ``localization_params={"value": True}``. Values are much larger
-        than directions: use 0.01, or 1 with ``direction_weight="auto"``.
+        Weight of the value discrepancy, not negative; in maps, only with the option "value". Values
+        are much larger than directions: use 0.01, or 1 with ``direction_weight="auto"``.
     direction_weight : "auto" or float, default=1.0
-        Weight λ of the direction discrepancy, not negative. "auto" gives both discrepancies the
-        same mean on the untrained cloner, as in the paper. Of little effect if `value_weight` is 0.
+        Weight λ of the direction discrepancy, not negative. "auto" gives both the same mean on the
+        untrained cloner, as in the paper. Of little effect if `value_weight` is 0.
     direction : {"position", "vector"}, default="position"
-        Whether directions are compared at each position along the channels, and averaged, or over
-        a whole layer at once, as in the paper.
+        Whether directions are compared at each position, or over a whole layer, as in the paper.
     image_score : {"map_max", "loss"}, default="map_max"
-        The anomaly score: the maximum of the blurred discrepancy map, or the total discrepancy,
-        as in the paper.
+        The anomaly score: the blurred discrepancy map's maximum, or the total, as in the paper.
     normalization : {"source"} or None, default="source"
-        Whether pixels, scaled to 0-1, are normalised as for torchvision's weights; for a module,
-        with ImageNet's mean and deviation.
+        Whether pixels are normalised as the source's weights need it; a module's, as ImageNet's.
     image_size : "auto", int or tuple (height, width), default="auto"
         What images or tiles are resized to, in pixels, bilinearly. "auto" is 128 x 128, or as many
         pixels of a strip's aspect; tiles keep their size, up to as many pixels as 256 x 256.
@@ -99,8 +97,8 @@ class MKDDetector(BaseDistillationDetector):
     max_iter : "auto" or int, default="auto"
         Epochs at most. "auto" is 10, or as many as have 300 steps (600 for 256 x 256 pixels).
     tol : float or None, default=None
-        Training stops when the loss has not improved on the best so far by this share for
-        `n_iter_no_change` epochs in a row, or 200 in all; only with ``schedule="constant"``.
+        Training stops when the loss has not improved by this share for `n_iter_no_change` epochs
+        in a row, or 200 in all; only with ``schedule="constant"``.
     n_iter_no_change : int, default=10
         Epochs without improvement before training stops; more if they have fewer than 50 steps.
     batch_size : "auto" or int, default="auto"
@@ -117,22 +115,19 @@ class MKDDetector(BaseDistillationDetector):
         Share of the images that "auto" holds out; with 0, it sets thresholds as 0.05 does.
     localization : {"discrepancy", "gradient", "smooth_grad", "guided_backprop"}, \
             default="discrepancy"
-        What maps show: the discrepancy of the features at each position; the gradient of the total
-        discrepancy with respect to the pixels, as in the paper; its mean over noisy copies; or the
-        gradient with negative parts cut at each ReLU.
+        What maps show: the discrepancy; the gradient of its total with respect to the pixels, as in
+        the paper; the mean of that over noisy copies; or with negative parts cut at each ReLU.
     localization_params : dict or None, default=None
         Options: ``through_source`` (False), whether gradients also flow through the source;
-        ``n_samples`` (16) and ``noise`` (0.1, as a share of the image's range) of "smooth_grad";
-        ``value`` (False), whether "discrepancy" and "map_max" include the value discrepancy.
+        ``n_samples`` (16) and ``noise`` (0.1 of the image's range) of "smooth_grad"; ``value``
+        (False), whether "discrepancy" and "map_max" include the value discrepancy.
     smoothing_sigma : float, default=4.0
         Width of the Gaussian blur of maps, in pixels of the resized image; 0 switches it off.
     opening_size : int, default=3
-        Diameter of the disk of the maps' grey opening, in pixels of the resized image, odd; 1
-        switches it off.
+        Diameter of the disk of the maps' grey opening, in such pixels; odd, 1 switches it off.
     cache : "auto", int or None, default="auto"
-        Bytes of memory for images and features, which `fit` computes once; if they need more, they
-        are in a temporary file. "auto" is a quarter of the memory that is free. With None, or with
-        augmentation, features are computed in every epoch.
+        Bytes of memory for images and features, beyond which they are in a temporary file. "auto"
+        is a quarter of what is free. With None or augmentation, each epoch computes features anew.
     feature_store : str, path or None, default=None
         Folder that stores the source's features for other fits, as in a grid search.
     device : str, default="auto"
@@ -160,6 +155,8 @@ class MKDDetector(BaseDistillationDetector):
         Frozen source, trained cloner: images (n, 3, H, W) to a dict of layer -> activations.
     critical_layers_, score_layers_ : tuple of str
         The layers in use.
+    layer_weights_ : ndarray of shape (n_critical_layers,), float64
+        How much each layer counts in discrepancy maps; 1 in the mean.
     direction_weight_ : float
         λ as used.
     offset_, map_offset_ : float
@@ -173,8 +170,8 @@ class MKDDetector(BaseDistillationDetector):
     image_shape_ : tuple (H, W, C)
         Shape of the training images; H and W are None for a list.
     pixel_range_ : tuple (low, high, kind)
-        The pixel values that are scaled to 0 and 1, and the kind of number of all images: "bool",
-        "uint8", "uint16" or "float". Pixels outside by more than ten times the range are clipped.
+        The pixel values that are scaled to 0 and 1, and the kind of all images: "bool", "uint8",
+        "uint16" or "float". Pixels outside by more than ten times the range are clipped.
     device_, precision_ : torch.device, str
         Where the networks are, and their number format, on any hardware.
     n_features_in_, feature_names_in_ : int, ndarray of shape (`n_features_in_`,)
@@ -183,7 +180,6 @@ class MKDDetector(BaseDistillationDetector):
     See Also
     --------
     skmkd.model_selection.NormalOnlySplit : Cross-validation that learns from normal images only.
-    skmkd.metrics.aupro_score : Judge localization maps.
     skmkd.inspection.LocalizationDisplay : Draw them.
 
     Notes
@@ -191,14 +187,12 @@ class MKDDetector(BaseDistillationDetector):
     Scores are float64, higher = more normal; maps are float32, higher = more anomalous. Training
     minimises the total discrepancy ``value_weight * V + λ * D``, where over the critical layers V
     sums the mean squared difference of activations (Eq. 1 of [1]_) and D one minus their cosine
-    (Eq. 3). By default directions are compared at each position, and the score is the maximum of
-    the map; the paper compares and scores whole images, as `MKDDetector.paper` does. A score does
-    not depend on the images that are scored with it, except by rounding.
+    (Eq. 3). By default directions are compared at each position, and the score is a map's maximum;
+    the paper compares and scores whole images. No score depends on those scored with it.
 
-    Not in the paper, but in its authors' program, are the absolute value of the gradient, summed
-    over channels, and a batch norm after every convolution of the cloner but the last of each
-    block. Our own additions are batch norm statistics recomputed over all training images after
-    training, and a learning rate that follows one cycle.
+    Not in the paper, but in its authors' program, are the gradient's absolute value, summed over
+    channels, and a batch norm after each of the cloner's convolutions but the last of a block. Our
+    own are batch norm statistics of all training images, a one-cycle learning rate, layer weights.
 
     After `fit`, `image_score`, `score_layers`, `value_weight`, `direction`, the parameters of maps,
     `engine`, `on_error` and `feature_store` act at once, all others at the next `fit`.
@@ -237,6 +231,7 @@ class MKDDetector(BaseDistillationDetector):
         cloner: str | nn.Module = "compact",
         critical_layers: str | int | Sequence[str] = "auto",
         score_layers: int | Sequence[str] | None = None,
+        layer_weights: str | None = "auto",
         value_weight: float = 0.0,
         direction_weight: float | str = 1.0,
         direction: str = "position",
@@ -278,6 +273,7 @@ class MKDDetector(BaseDistillationDetector):
         self.cloner = cloner
         self.critical_layers = critical_layers
         self.score_layers = score_layers
+        self.layer_weights = layer_weights
         self.value_weight = value_weight
         self.direction_weight = direction_weight
         self.direction = direction
@@ -319,8 +315,8 @@ class MKDDetector(BaseDistillationDetector):
         """Build a detector with the paper's settings; other parameters have their defaults.
 
         These are ``value_weight=1.0``, ``direction_weight="auto"``, ``direction="vector"``,
-        ``image_score="loss"``, ``localization="gradient"`` and ``normalization=None`` (sections
-        3.1, 3.2 and 4.2.1; for CIFAR-10 the paper normalises: add ``normalization="source"``);
+        ``image_score="loss"``, ``localization="gradient"``, ``layer_weights=None`` and
+        ``normalization=None`` (sections 3.1, 3.2 and 4.2.1; for CIFAR-10, it is "source");
         ``batch_size=64``, ``learning_rate=1e-3``, ``schedule="constant"``, at most 200 epochs.
 
         Parameters
@@ -355,6 +351,12 @@ class MKDDetector(BaseDistillationDetector):
         self.direction_weight_ = balancing_weight(*terms) if given == "auto" else float(given)
         return cloner
 
+    def _weigh_layers(self, dataset: Dataset) -> None:
+        layers, size = self.critical_layers_, self._prepare.size
+        self.layer_weights_ = np.ones(len(layers))
+        if self.layer_weights is not None:
+            self.layer_weights_ = layer_weights(self._cloner_output, dataset, layers, size)
+
     def _cloner_input(self, batch: Batch) -> Tensor:
         return batch.images
 
@@ -382,7 +384,9 @@ class MKDDetector(BaseDistillationDetector):
         raw: Tensor | None = None
         if by_maximum or method == "discrepancy":
             output, size = self._cloner_output(batch), self._prepare.size
-            discrepancy = discrepancy_map(target, output, self.score_layers_, size, *weights)
+            each = zip(self.critical_layers_, self.layer_weights_.tolist(), strict=True)
+            layers = {layer: weight for layer, weight in each if layer in self.score_layers_}
+            discrepancy = discrepancy_map(target, output, layers, size, *weights)
             if by_maximum:
                 anomaly = blurred_maximum(discrepancy, self.smoothing_sigma, inside)
             raw = discrepancy if method == "discrepancy" else None

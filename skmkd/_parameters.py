@@ -73,6 +73,7 @@ MKD: dict[str, list[Any]] = {
     **SHARED,
     "cloner": [StrOptions({"compact", "equal"}), nn.Module],
     "score_layers": [Interval(Integral, 1, None, closed="left"), list, tuple, None],
+    "layer_weights": [StrOptions({"auto"}), None],
     "value_weight": [Interval(Real, 0, None, closed="left")],
     "direction_weight": [StrOptions({"auto"}), Interval(Real, 0, None, closed="left")],
     "direction": [StrOptions({"position", "vector"})],
@@ -92,6 +93,7 @@ MEMKD: dict[str, list[Any]] = {
     "betas": [tuple, list],
 }
 PAPER: dict[str, Any] = {
+    "layer_weights": None,
     "value_weight": 1.0,
     "direction_weight": "auto",
     "direction": "vector",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil, cos, pi, sqrt
 from typing import NamedTuple
@@ -13,8 +13,11 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from skmkd._features.batches import Batch, Dataset
+from skmkd._features.batches import Batch, Dataset, consecutive
 from skmkd._images.preparation import mild_augmentation
+from skmkd._maps.discrepancy import Features, layer_map
+from skmkd._maps.finishing import resized_masks
+from skmkd._maps.weighing import tail_weights
 from skmkd._runtime import private_generator
 from skmkd._steps import RecordedStep, Step, Terms
 from skmkd._warnings import warn
@@ -24,6 +27,7 @@ MAX_EPOCHS = 200  # of one that stops when it has converged
 STEPS_SIDE = 128  # side of an image in pixels, above which it takes more steps
 MIN_BATCH, MAX_BATCH, BATCHES = 4, 64, 30  # images in an automatic batch; batches in an epoch
 PATIENCE_STEPS = 50  # without improvement, at least, before a loss counts as converged
+WEIGHING_PIXELS = 2**22  # of the maps that set layer weights: 256 images of 128 x 128
 RISE = 0.3  # share of the steps in which a one-cycle learning rate rises
 
 
@@ -211,6 +215,29 @@ def settle_batch_norm(
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
         cloner.eval()
+
+
+def layer_weights(
+    output: Callable[[Batch], Features],
+    dataset: Dataset,
+    layers: Sequence[str],
+    size: tuple[int, int],
+) -> np.ndarray:
+    """Weigh layers by the tails of their direction maps of training images, within the regions.
+
+    It looks at as many images, evenly spaced, as have `WEIGHING_PIXELS`.
+    """
+    n_images = min(len(dataset.tiles), max(1, WEIGHING_PIXELS // (size[0] * size[1])))
+    chosen = np.linspace(0, len(dataset.tiles) - 1, n_images).astype(int).tolist()
+    batches = consecutive(chosen, dataset.batch_size)
+    values: dict[str, list[np.ndarray]] = {layer: [] for layer in layers}
+    for indices, batch in zip(batches, dataset.batches(batches), strict=True):
+        learned = output(batch)
+        inside = resized_masks(dataset.tiles.masks(indices), size, torch.device("cpu"))
+        for layer, found in values.items():
+            maps = layer_map(batch.target[layer], learned[layer], size, 0.0, 1.0).cpu()
+            found.append((maps.flatten() if inside is None else maps[inside]).numpy())
+    return tail_weights([np.concatenate(found) for found in values.values()])
 
 
 def divergence(epoch: int, learning_rate: float) -> str:

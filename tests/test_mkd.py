@@ -59,15 +59,19 @@ def numpy_terms(source, cloner, layers):
     return value, direction
 
 
-def numpy_maxima(source, cloner, layers, size, sigma):
-    """The maxima of blurred maps of one minus the cosine at each position, summed over layers."""
+def weights_of(detector):
+    return dict(zip(detector.critical_layers_, detector.layer_weights_, strict=True))
+
+
+def numpy_maxima(source, cloner, layers, weights, size, sigma):
+    """The maxima of blurred maps: weighted sums of one minus the cosine at each position."""
     total = 0
     for i in layers:
         norms = np.linalg.norm(source[i], axis=1) * np.linalg.norm(cloner[i], axis=1)
         cosine = (source[i] * cloner[i]).sum(1) / np.maximum(norms, 1e-16)
         distance = np.where((source[i] == 0).all(1), 0, 1 - cosine)
         resized = F.interpolate(torch.from_numpy(distance)[:, None], size, mode="bilinear")
-        total = total + resized[:, 0].numpy()
+        total = total + weights[i] * resized[:, 0].numpy()
     return np.array([gaussian_filter(single, sigma).max() for single in total])
 
 
@@ -89,7 +93,9 @@ def test_score_is_equation_4_over_the_score_layers(images, score_layers, layers)
 def test_score_is_the_maximum_of_the_blurred_map_of_the_score_layers(images, score_layers, layers):
     detector = tiny_detector(score_layers=score_layers, smoothing_sigma=1.5).fit(images)
     assert list(detector.score_layers_) == layers
-    maxima = numpy_maxima(*activations(detector, images), layers, (16, 16), 1.5)
+    pair, weights = activations(detector, images), weights_of(detector)
+    assert weights[POOLS[0]] != weights[POOLS[1]]
+    maxima = numpy_maxima(*pair, layers, weights, (16, 16), 1.5)
     assert_allclose(detector.score_samples(images), -maxima, rtol=1e-5)
 
 
@@ -241,13 +247,56 @@ def test_a_buffer_of_a_source_may_be_infinite(images):
 
 
 def test_maps_use_the_score_layers(images):
-    detector = tiny_detector(score_layers=["features.2"], smoothing_sigma=0, opening_size=1)
+    detector = tiny_detector(
+        score_layers=["features.2"], layer_weights=None, smoothing_sigma=0, opening_size=1
+    )
     detector.set_params(image_size=(20, 24)).fit(images)
     batch = detector._prepare(list(images))
     with torch.no_grad():
         source, cloner = detector.source_(batch), detector.cloner_(batch)
-        expected = discrepancy_map(source, cloner, ["features.2"], (20, 24), 0.0, 1.0)
+        expected = discrepancy_map(source, cloner, {"features.2": 1.0}, (20, 24), 0.0, 1.0)
     assert_allclose(detector.localize(images, "discrepancy"), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_layers_weigh_by_the_tails_of_their_maps_of_training_images(images):
+    plain = {"smoothing_sigma": 0, "opening_size": 1}
+    detector = tiny_detector(**plain).fit(images)
+    alike = tiny_detector(layer_weights=None, **plain).fit(images)
+    assert_array_equal(alike.layer_weights_, [1, 1])
+    size = detector._prepare.size
+    batch = detector._prepare(list(images))
+    with torch.no_grad():
+        source, cloner = detector.source_(batch), detector.cloner_(batch)
+    maps = [
+        discrepancy_map(source, cloner, {layer: 1.0}, size, 0.0, 1.0).numpy()
+        for layer in detector.critical_layers_
+    ]
+    spreads = [np.quantile(each, 0.999) - np.median(each) for each in maps]
+    ratio = detector.layer_weights_[0] / detector.layer_weights_[1]
+    assert ratio == pytest.approx(spreads[1] / spreads[0], rel=1e-3)
+    assert detector.layer_weights_.mean() == pytest.approx(1)
+    expected = sum(w * each for w, each in zip(detector.layer_weights_, maps, strict=True))
+    assert_allclose(-detector.score_samples(images), expected.max((1, 2)), rtol=1e-3)
+    assert_allclose(-alike.score_samples(images), sum(maps).max((1, 2)), rtol=1e-3)
+
+
+def test_layer_weights_leave_out_what_is_outside_the_region(images):
+    whole = tiny_detector().fit(images)
+    spoiled = images.copy()
+    spoiled[:, :, 12:] = images.max() - spoiled[:, :, 12:]
+    left = {"roi": (0, 0, images.shape[1], 12)}
+    inside, same = (tiny_detector(**left).fit(each) for each in (images, spoiled))
+    assert_allclose(inside.layer_weights_, same.layer_weights_)
+    assert inside.layer_weights_[0] != pytest.approx(whole.layer_weights_[0])
+
+
+def test_a_callback_sees_the_layer_weights_of_its_epoch(images):
+    seen = []
+    detector = tiny_detector()
+    detector.fit(images, callback=lambda fitted, _: seen.append(fitted.layer_weights_))
+    assert len(seen) == detector.n_iter_ > 1
+    assert_array_equal(seen[-1], detector.layer_weights_)
+    assert (seen[0] != seen[-1]).all()
 
 
 @pytest.mark.parametrize(
@@ -480,7 +529,7 @@ def test_score_layers_set_after_fit_act_at_once(images, build, score_layers):
     layers = POOLS[1:] if score_layers == 1 else POOLS[:1]
     source, cloner = activations(detector, images)
     if build is tiny_detector:
-        expected = -numpy_maxima(source, cloner, layers, (16, 16), 4.0)
+        expected = -numpy_maxima(source, cloner, layers, weights_of(detector), (16, 16), 4.0)
     else:
         value, direction = numpy_terms(source, cloner, layers)
         expected = -(value + detector.direction_weight_ * direction)
@@ -607,6 +656,7 @@ def test_paper_sets_the_parameters_of_the_paper():
         if value != MKDDetector().get_params()[name]
     }
     assert changed == {
+        "layer_weights": None,
         "value_weight": 1.0, "direction_weight": 3.0, "direction": "vector", "image_score": "loss",
         "localization": "gradient", "normalization": None, "image_size": 32,
         "max_iter": 200, "tol": 2e-2, "batch_size": 64, "learning_rate": 1e-3,

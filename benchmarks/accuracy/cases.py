@@ -332,7 +332,7 @@ def head_ct(_: str, data: Path | None, seed: int) -> Case:
 
 
 def solar_cells(_: str, data: Path | None, seed: int) -> Case:
-    """Learn a half of the intact polycrystalline cells; test the others, and all with defects.
+    """Learn 70 % of the intact polycrystalline cells; test the others, and all with defects.
 
     They are those of PyPI's elpv-dataset that its labels are sure of. A folder, if one is given,
     is that of the package's data.
@@ -348,7 +348,7 @@ def solar_cells(_: str, data: Path | None, seed: int) -> Case:
             parts[probability].append(data / name)
     intact, defect = parts.values()
     order = np.random.default_rng(seed).permutation(len(intact))
-    learn, good = ([intact[i] for i in half] for half in np.array_split(order, 2))
+    learn, good = ([intact[i] for i in part] for part in np.split(order, [7 * len(order) // 10]))
     return Case(learn, [*good, *defect], labels(len(good), len(defect)))
 
 

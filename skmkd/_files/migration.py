@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from skmkd._images.tiles import Tiling
 
-FORMAT = 7  # raised whenever what a file holds, or its meaning, changes
+FORMAT = 8  # raised whenever what a file holds, or its meaning, changes
 
 
 def upgrade(values: dict[str, Any], version: int) -> dict[str, Any]:
@@ -82,6 +84,22 @@ def _from_format_6(values: dict[str, Any]) -> dict[str, Any]:
     return {**values, "attributes": {**values["attributes"], "_folded": False}}
 
 
+def _from_format_7(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of a file of format 7 as format 8 has them.
+
+    All layers of an `MKDDetector` counted alike in maps.
+    """
+    if values["detector"] != "MKDDetector":
+        return values
+    alike = np.ones(len(values["attributes"]["critical_layers_"]))
+    return {
+        **values,
+        "parameters": {**values["parameters"], "layer_weights": None},
+        "attributes": {**values["attributes"], "layer_weights_": alike},
+    }
+
+
 STEPS = (
     _from_format_1, _from_format_2, _from_format_3, _from_format_4, _from_format_5, _from_format_6,
+    _from_format_7,
 )  # fmt: skip

@@ -6,7 +6,7 @@ float32 or more, whatever the precision of the networks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -122,24 +122,33 @@ def discrepancies(
     return torch.stack(values).sum(0), torch.stack(directions).sum(0)
 
 
+def layer_map(
+    source: Tensor,
+    cloner: Tensor,
+    size: tuple[int, int],
+    value_weight: float,
+    direction_weight: float,
+) -> Tensor:  # (n, C, h, w) x2 -> (n, H, W)
+    """Weighted discrepancy of a layer at each position, resized bilinearly to `size`."""
+    positions = products(source, cloner)
+    weighted = ((value_weight, squared_distance), (direction_weight, cosine_distance))
+    total = sum(
+        (w * compute(positions) for w, compute in weighted if w), torch.zeros_like(positions.sc)
+    )
+    return F.interpolate(total[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+
+
 def discrepancy_map(
     source: Features,
     cloner: Features,
-    layers: Sequence[str],
+    layers: Mapping[str, float],
     size: tuple[int, int],
     value_weight: float,
     direction_weight: float,
 ) -> Tensor:  # (n, H, W)
-    """Weighted discrepancy at each position, resized bilinearly to `size`, summed over layers."""
-    maps = []
-    for layer in layers:
-        positions = products(source[layer], cloner[layer])
-        weighted = ((value_weight, squared_distance), (direction_weight, cosine_distance))
-        total = sum(
-            (w * compute(positions) for w, compute in weighted if w), torch.zeros_like(positions.sc)
-        )
-        resized = F.interpolate(total[:, None], size, mode="bilinear", align_corners=False)
-        maps.append(resized[:, 0])
+    """Sum the maps of the layers, each times its weight in `layers`."""
+    terms = (value_weight, direction_weight)
+    maps = [w * layer_map(source[name], cloner[name], size, *terms) for name, w in layers.items()]
     return torch.stack(maps).sum(0)
 
 

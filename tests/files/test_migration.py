@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import copy
 
-from skmkd._files.migration import FORMAT, upgrade
+import numpy as np
+
+from skmkd._files import migration
+from skmkd._files.migration import FORMAT
 from skmkd._images.tiles import Tiling
 
 NOT_FOLDED = {"_folded": False}
@@ -15,14 +18,36 @@ SETTINGS = {
 
 
 def values_of(detector, **attributes):
+    attributes = {"critical_layers_": ("a", "b"), **attributes}
     return {"detector": detector, "parameters": {}, "attributes": attributes, "networks": {}}
+
+
+def upgraded(values, version):
+    """Upgrade values; weights become a list, which can be compared."""
+    return listed(migration.upgrade(values, version))
+
+
+def listed(values):
+    attributes = {
+        name: value.tolist() if isinstance(value, np.ndarray) else value
+        for name, value in values["attributes"].items()
+    }
+    return {**values, "attributes": attributes}
+
+
+def weighing_alike(detector, parameters=None, **attributes):
+    """Return values of today, of a detector whose layers weigh the same."""
+    values = values_of(detector, **attributes) | {"parameters": parameters or {}}
+    if detector == "MKDDetector":
+        values["parameters"] = {**values["parameters"], "layer_weights": None}
+        values["attributes"]["layer_weights_"] = [1.0, 1.0]
+    return values
 
 
 def of_today(detector, **attributes):
     """Return values as a file of a format up to 2 has them after its upgrade."""
     known = {"_cloner_precision": "float32", "_seen_pixels": None, **WHOLE}
-    values = values_of(detector, **attributes, **known)
-    return {**values, "parameters": {"schedule": "constant"}}
+    return weighing_alike(detector, {"schedule": "constant"}, **attributes, **known)
 
 
 def test_score_layers_move_into_the_settings_of_both_thresholds():
@@ -32,7 +57,7 @@ def test_score_layers_move_into_the_settings_of_both_thresholds():
         _thresholds_hold_for=SETTINGS,
     )  # fmt: skip
     before = copy.deepcopy(old)
-    assert upgrade(old, 1) == of_today(
+    assert upgraded(old, 1) == of_today(
         "MKDDetector",
         offset_=-0.5,
         _thresholds_hold_for={
@@ -45,47 +70,56 @@ def test_score_layers_move_into_the_settings_of_both_thresholds():
 
 def test_detector_saved_before_its_thresholds_were_set():
     old = values_of("MKDDetector", score_layers_=("a",), _layer_keys={"a": "0f"}, n_iter_=1)
-    assert upgrade(old, 1) == of_today("MKDDetector", n_iter_=1)
+    assert upgraded(old, 1) == of_today("MKDDetector", n_iter_=1)
 
 
 def test_memkd_has_no_score_layers():
     old = values_of("MemKDDetector", _layer_keys=None, _thresholds_hold_for=SETTINGS)
     new = of_today("MemKDDetector", _thresholds_hold_for=SETTINGS)
-    assert upgrade(old, 1) == new
+    assert upgraded(old, 1) == new
 
 
 def test_cloners_up_to_format_2_are_in_float32_and_were_trained_at_a_constant_rate():
     old = values_of("MKDDetector", precision_="bfloat16")
     new = of_today("MKDDetector", precision_="bfloat16")
-    assert upgrade(old, 2) == new
-    assert upgrade(new, FORMAT) == new
+    assert upgraded(old, 2) == new
+    assert upgraded(new, FORMAT) == new
 
 
 def test_extremes_were_not_noted_up_to_format_3():
     old = values_of("MKDDetector", _cloner_precision="bfloat16")
-    new = values_of("MKDDetector", _cloner_precision="bfloat16", _seen_pixels=None)
-    assert upgrade(old, 3) == {**new, "attributes": new["attributes"] | WHOLE}
+    known = {"_cloner_precision": "bfloat16", "_seen_pixels": None}
+    assert upgraded(old, 3) == weighing_alike("MKDDetector", **known, **WHOLE)
 
 
 def test_images_were_whole_up_to_format_4():
     old = values_of("MKDDetector", precision_="float32")
-    assert upgrade(old, 4) == values_of("MKDDetector", precision_="float32", **WHOLE)
+    assert upgraded(old, 4) == weighing_alike("MKDDetector", precision_="float32", **WHOLE)
 
 
 def test_calibration_scores_were_not_kept_up_to_format_5():
     old = values_of("MKDDetector", _roi=None)
-    assert upgrade(old, 5) == values_of("MKDDetector", _roi=None, **NOT_KEPT)
+    assert upgraded(old, 5) == weighing_alike("MKDDetector", _roi=None, **NOT_KEPT)
 
 
 def test_batch_norms_were_not_folded_up_to_format_6():
     old = values_of("MKDDetector", _roi=None)
-    assert upgrade(old, 6) == values_of("MKDDetector", _roi=None, **NOT_FOLDED)
+    assert upgraded(old, 6) == weighing_alike("MKDDetector", _roi=None, **NOT_FOLDED)
+
+
+def test_layers_weighed_alike_up_to_format_7():
+    old = values_of("MKDDetector", _roi=None)
+    assert upgraded(old, 7) == weighing_alike("MKDDetector", _roi=None)
+    memkd = values_of("MemKDDetector", _roi=None)
+    assert upgraded(memkd, 7) == memkd
 
 
 def test_detectors_of_an_ensemble_are_upgraded():
     member = values_of("MKDDetector", _roi=None)
     attributes = {"offset_": -0.5}
     old = {"detector": "DetectorEnsemble", "attributes": attributes, "detectors": [("a", member)]}
-    new = upgrade(old, 6)
-    assert new == {**old, "detectors": [("a", upgrade(member, 6))]}
-    assert new["detectors"][0][1] == values_of("MKDDetector", _roi=None, **NOT_FOLDED)
+    new = upgraded(old, 6)
+    assert new["attributes"] == attributes
+    ((name, upgraded_member),) = new["detectors"]
+    assert name == "a"
+    assert listed(upgraded_member) == weighing_alike("MKDDetector", _roi=None, **NOT_FOLDED)

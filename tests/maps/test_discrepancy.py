@@ -180,11 +180,11 @@ def test_discrepancy_map_resizes_and_sums_layers():
         {layer: torch.rand(shape, generator=generator) for layer, shape in shapes.items()}
         for _ in range(2)
     ]
-    got = discrepancy_map(*features, ["a", "b"], (8, 8), 0.0, 1.0)
+    got = discrepancy_map(*features, {"a": 1.0, "b": 0.5}, (8, 8), 0.0, 1.0)
     assert got.shape == (2, 8, 8)
-    alone = [discrepancy_map(*features, [layer], (8, 8), 0.0, 1.0) for layer in "ab"]
-    assert_allclose(got, sum(alone), rtol=1e-6)
-    direct = discrepancy_map(*features, ["a"], (4, 4), 2.0, 0.5)
+    a, b = (discrepancy_map(*features, {layer: 1.0}, (8, 8), 0.0, 1.0) for layer in "ab")
+    assert_allclose(got, a + b / 2, rtol=1e-6)
+    direct = discrepancy_map(*features, {"a": 1.0}, (4, 4), 2.0, 0.5)
     source, cloner = (f["a"].numpy() for f in features)
     value = ((source - cloner) ** 2).mean(1)
     norms = np.linalg.norm(source, axis=1) * np.linalg.norm(cloner, axis=1)
@@ -200,12 +200,12 @@ def test_discrepancy_map_leaves_out_a_term_of_weight_0(monkeypatch, weights):
     del compute[unused]
     (used,) = compute.values()
     source, cloner = torch.rand(2, 2, 3, 4, 4)
-    got = discrepancy_map({"a": source}, {"a": cloner}, ["a"], (4, 4), *weights)
+    got = discrepancy_map({"a": source}, {"a": cloner}, {"a": 1.0}, (4, 4), *weights)
     assert_allclose(got, 2 * used(source, cloner))
 
 
 def test_discrepancy_map_interpolates_between_pixel_centres():
     source, cloner = torch.zeros(2, 1, 1, 1, 2)
     source[0, 0, 0, 1] = 2.0  # squared differences 0 and 4
-    got = discrepancy_map({"a": source}, {"a": cloner}, ["a"], (1, 4), 1.0, 0.0)
+    got = discrepancy_map({"a": source}, {"a": cloner}, {"a": 1.0}, (1, 4), 1.0, 0.0)
     assert_allclose(got[0, 0], [0, 1, 3, 4])
