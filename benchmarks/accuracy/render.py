@@ -25,7 +25,10 @@ from benchmarks.accuracy.runner import (
 PAGE = FOLDER.parents[1] / "docs" / "results.md"
 README = FOLDER.parents[1] / "README.md"
 MARKS = "<!-- made by benchmarks.accuracy.render -->", "<!-- until here -->"
-OURS = ("the default", "the default with EfficientNet-Lite0", "the paper's setting")
+OURS = (
+    "the default", "the default with EfficientNet-Lite0", "both sources", "the paper's setting",
+)  # fmt: skip
+ALIKE = "layers weighed alike"  # what methods are called that differ from the default in this
 QUOTED = {
     "solar_cells": "solar cells, real defects",
     "textures": "seven photographs, synthetic defects",
@@ -204,7 +207,7 @@ def quoted(results: Path) -> str:
     for name, images in QUOTED.items():
         rows = last_epochs(rows_of(results / f"{name}.json"))
         means = {method: mean for (method, _), (mean, _) in means_of(rows).items()}
-        baselines = [method for method in means if not method.startswith("the ")]
+        baselines = [method for method in means if not method.startswith(("the ", *OURS, ALIKE))]
         for figure in shown_of(rows):
             found = {m: f"{means[m][figure]:.1f}" for m in means if figure in means[m]}
             known = [m for m in baselines if m in found]

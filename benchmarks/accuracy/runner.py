@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from benchmarks.accuracy import baselines, peers
 from benchmarks.accuracy.cases import DATA_SETS, Case, DataSet, spaced
-from benchmarks.accuracy.variants import MapScores
+from benchmarks.accuracy.variants import BothSources, MapScores
 from benchmarks.timing import machine
 from skmkd import MemKDDetector, MKDDetector
 from skmkd._mkd import PAPER
@@ -41,12 +41,16 @@ ESTIMATORS |= {
     for name in ("PatchNeighbours", "PositionGaussians", "PooledForest", "PooledSVM")
 }
 ESTIMATORS |= {name: getattr(peers, name) for name in ("AnomalibPatchCore", "AnomalibPaDiM")}
-ESTIMATORS["MapScores"] = MapScores
+ESTIMATORS |= {"BothSources": BothSources, "MapScores": MapScores}
 
-LOSS = ("value_weight", "direction_weight", "direction", "image_score", "localization")
+LOSS = (
+    "value_weight", "direction_weight", "direction", "image_score", "localization", "layer_weights",
+)  # fmt: skip
 WHOLE_LAYERS = {name: PAPER[name] for name in LOSS}
+DEFAULT = {name: MKDDetector().get_params()[name] for name in WHOLE_LAYERS}
 LIKE: dict[str, dict[str, Any]] = {  # parameters of MKDDetector that a protocol names by one word
-    "default": {name: MKDDetector().get_params()[name] for name in WHOLE_LAYERS},
+    "default": DEFAULT,
+    "alike": DEFAULT | {"layer_weights": None},
     "paper": PAPER,
     "authors": PAPER | {"direction_weight": 1.0, "score_layers": 3},
     "total": WHOLE_LAYERS | {"localization": "discrepancy"},

@@ -1,4 +1,4 @@
-"""Scores that did not become options: the default detector's maps, summed up in other ways."""
+"""Both sources together, and scores that did not become options."""
 
 from __future__ import annotations
 
@@ -11,12 +11,44 @@ import torch.nn.functional as F
 from sklearn.base import BaseEstimator
 from torch import Tensor
 
-from skmkd import MKDDetector
+from skmkd import DetectorEnsemble, MKDDetector
 from skmkd._features.batches import consecutive
 from skmkd._maps.discrepancy import cosine_distance, products
 from skmkd._maps.finishing import blur
 
 STEADY = 0.1  # of a layer's deviation, added to those of its positions, which are of few images
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class BothSources(BaseEstimator):
+    """A DetectorEnsemble of a default MKDDetector with each of skmkd's own sources.
+
+    Scales are of the training images, all of which are learned from.
+    """
+
+    combine: str = "mean"
+    image_size: int | str = "auto"
+    device: str = "auto"
+    precision: str = "auto"
+    random_state: int = 0
+
+    def fit(self, X: Any) -> BothSources:
+        """Fit both detectors."""
+        shared = {name: getattr(self, name) for name in ("image_size", "device", "precision")}
+        sources = "vgg16", "efficientnet_lite0"
+        self._ensemble = DetectorEnsemble(
+            [(source, MKDDetector(source=source, **shared)) for source in sources],
+            combine=self.combine, contamination=0.05, random_state=self.random_state,
+        ).fit(X)  # fmt: skip
+        return self
+
+    def score_samples(self, X: Any) -> np.ndarray:
+        """Score images, higher = more normal."""
+        return self._ensemble.score_samples(X)
+
+    def localize(self, X: Any) -> Any:
+        """Compute maps, higher = more anomalous."""
+        return self._ensemble.localize(X)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
