@@ -21,7 +21,7 @@ from sklearn.metrics import roc_auc_score
 from benchmarks.accuracy import __main__ as command
 from benchmarks.accuracy import baselines, cases, cost, objects, render, runner
 from benchmarks.accuracy.cases import DATA_SETS, Case
-from benchmarks.accuracy.variants import MapScores
+from benchmarks.accuracy.variants import BothSources, MapScores
 from skmkd import MKDDetector
 
 pytestmark = pytest.mark.benchmarks
@@ -34,15 +34,16 @@ NAMED = {  # what a method of a name must be, written out
     "the default": {
         "value_weight": 0.0, "direction_weight": 1.0, "direction": "position",
         "image_score": "map_max", "localization": "discrepancy", "normalization": "source",
-        "score_layers": None, "localization_params": None,
+        "score_layers": None, "localization_params": None, "layer_weights": "auto",
     },
+    "layers weighed alike": {"image_score": "map_max", "layer_weights": None},
     "the paper's setting": {
         "value_weight": 1.0, "direction_weight": "auto", "direction": "vector",
         "image_score": "loss", "localization": "gradient", "normalization": None,
-        "score_layers": None, "localization_params": None,
+        "score_layers": None, "localization_params": None, "layer_weights": None,
     },
     "the authors' settings": {
-        "direction_weight": 1.0, "direction": "vector", "image_score": "loss",
+        "layer_weights": None, "direction_weight": 1.0, "direction": "vector", "image_score": "loss",
         "localization": "gradient", "score_layers": 3,
     },
 }  # fmt: skip
@@ -113,15 +114,15 @@ def test_no_pixel_of_random_crops_is_tested(monkeypatch):
 
 
 def test_solar_cells_are_polycrystalline_with_sure_labels(tmp_path):
-    kinds = [("0.0", "poly")] * 5 + [("1.0", "poly")] * 3 + [("0.33", "poly"), ("0.0", "mono")]
+    kinds = [("0.0", "poly")] * 10 + [("1.0", "poly")] * 3 + [("0.33", "poly"), ("0.0", "mono")]
     rows = [f"images/cell{i}.png   {label}   {kind}" for i, (label, kind) in enumerate(kinds)]
     (tmp_path / "labels.csv").write_text("\n".join(rows) + "\n")
     case, other = (DATA_SETS["solar_cells"].read("", tmp_path, seed) for seed in (0, 1))
     numbers = [[int(path.stem[4:]) for path in part] for part in (case.learn, case.test)]
-    assert sorted(numbers[0] + numbers[1]) == list(range(8))
-    assert len(numbers[0]) == 3
-    assert_array_equal(case.y, [1, 1, -1, -1, -1])
-    assert numbers[1][2:] == [5, 6, 7]
+    assert sorted(numbers[0] + numbers[1]) == list(range(13))
+    assert len(numbers[0]) == 7  # of ten intact ones
+    assert_array_equal(case.y, [1, 1, 1, -1, -1, -1])
+    assert numbers[1][3:] == [10, 11, 12]
     assert case.learn != other.learn
 
 
@@ -424,12 +425,25 @@ def test_neighbours_of_what_was_learned_are_itself():
 # Variants
 
 
+def test_both_sources_are_in_an_ensemble_that_learns_from_all_images():
+    learn, (good, bad) = spotted(12, 0)[0], spotted(4, 1)
+    both = BothSources(image_size=32, precision="float32").fit(learn)
+    scores = both.score_samples(np.concatenate([good, bad]))
+    assert scores[:4].min() > scores[4:].max()
+    assert both.localize(bad).shape == (4, 32, 32)
+    ensemble = both._ensemble
+    assert [d.source for d in ensemble.detectors_] == ["vgg16", "efficientnet_lite0"]
+    assert ensemble.calibration_scores_ is None
+
+
 def test_map_scores_sum_up_what_the_default_finds():
     learn, (good, bad) = spotted(8, 0)[0], spotted(4, 1)
     test = np.concatenate([good, bad])
     settings = {"image_size": 32, "random_state": 0, "precision": "float32"}
     constant = {"batch_size": 64, "learning_rate": 1e-3, "schedule": "constant"}
-    default = MKDDetector(**settings, **constant, max_iter=2, contamination=0.05).fit(learn)
+    default = MKDDetector(
+        layer_weights=None, max_iter=2, contamination=0.05, **settings, **constant
+    ).fit(learn)
     plain = MapScores(share=0.0, standardise="nothing", epochs=2, **settings).fit(learn)
     expected = default.score_samples(test)
     assert_allclose(plain.score_samples(test), expected, rtol=1e-5)
@@ -664,7 +678,7 @@ def test_named_settings_are_what_they_are_called(name):
                     free |= {"max_iter", "tol"}
                 if words != "the default" or method.endswith(("one rate", "loss")):
                     free |= set(TRAINING)
-                if method.endswith("with EfficientNet-Lite0"):
+                if method.endswith("EfficientNet-Lite0"):
                     free |= {"source"}
                 if words == "the authors' settings":
                     free |= {"value_weight", "normalization", "localization_params"}
