@@ -34,9 +34,9 @@ class MemKDDetector(BaseDistillationDetector):
     """Anomaly detection and localization by memory-guided knowledge distillation.
 
     A *cloner* learns to reconstruct the features of a frozen *source* network on normal images,
-    from its deep features back to its fine ones. Small memories recall normal features, so that
-    the output is normal even where the image is not; there the two disagree [1]_. Without
-    memories this is reverse distillation (RD, RD4AD) [2]_.
+    from its deep features back to its fine ones. Small memories recall normal features, so that the
+    output is normal even where the image is not [1]_. Without them this is reverse distillation
+    (RD, RD4AD) [2]_.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ class MemKDDetector(BaseDistillationDetector):
     memory_temperature : float, default=0.1
         Divides cosines before the softmax of a recall: small values recall the nearest item.
     n_exemplars : int, default=16
-        Images of each step, at most all, that the values of the memories learn to represent.
+        Images of each step, at most all, that the values of the memories learn.
     exemplar_weight : float, default=0.1
         Weight of what the values miss of the exemplars, not negative.
     orthogonality_weight : float, default=0.1
@@ -113,10 +113,9 @@ class MemKDDetector(BaseDistillationDetector):
     validation_fraction : float in [0, 1), default=0.2
         Share of the images that "auto" holds out; with 0, it sets thresholds as 0.05 does.
     smoothing_sigma : float, default=4.0
-        Width of the Gaussian blur of maps, in pixels of the resized image; 0 switches it off.
+        Width of the Gaussian blur of maps, in resized pixels; 0 switches it off.
     opening_size : int, default=1
-        Diameter of the disk of the maps' grey opening, in pixels of the resized image, odd; 1
-        switches it off.
+        Diameter of the disk of the maps' grey opening, in resized pixels, odd; 1 switches it off.
     cache : "auto", int or None, default="auto"
         Bytes of memory for images and features, which `fit` computes once; if they need more, they
         are in a temporary file. "auto" is a quarter of the memory that is free. With None, or with
@@ -172,14 +171,13 @@ class MemKDDetector(BaseDistillationDetector):
     --------
     MKDDetector : Forward distillation into a small plain cloner, without memory.
     skmkd.metrics.aupro_score : Judge localization maps.
-    skmkd.inspection.LocalizationDisplay : Draw them.
 
     Notes
     -----
-    Scores are float64, higher = more normal; maps are float32, higher = more anomalous. A map
-    sums over the critical layers one minus the cosine of both networks' features at each
-    position, resized bilinearly, and is blurred; an image is as anomalous as its maximum. Training
-    minimises one minus the cosine of each *whole* layer, plus the weighted losses of the memories.
+    Scores are float64, higher = more normal; maps float32, higher = more anomalous. A map sums over
+    the critical layers one minus the cosine of both networks' features at each position, and is
+    blurred; an image is as anomalous as its maximum. Training minimises one minus the cosine of
+    each *whole* layer, plus the weighted losses of the memories.
 
     With ``memory_size=0``, "reverse" is plain reverse distillation; ``source="wide_resnet50_2"``,
     ``source_weights="imagenet"``, ``image_size=256``, ``max_iter=200``, ``batch_size=16`` and
@@ -187,15 +185,13 @@ class MemKDDetector(BaseDistillationDetector):
     a ResNet of torchvision; other sources get stages of three bottleneck blocks. The cloner of
     "forward" is a ResNet with blocks of normal width.
 
-    Of MemKD only the supplement has been available here [1]_. These are assumptions where it is
-    silent: the number of items; that keys and values are drawn standard normal; that features
-    are compared with keys, and exemplars with values, by a softmax over cosines, and its
-    temperature; that a memory lies before each stage of the reverse decoder, that of the highest
-    level thus behind the bottleneck, where the exemplars' features are not the source's but their
-    embeddings, through which no gradient runs; that the exemplars are images of the training batch;
-    that the exemplar loss is half the mean squared distance of unit vectors at each position; that
-    the orthogonality loss is the mean squared cosine between different items, of keys and values
-    alike; both weights; and that recalled features are further channels beside the cloner's.
+    Of MemKD only the supplement has been available here [1]_. These are assumptions: the number of
+    items, which begin as features of the first batch; that softmaxes over cosines compare
+    standardized features with keys, and exemplars, of the training batch, with values; that what is
+    recalled is further channels, of no weight at first; both losses of memories, half the squared
+    distance of unit vectors and the squared cosine of different items; and their weights. A memory
+    lies before each stage of the reverse decoder. In the paper the cloner's features ask it; here
+    the source's do, behind the bottleneck the embedding, and in "forward" the cloner's.
 
     References
     ----------
@@ -342,8 +338,8 @@ class MemKDDetector(BaseDistillationDetector):
         batches = consecutive(range(len(dataset.tiles)), dataset.batch_size)
         for chosen, batch in zip(batches, dataset.batches(batches), strict=True):
             with plain_arithmetic(False, self.device_):
-                inputs = self.cloner_.memory_inputs(self._cloner_output(batch))
-                for level, (memory, features) in inputs.items():
+                queries = self.cloner_.queries(batch.target, self._cloner_output(batch))
+                for level, (memory, features) in self.cloner_.memory_inputs(queries).items():
                     spread = entropy(memory.attention(features).cpu()).numpy()
                     unread = [dataset.tiles.place(tile)[0] in images.unreadable for tile in chosen]
                     spread[unread] = np.nan
@@ -358,13 +354,18 @@ class MemKDDetector(BaseDistillationDetector):
         n_levels = len(stages) - (self.paradigm == "forward")
         given = self.memory_levels if self.memory_size else ()
         self.memory_levels_ = chosen_levels(given, n_levels, self.paradigm)
-        plan = MemoryPlan(self.memory_size, self.memory_levels_, float(self.memory_temperature))
+        temperature = float(self.memory_temperature)
+        plan = MemoryPlan(self.memory_size, self.memory_levels_, temperature, of_source=True)
         size, generator = self._prepare.size, private_generator(self._seed)
         kind: type[ReverseCloner | ForwardCloner] = ReverseCloner
         if self.paradigm == "forward":
             kind, style = ForwardCloner, style._replace(width=1)
         make = partial(kind, stages, size, style, signed, plan)
-        return to_device(build_residual(make, generator), self.device_)
+        self.cloner_ = to_device(build_residual(make, generator), self.device_).train()
+        if self.memory_levels_:
+            with torch.no_grad():
+                self.cloner_.begin(first.target, self._cloner_output(first), generator)
+        return self.cloner_
 
     def _cloner_input(self, batch: Batch) -> Tensor | Features:
         return batch.images if isinstance(self.cloner_, ForwardCloner) else batch.target
@@ -373,13 +374,11 @@ class MemKDDetector(BaseDistillationDetector):
         target, output = batch.target, self._cloner_output(batch)
         pairs = (products(target[layer], output[layer]) for layer in self.critical_layers_)
         directions = (direction_discrepancy(each, "vector") for each in pairs)
-        total = torch.stack(list(directions)).sum(0)  # (n,)
-        parts = {"distillation": total}
+        parts = {"distillation": (total := torch.stack(list(directions)).sum(0))}  # (n,)
         if self.memory_levels_:
-            normal = {name: target.get(name, seen.detach()) for name, seen in output.items()}
-            inputs = self.cloner_.memory_inputs(normal).values()
-            exemplars = [m.exemplar_loss(seen[: self.n_exemplars]) for m, seen in inputs]
-            exemplar = torch.stack(exemplars).sum(0)
+            inputs = self.cloner_.exemplars(target, output)
+            losses = [m.exemplar_loss(seen, self.n_exemplars) for m, seen in inputs]
+            exemplar = torch.stack(losses).sum(0)
             orthogonality = torch.stack([m.orthogonality_loss() for m, _ in inputs]).sum(0)
             total = total + self.exemplar_weight * exemplar
             total = total + self.orthogonality_weight * orthogonality

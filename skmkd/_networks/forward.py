@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch import Tensor, nn
 
 from skmkd._maps.discrepancy import Features
@@ -39,11 +41,15 @@ class ForwardCloner(MemoryCloner):
             self.encoder.append(residual_stage(width, grid, stage, depth, style, signed_stage))
             width, grid = plan.output_channels(level, stage.channels), stage.grid
 
+    def reader(self, level: int) -> nn.Sequential:
+        """Return the stage that reads what the memory of a level recalls."""
+        return cast(nn.Sequential, self.encoder[level])
+
     def forward(self, images: Tensor) -> Features:
         """Compute the activations of every critical layer."""
         output = {}
         features = self.stem(images)
         for level, stage in enumerate(self.architecture[0], start=1):
             output[stage.layer] = self.encoder[level - 1](features)
-            features = self.append_recall(level, output[stage.layer])
+            features = self.append_recall(level, output[stage.layer], {})
         return output

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +22,10 @@ class ReverseCloner(MemoryCloner):
     A one-class bottleneck embeds all critical layers together. The embedding is so small that it
     loses most of what is not normal. A decoder of the source's stages in reverse order
     reconstructs the layers, and a memory before a stage appends what it recalls to the stage's
-    input. For a WideResNet-50 at 256 x 256 pixels the embedding is (2048, 8, 8), and the stages
-    return (1024, 16, 16), (512, 32, 32) and (256, 64, 64).
+    input. It is asked with the source's features of the same layer: thus the decoder learns normal
+    details that the embedding lost, but of other images it hears normal ones, too. For a
+    WideResNet-50 at 256 x 256 pixels the embedding is (2048, 8, 8), and the stages return
+    (1024, 16, 16), (512, 32, 32) and (256, 64, 64).
 
     `architecture` holds the arguments of the constructor.
     """
@@ -40,7 +43,7 @@ class ReverseCloner(MemoryCloner):
         inputs = {
             level: (stage.layer, stage.channels) for level, stage in enumerate(before, start=1)
         }
-        super().__init__(plan, inputs)
+        super().__init__(plan, inputs, plan.of_source)
         self.architecture = (stages, image_size, style, signed, plan)
         self.bottleneck = Bottleneck(stages, embedding, style)
         self.decoder = nn.ModuleList(
@@ -55,13 +58,17 @@ class ReverseCloner(MemoryCloner):
             for level, (previous, stage) in enumerate(zip(before, stages, strict=True), start=1)
         )
 
+    def reader(self, level: int) -> nn.Sequential:
+        """Return the decoder's stage that reads what the memory of a level recalls."""
+        return cast(nn.Sequential, self.decoder[level - 1])
+
     def forward(self, target: Features) -> Features:
         """Compute the embedding and the activations of every critical layer."""
         stages = self.architecture[0]
         features = self.bottleneck(target)
         output = {EMBEDDING: features}
         for level in range(len(stages), 0, -1):
-            features = self.decoder[level - 1](self.append_recall(level, features))
+            features = self.decoder[level - 1](self.append_recall(level, features, target))
             output[stages[level - 1].layer] = features
         return output
 

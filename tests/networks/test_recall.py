@@ -25,8 +25,8 @@ def normal(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def recall_of(size=5, channels=4, temperature=0.3):
-    recall = NormalityRecall(size, channels, temperature)
+def recall_of(size=5, channels=4, temperature=0.3, of_source=False):
+    recall = NormalityRecall(MemoryPlan(size, (1,), temperature, of_source), channels)
     recall.draw(torch.Generator().manual_seed(1))
     return recall
 
@@ -86,9 +86,9 @@ def test_exemplar_loss_is_half_the_squared_distance_of_unit_vectors():
     recalled = blend(attention(exemplars, recall.values, 0.3), recall.values)
     unit = [a / a.norm(dim=1, keepdim=True) for a in (exemplars, recalled)]
     expected = (unit[0] - unit[1]).square().sum(1).mean() / 2
-    assert_allclose(recall.exemplar_loss(exemplars).item(), expected.item(), rtol=1e-5)
+    assert_allclose(recall.exemplar_loss(exemplars, 3).item(), expected.item(), rtol=1e-5)
     assert_allclose(
-        recall.exemplar_loss(exemplars).item(),
+        recall.exemplar_loss(exemplars, 3).item(),
         cosine_distance(products(*unit)).mean().item(),
         rtol=1e-5,
     )
@@ -97,12 +97,46 @@ def test_exemplar_loss_is_half_the_squared_distance_of_unit_vectors():
 def test_exemplar_loss_vanishes_where_exemplars_are_values():
     recall = recall_of(temperature=1e-3)
     exemplars = 2 * recall.values.detach().t()[None, :, None]  # (1, 4, 1, 5)
-    assert recall.exemplar_loss(exemplars).item() == pytest.approx(0, abs=1e-5)
+    assert recall.exemplar_loss(exemplars, 3).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_exemplars_are_the_first_images_standardized_with_all():
+    recall, features = recall_of(of_source=True), 3 * normal(6, 4, 3, 3) + 7
+    mean, deviation = features.mean((0, 2, 3)), features.std((0, 2, 3), unbiased=False)
+    standard = (features - mean[:, None, None]) / deviation[:, None, None]
+    expected = recall_of().exemplar_loss(standard, 2)
+    assert_allclose(recall.exemplar_loss(features, 2).item(), expected.item(), rtol=1e-3)
+    recall_of(of_source=True).exemplar_loss(normal(2, 4, 1, 1), 1)  # one position of one image
+
+
+def test_items_begin_as_features_at_random_positions():
+    recall, features = recall_of(50, of_source=True), 3 * normal(2, 4, 2, 2) + 7
+    recall.remember(features, torch.Generator().manual_seed(0))
+    standard = torch.nn.functional.batch_norm(features, None, None, training=True)
+    rows = standard.movedim(1, -1).flatten(0, 2)  # fewer than items
+    nearest = []
+    for items in (recall.keys, recall.values):
+        gaps, which = torch.cdist(items.detach(), rows).min(1)
+        assert gaps.min() > 0  # no two are alike
+        assert gaps.max() < 0.5
+        nearest.append(which)
+    assert_array_equal(*nearest)
+    assert len(nearest[0].unique()) == len(rows)
+
+
+def test_features_of_one_direction_are_told_apart():
+    features = normal(2, 8, 4, 4) + 20
+    found = {}
+    for of_source in (False, True):
+        recall = recall_of(20, 8, 0.1, of_source)
+        recall.remember(features, torch.Generator().manual_seed(0))
+        found[of_source] = entropy(recall.attention(features)).mean().item()
+    assert found[True] < log(20) / 2 < 0.9 * log(20) < found[False]
 
 
 def test_exemplars_teach_the_values_alone():
     recall = recall_of()
-    recall.exemplar_loss(normal(2, 4, 3, 3)).backward()
+    recall.exemplar_loss(normal(2, 4, 3, 3), 2).backward()
     assert recall.keys.grad is None
     assert recall.values.grad.abs().sum(1).min() > 0
 
@@ -140,16 +174,17 @@ def test_zero_features_have_a_finite_recall():
     recall = recall_of()
     zeros = torch.zeros(1, 4, 2, 2)
     assert recall(zeros).isfinite().all()
-    recall.exemplar_loss(zeros).backward()
+    recall.exemplar_loss(zeros, 1).backward()
     assert recall.values.grad.isfinite().all()
 
 
 def test_features_in_bfloat16_are_taken():
     recall, features = recall_of(), normal(2, 4, 3, 3)
     assert_allclose(
-        recall.exemplar_loss(features.bfloat16()).item(), recall.exemplar_loss(features).item(),
+        recall.exemplar_loss(features.bfloat16(), 2).item(),
+        recall.exemplar_loss(features, 2).item(),
         rtol=0.02,
-    )  # fmt: skip
+    )
     assert recall.attention(features.bfloat16()).dtype == torch.float32
 
 
@@ -162,12 +197,20 @@ def test_memories_append_to_the_features_of_their_levels():
     for recall in network.memories.values():
         recall.draw(torch.Generator())
     features = {"a": normal(2, 4, 3, 3), "b": normal(2, 8, 2, 2), "c": normal(2, 2, 1, 1)}
-    assert network.append_recall(1, features["a"]) is features["a"]
-    appended = network.append_recall(2, features["b"])
+    assert network.append_recall(1, features["a"], {}) is features["a"]
+    appended = network.append_recall(2, features["b"], {})
     assert_array_equal(appended[:, :8].detach(), features["b"])
     assert_array_equal(appended[:, 8:].detach(), network.memories["2"](features["b"]).detach())
     assert appended.shape[1] == plan.output_channels(2, 8) == 16
     assert plan.output_channels(1, 4) == 4
+    source = {"b": normal(2, 8, 2, 2, seed=1)}
+    asking = MemoryCloner(plan, {1: ("a", 4), 2: ("b", 8), 3: ("c", 2)}, asks_source=True)
+    asking.load_state_dict(network.state_dict())
+    for cloner, query in ((network, features["b"]), (asking, source["b"])):
+        appended = cloner.append_recall(2, features["b"], source)
+        assert_array_equal(appended[:, :8].detach(), features["b"])
+        assert_array_equal(appended[:, 8:].detach(), cloner.memories["2"](query).detach())
+    assert asking.queries(source, features)["c"] is features["c"]
     inputs = network.memory_inputs(features)
     assert {level: layer is features[name] for (level, (_, layer)), name in
             zip(inputs.items(), "bc", strict=True)} == {2: True, 3: True}  # fmt: skip
