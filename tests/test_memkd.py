@@ -101,7 +101,12 @@ def test_recall_tells_normal_details_only():
     gaps = {}
     for size in (0, 50):
         detector = MemKDDetector(
-            memory_size=size, image_size=32, max_iter=5, random_state=0, validation_fraction=0
+            memory_size=size,
+            image_size=32,
+            max_iter=5,
+            batch_size=8,
+            random_state=0,
+            validation_fraction=0,
         ).fit(images[:80])
         maps = detector.localize(images[80:])
         gaps[size] = maps[:20].mean(), maps[20:].mean()
