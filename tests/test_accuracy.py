@@ -43,8 +43,8 @@ NAMED = {  # what a method of a name must be, written out
         "score_layers": None, "localization_params": None, "layer_weights": None,
     },
     "the authors' settings": {
-        "layer_weights": None, "direction_weight": 1.0, "direction": "vector", "image_score": "loss",
-        "localization": "gradient", "score_layers": 3,
+        "direction_weight": 1.0, "direction": "vector", "image_score": "loss",
+        "localization": "gradient", "score_layers": 3, "layer_weights": None,
     },
 }  # fmt: skip
 TRAINING = ("max_iter", "tol", "batch_size", "learning_rate", "schedule")

@@ -50,18 +50,18 @@ authors' settings" are the paper's with what their program sets for a set of ima
 values, λ = 1, a number of epochs, scores from the last three layers. "Total" is the paper's loss,
 of whole layers, but with normalised images and maps of discrepancies; "value" and "direction" are
 its terms alone. "Both sources" is a `DetectorEnsemble` of the default with each of skmkd's
-sources. "Layers weighed alike" is the default with `layer_weights=None`. Baselines stand on the same VGG-16, at the same size of images: nearest patches
-on 20,000 of them that are drawn at random, where PatchCore chooses a core set (anomalib's own
-PatchCore on the same source is within half a point, see its section), and IsolationForest and OneClassSVM on the mean of each channel. The files in
-`benchmarks/accuracy/protocols` say the rest.
+sources. "Layers weighed alike" is the default with `layer_weights=None`. Baselines stand on the
+same VGG-16, at the same size of images: nearest patches on 20,000 of them that are drawn at
+random, where PatchCore chooses a core set (anomalib's own PatchCore on the same source is within
+half a point, see its section), and IsolationForest and OneClassSVM on the mean of each channel.
+The files in `benchmarks/accuracy/protocols` say the rest.
 
-Areas are in percent; behind ± is the standard deviation over seeds, where there are several. AUPRO
-goes to a false-positive rate of 0.3. "To the end" is as long as a detector's parameters say: with
-the default 300 steps (600 at 256 pixels) or ten epochs, whichever is more; with the paper's setting
-until `tol` stops the training, or 200 epochs. In ablations layers weigh alike. Ablations of anything but the training, and the
-comparisons with MemKD, train all detectors alike: at a constant learning rate, those of MKD in
-batches of 64. Defects are synthetic where the title says so. What the methods cost is measured by
-[benchmarks](benchmarks.md), in ratios.
+Areas are in percent; behind ± is the standard deviation over seeds, where there are several.
+AUPRO goes to a false-positive rate of 0.3. "To the end" is as long as a detector's parameters
+say: with the default 300 steps (600 at 256 pixels) or ten epochs, whichever is more; with the
+paper's setting until `tol` stops the training, or 200 epochs. In ablations layers weigh alike,
+and those of anything but the training train all detectors alike: at a constant learning rate, in
+batches of 64. Defects are synthetic where the title says so. What the methods cost is measured by [benchmarks](benchmarks.md), in ratios.
 """
 
 
