@@ -648,7 +648,7 @@ def test_the_readme_quotes_the_best_of_the_baselines(quick_file, tmp_path, monke
     methods = [f'methods."{method}" = {{}}\n' for method in named if method.startswith("the")]
     (tmp_path / "toy.toml").write_text("".join(methods) + PROTOCOL)
     monkeypatch.setattr(render, "QUOTED", {"toy": "toys"})
-    assert "| toys | image AUROC | 70.0 |  | 60.0 | 50.0 forest |" in render.quoted(tmp_path)
+    assert "| toys | image AUROC | 70.0 |  |  | 60.0 | 50.0 forest |" in render.quoted(tmp_path)
 
 
 def test_a_method_of_fewer_cases_has_no_mean(quick_file):
