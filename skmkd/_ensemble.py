@@ -14,7 +14,7 @@ from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.metaestimators import _BaseComposition
 
 from skmkd._base import BaseDistillationDetector
-from skmkd._features.batches import Dataset
+from skmkd._features.batches import Dataset, evenly_spaced
 from skmkd._files.saving import SavingMixin
 from skmkd._images.images import Images
 from skmkd._images.inputs import ImagesLike
@@ -24,7 +24,7 @@ from skmkd._maps.finishing import Output
 from skmkd._parameters import SHARED, unfitted
 from skmkd._runtime import draw_seed
 from skmkd._scoring import ScoringMixin
-from skmkd._thresholds import ThresholdMixin, evenly_spaced
+from skmkd._thresholds import MAP_THRESHOLD_IMAGES, ThresholdMixin
 
 Pairs = list[tuple[str, BaseDistillationDetector]]
 COMBINATIONS: dict[str, Callable[[Sequence[Any]], Any]] = {  # of scores (floats) or maps (H, W)
@@ -280,10 +280,9 @@ class DetectorEnsemble(OutlierMixin, ScoringMixin, ThresholdMixin, SavingMixin, 
 
     def _set_scales(self, images: Images) -> None:
         """Set the common scale of scores and of maps, by normal images."""
-        found = [
-            [(each.score, *level_and_bulk(each, images)) for each in outputs]
-            for outputs in self._outputs_of_each(images, indices=evenly_spaced(len(images)))
-        ]
+        chosen = evenly_spaced(len(images), MAP_THRESHOLD_IMAGES)
+        together = self._outputs_of_each(images, indices=chosen)
+        found = [[(e.score, *level_and_bulk(e, images)) for e in outputs] for outputs in together]
         scores, levels, bulks = np.array(found, dtype=np.float64).transpose(2, 0, 1)  # (n, k)
         for member, own in zip(self.detectors_, scores.T, strict=True):
             member._check_scores(own)

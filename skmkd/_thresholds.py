@@ -12,7 +12,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from skmkd._conformal import Calibration, check_fpr, held_out
-from skmkd._features.batches import Dataset
+from skmkd._features.batches import Dataset, evenly_spaced
 from skmkd._images.checks import check_images
 from skmkd._images.images import Images
 from skmkd._images.inputs import ImagesLike
@@ -24,11 +24,6 @@ from skmkd._warnings import warn
 
 FPR = 0.05  # false-positive rate of thresholds, if nothing else is said
 MAP_THRESHOLD_IMAGES = 256  # training images, evenly spaced, whose maps set map_offset_
-
-
-def evenly_spaced(n: int) -> list[int]:
-    """Return the indices of as many of n images as maps are looked at of."""
-    return np.linspace(0, n - 1, min(n, MAP_THRESHOLD_IMAGES)).astype(int).tolist()
 
 
 def training_threshold(anomaly: ArrayLike, contamination: float) -> float:
@@ -82,9 +77,8 @@ class ThresholdMixin(BaseEstimator, ABC):
         """Set the thresholds that the allowed share of training images exceeds."""
         scores = [o.score for o in self._outputs(images, maps=False, dataset=dataset)]
         self._check_scores(scores)
-        outputs = self._outputs(
-            images, scores=False, dataset=dataset, indices=evenly_spaced(len(images))
-        )
+        chosen = evenly_spaced(len(images), MAP_THRESHOLD_IMAGES)
+        outputs = self._outputs(images, scores=False, dataset=dataset, indices=chosen)
         maxima = [float(np.max(o.map)) for o in outputs]
         share = FPR if self.contamination == "auto" else self.contamination
         self._set_thresholds(

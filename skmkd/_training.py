@@ -13,7 +13,7 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from skmkd._features.batches import Batch, Dataset, consecutive
+from skmkd._features.batches import Batch, Dataset, consecutive, evenly_spaced
 from skmkd._images.preparation import mild_augmentation
 from skmkd._maps.discrepancy import Features, layer_map
 from skmkd._maps.finishing import resized_masks
@@ -227,8 +227,7 @@ def layer_weights(
 
     It looks at as many images, evenly spaced, as have `WEIGHING_PIXELS`.
     """
-    n_images = min(len(dataset.tiles), max(1, WEIGHING_PIXELS // (size[0] * size[1])))
-    chosen = np.linspace(0, len(dataset.tiles) - 1, n_images).astype(int).tolist()
+    chosen = evenly_spaced(len(dataset.tiles), max(1, WEIGHING_PIXELS // (size[0] * size[1])))
     batches = consecutive(chosen, dataset.batch_size)
     values: dict[str, list[np.ndarray]] = {layer: [] for layer in layers}
     for indices, batch in zip(batches, dataset.batches(batches), strict=True):

@@ -229,16 +229,10 @@ def photograph_of(
     plate: np.ndarray, metal: np.ndarray, light: float, rng: np.random.Generator
 ) -> np.ndarray:
     """Light and brush a plate, and add noise."""
-    lit = 1 + light * smooth_noise(rng, 3, 3)
-    brushed = 3 * metal * smooth_noise(rng, PLATE[0], 16)
+    lit = 1 + light * objects.smooth_noise(rng, (3, 3), PLATE)
+    brushed = 3 * metal * objects.smooth_noise(rng, (PLATE[0], 16), PLATE)
     noise = 3 * rng.standard_normal(PLATE, dtype=np.float32)
     return np.clip(lit * (plate + brushed) + noise, 0, 255).astype(np.uint8)
-
-
-def smooth_noise(rng: np.random.Generator, *shape: int) -> np.ndarray:
-    """Draw noise of few pixels and enlarge it to a photograph."""
-    noise = Image.fromarray(rng.standard_normal(shape, dtype=np.float32))
-    return np.asarray(noise.resize(PLATE[::-1], Image.Resampling.BICUBIC))
 
 
 def moving_objects(kind: str, _: Path | None, seed: int) -> Case:

@@ -87,15 +87,17 @@ def lit(scene: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     angle, slope = rng.uniform(0, 2 * np.pi), rng.uniform(0, GRADIENT)
     y, x = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
     light = rng.uniform(1 - GAIN, 1 + GAIN) * (1 + slope * (x * np.cos(angle) + y * np.sin(angle)))
-    grain = smooth_noise(rng)
+    grain = smooth_noise(rng, (SIDE // 4, SIDE // 4), (SIDE, SIDE))  # spots of four pixels
     noise = NOISE * rng.standard_normal(scene.shape)
     return np.clip(np.rint(light * (1 + GRAIN * grain) * scene + noise), 0, 255).astype(np.uint8)
 
 
-def smooth_noise(rng: np.random.Generator) -> np.ndarray:
-    """Draw noise whose spots are four pixels wide."""
-    noise = Image.fromarray(rng.standard_normal((SIDE // 4, SIDE // 4), dtype=np.float32))
-    return np.asarray(noise.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+def smooth_noise(
+    rng: np.random.Generator, shape: tuple[int, int], size: tuple[int, int]
+) -> np.ndarray:
+    """Draw noise of a few pixels and enlarge it to a size (height, width)."""
+    noise = Image.fromarray(rng.standard_normal(shape, dtype=np.float32))
+    return np.asarray(noise.resize(size[::-1], Image.Resampling.BICUBIC))
 
 
 def gear(kind: str, rng: np.random.Generator) -> Image.Image:

@@ -61,7 +61,8 @@ AUPRO goes to a false-positive rate of 0.3. "To the end" is as long as a detecto
 say: with the default 300 steps (600 at 256 pixels) or ten epochs, whichever is more; with the
 paper's setting until `tol` stops the training, or 200 epochs. In ablations layers weigh alike,
 and those of anything but the training train all detectors alike: at a constant learning rate, in
-batches of 64. Defects are synthetic where the title says so. What the methods cost is measured by [benchmarks](benchmarks.md), in ratios.
+batches of 64. Defects are synthetic where the title says so. What the methods cost is measured by
+[benchmarks](benchmarks.md), in ratios.
 """
 
 

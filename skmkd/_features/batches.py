@@ -80,6 +80,11 @@ def inference_batch_size(size: tuple[int, int], device: torch.device) -> int:
     return max(1, pixels // (size[0] * size[1]))
 
 
+def evenly_spaced(n: int, most: int) -> list[int]:
+    """Return the indices of at most so many of n images, evenly spaced."""
+    return np.linspace(0, n - 1, min(n, most)).astype(int).tolist()
+
+
 def consecutive(indices: Sequence[int], size: int) -> list[Sequence[int]]:
     """Split indices into batches of a size, in order; the last one may be shorter."""
     return [indices[start : start + size] for start in range(0, len(indices), size)]

@@ -162,7 +162,7 @@ class MemoryCloner(nn.Module):
         if level not in self._input_layers:
             return features
         layer = self._input_layers[level]
-        query = self.queries(source, {layer: features})[layer]
+        query = self._query(layer, features, source)
         return torch.cat([features, self.memories[str(level)](query)], dim=1)
 
     def reader(self, level: int) -> nn.Sequential:
@@ -188,7 +188,10 @@ class MemoryCloner(nn.Module):
 
     def queries(self, source: Features, own: Features) -> Features:
         """Return the features of each layer that memories are asked with."""
-        return {**own, **source} if self._asks_source else own
+        return {layer: self._query(layer, features, source) for layer, features in own.items()}
+
+    def _query(self, layer: str, own: Tensor, source: Features) -> Tensor:
+        return source.get(layer, own) if self._asks_source else own
 
     def memory_inputs(self, features: Features) -> dict[int, tuple[NormalityRecall, Tensor]]:
         """Return the memory of each level and those of the features that are its input."""
