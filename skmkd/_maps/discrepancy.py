@@ -61,6 +61,11 @@ class _InnerProducts(torch.autograd.Function):
         ctx.chunk = chunk
         dtype = torch.promote_types(source.dtype, torch.float32)
         found = source.new_empty((3, *source.shape[:-1]), dtype=dtype)
+        if source.is_cuda:  # norms are computed without intermediate results in memory
+            for each, row in zip((source, cloner), found, strict=False):
+                torch.linalg.vector_norm(each, dim=-1, dtype=dtype, out=row).square_()
+            torch.sum(source.to(dtype) * cloner, -1, out=found[2])
+            return found.unbind()
         parts = (each.split(chunk) for each in (source, cloner))
         for s, c, out in zip(*parts, found.split(chunk, dim=1), strict=True):
             s, c = s.to(dtype), c.to(dtype)
