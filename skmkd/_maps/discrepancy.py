@@ -45,6 +45,9 @@ def products(source: Tensor, cloner: Tensor) -> Products:  # (n, C, h, w) x2 -> 
     On a CPU chunks of the batch are computed one after another, so that no intermediate result
     leaves the processor's cache.
     """
+    if torch.compiler.is_compiling():  # for export, in plain operations
+        s, c = source.float(), cloner.float()
+        return Products((s * s).sum(1), (c * c).sum(1), (s * c).sum(1), source.shape[1])
     on_cpu = source.device.type == "cpu"
     n = max(1, CHUNK_VALUES // source[0].numel() if on_cpu else len(source))
     last = source.movedim(1, -1), cloner.movedim(1, -1)

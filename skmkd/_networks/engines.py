@@ -101,7 +101,7 @@ def cloner_output(
     if learns or not isinstance(cloner, OWN) or (engine == "torch" and not folded):
         with products_in(precision, device):
             return cloner(inputs)
-    make = partial(compile_openvino if engine == "openvino" else _folded, cloner, precision)
+    make = partial(compile_openvino if engine == "openvino" else folded_copy, cloner, precision)
     return _prepared(cloner, (engine, precision), _state(cloner), make)(inputs)
 
 
@@ -110,8 +110,8 @@ def _state(network: nn.Module) -> list[Any]:
     return [version(tensor) for tensor in chain(network.parameters(), network.buffers())]
 
 
-def _folded(cloner: nn.Module, precision: str) -> Run:
-    """Return a copy of a cloner in a number format, its batch norms folded."""
+def folded_copy(cloner: nn.Module, precision: str) -> Run:
+    """Return a copy of one of skmkd's cloners in a number format, its batch norms folded."""
     network = copy.deepcopy(cloner).requires_grad_(False)
     fold(network)
     return BFloat16(network) if precision == "bfloat16" else network
