@@ -241,6 +241,7 @@ class MemKDDetector(BaseDistillationDetector):
         tile_overlap: float = 0.25,
         max_tiles: int = 2000,
         roi: RoiLike = None,
+        pose: str | None = None,
         image_shape: tuple[int, ...] | None = None,
         pixel_range: str | tuple[float, float] = "auto",
         augmentation: str | None = None,
@@ -282,6 +283,7 @@ class MemKDDetector(BaseDistillationDetector):
         self.tile_overlap = tile_overlap
         self.max_tiles = max_tiles
         self.roi = roi
+        self.pose = pose
         self.image_shape = image_shape
         self.pixel_range = pixel_range
         self.augmentation = augmentation
@@ -392,6 +394,7 @@ class MemKDDetector(BaseDistillationDetector):
         size, output = self._prepare.size, self._cloner_output(batch)
         layers = dict.fromkeys(self.critical_layers_, 1.0)
         raw = discrepancy_map(batch.target, output, layers, size, 0.0, 1.0)
+        raw = self._compared(raw, inside)
         anomaly = blurred_maximum(raw, self.smoothing_sigma, inside) if scores else None
         return anomaly, raw if maps else None
 

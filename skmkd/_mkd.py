@@ -28,7 +28,14 @@ from skmkd._networks.cloners import check_cloner_output, make_cloner
 from skmkd._networks.layers import REDUCTIONS
 from skmkd._networks.precision import to_device
 from skmkd._networks.sources import Source
-from skmkd._parameters import MKD, PAPER, check_mkd, mkd_settings, score_layers
+from skmkd._parameters import (
+    MKD,
+    PAPER,
+    check_mkd,
+    discrepancy_terms,
+    mkd_settings,
+    score_layers,
+)
 from skmkd._runtime import private_generator
 from skmkd._steps import Terms
 from skmkd._training import layer_weights
@@ -242,6 +249,7 @@ class MKDDetector(BaseDistillationDetector):
         tile_overlap: float = 0.25,
         max_tiles: int = 2000,
         roi: RoiLike = None,
+        pose: str | None = None,
         image_shape: tuple[int, ...] | None = None,
         pixel_range: str | tuple[float, float] = "auto",
         augmentation: str | None = None,
@@ -284,6 +292,7 @@ class MKDDetector(BaseDistillationDetector):
         self.tile_overlap = tile_overlap
         self.max_tiles = max_tiles
         self.roi = roi
+        self.pose = pose
         self.image_shape = image_shape
         self.pixel_range = pixel_range
         self.augmentation = augmentation
@@ -352,6 +361,7 @@ class MKDDetector(BaseDistillationDetector):
         return cloner
 
     def _weigh_layers(self, dataset: Dataset) -> None:
+        self._usual_terms = None if self.pose is None else discrepancy_terms(self)
         layers, size = self.critical_layers_, self._prepare.size
         self.layer_weights_ = np.ones(len(layers))
         if self.layer_weights is not None:
@@ -387,6 +397,7 @@ class MKDDetector(BaseDistillationDetector):
             each = zip(self.critical_layers_, self.layer_weights_.tolist(), strict=True)
             layers = {layer: weight for layer, weight in each if layer in self.score_layers_}
             discrepancy = discrepancy_map(target, output, layers, size, *weights)
+            discrepancy = self._compared(discrepancy, inside)
             if by_maximum:
                 anomaly = blurred_maximum(discrepancy, self.smoothing_sigma, inside)
             raw = discrepancy if method == "discrepancy" else None
