@@ -28,7 +28,7 @@ from skmkd._maps.usual import COVERED
 from skmkd._networks.engines import cloner_output
 from skmkd._networks.layers import LayerRule
 from skmkd._networks.sources import IDENTITY, Source, build_source
-from skmkd._parameters import tiling, unfitted
+from skmkd._parameters import map_terms, tiling, unfitted
 from skmkd._runtime import (
     CACHE_SHARE,
     available_memory,
@@ -68,9 +68,9 @@ class BaseDistillationDetector(OutlierMixin, NetworkScoringMixin, ThresholdMixin
     def _build_cloner(self, source: Source, first: Batch) -> nn.Module:
         """Build the cloner, and set what is learned from the first batch."""
 
-    @abstractmethod
     def _cloner_input(self, batch: Batch) -> Tensor | Features:
         """Return what the cloner takes."""
+        return batch.images
 
     def _cloner_output(self, batch: Batch) -> Features:
         """Return the cloner's features, at the critical layers at least."""
@@ -230,6 +230,7 @@ class BaseDistillationDetector(OutlierMixin, NetworkScoringMixin, ThresholdMixin
             dataset = self._dataset(self._tiles(held))
         sums = self._sums(dataset)
         self._usual = sums.usual(COVERED * len(dataset.tiles))
+        self._usual_terms = map_terms(self)
         self._sums_of_held = sums if enough else None
 
     def _cached(self, tiles: Tiles, budget: int) -> AbstractContextManager[Dataset]:

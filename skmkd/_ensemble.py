@@ -255,9 +255,9 @@ class DetectorEnsemble(OutlierMixin, ScoringMixin, ThresholdMixin, SavingMixin, 
         return self
 
     def _fit(self, X: Any, groups: Any, roi: Any) -> None:
-        images, held = self._admit(X, groups, roi)
+        split = images, held = self._admit(X, groups, roi)
         self.named_detectors_ = {
-            name: self._learned(name, detector, images, held) for name, detector in self.detectors
+            name: self._learned(name, detector, split) for name, detector in self.detectors
         }
         with each_left_out(self.detectors_):
             self._set_scales(images if held is None else held)
@@ -267,11 +267,7 @@ class DetectorEnsemble(OutlierMixin, ScoringMixin, ThresholdMixin, SavingMixin, 
                 self._set_held_out_thresholds(held)
 
     def _learned(
-        self,
-        name: str,
-        detector: BaseDistillationDetector,
-        images: Images,
-        held: Images | None,
+        self, name: str, detector: BaseDistillationDetector, split: tuple[Images, Images | None]
     ) -> BaseDistillationDetector:
         """Return a copy of a detector that has learned from checked images, all of them."""
         member = clone(detector)
@@ -280,7 +276,7 @@ class DetectorEnsemble(OutlierMixin, ScoringMixin, ThresholdMixin, SavingMixin, 
             member._seed = draw_seed(member.random_state)
         else:  # whatever the order of detectors
             member._seed = int(np.random.default_rng([self._seed, *name.encode()]).integers(2**31))
-        member._learn(images, held)
+        member._learn(*split)
         return member
 
     def _set_scales(self, images: Images) -> None:

@@ -107,6 +107,7 @@ PAPER: dict[str, Any] = {
     "learning_rate": 1e-3,
     "schedule": "constant",
 }
+FINISHING = "smoothing_sigma", "opening_size"
 STANDARDISED = "map_max", "discrepancy"  # the image score and the maps for objects with a pose
 LOCALIZATION: dict[str, list[Any]] = {
     "through_source": ["boolean"],
@@ -233,18 +234,15 @@ def check_mkd(detector: Any, method: str | None = None) -> None:
             f"{detector.image_score!r}, localization={localization!r}."
         )
     if hasattr(detector, "critical_layers_"):
-        now, then = discrepancy_terms(detector), detector._usual_terms
+        now, then = map_terms(detector), detector._usual_terms
         if then not in (None, now):
-            raise ValueError(
-                f"With pose, maps must be of the terms {then}, as at fit; got {now}. Fit again."
-            )
+            raise ValueError(f"With pose, maps must be of {then}, as at fit; got {now}. Fit again.")
 
 
-def discrepancy_terms(detector: Any) -> dict[str, Any]:
-    """Return all that the discrepancy maps of a fitted `MKDDetector` depend on."""
-    with_value = (OPTIONS | (detector.localization_params or {}))["value"]
-    terms = {"score_layers": detector.score_layers_, "value": with_value}
-    return terms | ({"value_weight": detector.value_weight} if with_value else {})
+def map_terms(detector: Any) -> dict[str, Any]:
+    """Return all that maps depend on and that can change after `fit`, before they are finished."""
+    _, maps = detector._settings()
+    return {name: maps[name] for name in maps if name not in FINISHING}
 
 
 def check_memkd(detector: Any, method: str | None = None) -> None:
@@ -268,12 +266,14 @@ def check_memkd(detector: Any, method: str | None = None) -> None:
 def mkd_settings(detector: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return all that scores and maps depend on and that can change after `fit`."""
     options = OPTIONS | (detector.localization_params or {})
-    terms = discrepancy_terms(detector)
-    layers = {"score_layers": terms.pop("score_layers")}
+    layers = {"score_layers": detector.score_layers_}
     sigma = {"smoothing_sigma": detector.smoothing_sigma}
     loss = {"value_weight": detector.value_weight, "direction": detector.direction}
+    discrepancy: dict[str, Any] = {"value": options["value"]}
+    if options["value"]:
+        discrepancy["value_weight"] = detector.value_weight
     scores: dict[str, Any] = {"image_score": detector.image_score, **layers}
-    scores |= terms | sigma if detector.image_score == "map_max" else loss
+    scores |= discrepancy | sigma if detector.image_score == "map_max" else loss
     maps = {
         "localization": detector.localization,
         "opening_size": detector.opening_size,
@@ -281,5 +281,5 @@ def mkd_settings(detector: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         **sigma,
     }
     if detector.localization == "discrepancy":
-        return scores, maps | terms
+        return scores, maps | discrepancy
     return scores, maps | loss | {name: options[name] for name in USED[detector.localization]}
