@@ -77,27 +77,25 @@ class Template:
         spectrum = fft.rfft2(edges)
         reach = [int(SHIFT * side) for side in edges.shape]
         window = np.ix_(*(np.arange(-most, most + 1) for most in reach))
+        found: dict[int, np.ndarray] = {}
 
         def best(number: int) -> float:
             """Return the highest correlation at an angle."""
             if number not in found:
                 found[number] = fft.irfft2(spectrum * self._spectra[number], s=edges.shape)
-            return found[number][window].max()
+            return float(found[number][window].max())
 
-        found: dict[int, np.ndarray] = {}
         last = len(self._angles) - 1
         coarse = max(range(0, last + 1, 2), key=best)
         number = max(range(max(0, coarse - 1), min(last, coarse + 1) + 1), key=best)
-        beside = [best(min(max(n, 0), last)) for n in (number - 1, number, number + 1)]
-        angle = self._angles[number] + STEP * vertex(*beside)
-        correlation = found[number]
-        row, column = np.unravel_index(
-            correlation[window].argmax(), window[0].shape[:1] + window[1].shape[1:]
-        )
-        row, column = row - reach[0], column - reach[1]
-        rows = [correlation[r % edges.shape[0], column] for r in (row - 1, row, row + 1)]
-        columns = [correlation[row, c % edges.shape[1]] for c in (column - 1, column, column + 1)]
-        return np.array([angle, row + vertex(*rows), column + vertex(*columns)])
+        angle = vertex(*(best(min(max(0, n), last)) for n in (number - 1, number, number + 1)))
+        height, width = edges.shape
+        at = found[number]
+        place = at[window].argmax()
+        row, column = np.array(np.unravel_index(place, at[window].shape)) - reach
+        rows = vertex(*(at[r % height, column] for r in (row - 1, row, row + 1)))
+        columns = vertex(*(at[row, c % width] for c in (column - 1, column, column + 1)))
+        return np.array([self._angles[number] + STEP * angle, row + rows, column + columns])
 
     def transforms(self, poses: np.ndarray) -> np.ndarray:  # (n, 3) -> (n, 3, 3)
         """Return the matrices that take places (x, y, 1) of the template to those of images.
@@ -141,10 +139,8 @@ def sampled(
 
 def template_size(frame: tuple[int, int]) -> tuple[int, int]:
     """Return the size of the templates of images of a size."""
-    height, width = frame
-    return max(1, round(sqrt(PIXELS * height / width))), max(
-        1, round(sqrt(PIXELS * width / height))
-    )
+    height, width = (max(1, round(sqrt(PIXELS * a / b))) for a, b in (frame, frame[::-1]))
+    return height, width
 
 
 def edges_of(image: Tensor, size: tuple[int, ...]) -> np.ndarray:  # (C, H, W) -> (h, w)
@@ -158,11 +154,8 @@ def edges_of(image: Tensor, size: tuple[int, ...]) -> np.ndarray:  # (C, H, W) -
 def vertex(before: float, middle: float, after: float) -> float:
     """Return where the parabola through three values, one apart, is highest, from the middle.
 
-    It is 0 if the middle one is not the highest.
+    It is 0 if the middle one is not the highest, or all are the same.
     """
-    bend = before - 2 * middle + after
-    return (
-        0.5 * float(before - after) / float(bend)
-        if bend < 0 and middle >= max(before, after)
-        else 0.0
-    )
+    if middle < max(before, after) or before == middle == after:
+        return 0.0
+    return 0.5 * float(before - after) / float(before - 2 * middle + after)
