@@ -234,8 +234,9 @@ def check_mkd(detector: Any, method: str | None = None) -> None:
             f"{detector.image_score!r}, localization={localization!r}."
         )
     if hasattr(detector, "critical_layers_"):
-        now, then = map_terms(detector), detector._usual_terms
-        if then not in (None, now):
+        score_layers(detector)
+        then = detector._usual_terms
+        if then is not None and then != (now := map_terms(detector)):
             raise ValueError(f"With pose, maps must be of {then}, as at fit; got {now}. Fit again.")
 
 

@@ -130,7 +130,7 @@ class Tiles:
         self.images = images
         self.grids = grids
         self._first = np.cumsum([0, *(len(each.cells) for each in grids)]).tolist()
-        self.poses = np.zeros((len(self), 3))
+        self.poses = np.zeros((self._first[-1], 3))
         self._recent: WeakValueDictionary[int, np.ndarray] = WeakValueDictionary()
         self._kept: deque[np.ndarray] = deque(maxlen=KEPT)
         self._locks = [Lock() for _ in range(N_LOCKS)]
