@@ -225,13 +225,13 @@ class BaseDistillationDetector(OutlierMixin, NetworkScoringMixin, ThresholdMixin
     def _learn_usual(self, dataset: Dataset, held: Images | None) -> None:
         """Learn what is usual at each position, from images held out if these are enough."""
         self._usual = None
-        enough = held is not None and len(held) >= ENOUGH
-        if held is not None and enough:
-            dataset = self._dataset(self._tiles(held))
-        sums = self._sums(dataset)
-        self._usual = sums.usual(COVERED * len(dataset.tiles))
+        if held is not None and len(held) < ENOUGH:
+            held = None
+        normal = dataset if held is None else self._dataset(self._tiles(held))
+        sums = self._sums(normal)
+        self._usual = sums.usual(COVERED * len(normal.tiles))
         self._usual_terms = map_terms(self)
-        self._sums_of_held = sums if enough else None
+        self._sums_of_held = None if held is None else sums
 
     def _cached(self, tiles: Tiles, budget: int) -> AbstractContextManager[Dataset]:
         """Read images, and compute features, once for all epochs, as far as `cache` allows."""
@@ -266,6 +266,7 @@ class BaseDistillationDetector(OutlierMixin, NetworkScoringMixin, ThresholdMixin
 
         def after_epoch(epoch: int) -> None:
             settle()
+            self._sums_of_held = None  # a callback may save the detector
             parameters = self.get_params(deep=False)
             try:
                 callback(self, epoch)  # type: ignore[misc]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import reduce
 from itertools import groupby
 from typing import Any
 
@@ -329,13 +328,15 @@ class NetworkScoringMixin(ScoringMixin):
     def _sums(self, dataset: Dataset) -> Sums:
         """Return the sums over the maps of images from which what is usual follows."""
         batches = consecutive(range(len(dataset.tiles)), dataset.batch_size)
-        parts = []
+        sums: Sums | None = None
         for chosen, batch in zip(batches, dataset.batches(batches), strict=True):
             inside = self._inside(dataset.tiles, chosen)
             _, maps = self._judge(batch, False, True, None, inside)
             assert maps is not None  # asked for
-            parts.append(Sums.each(maps, inside).over_all())
-        return reduce(Sums.plus, parts)
+            of_batch = Sums.each(maps, inside).over_all()
+            sums = of_batch if sums is None else sums.plus(of_batch)
+        assert sums is not None  # of one image at least
+        return sums
 
     def _tiles(self, images: Images) -> Tiles:
         """Return the tiles that images are cut into; each is whole if `tile_size` is None."""

@@ -82,8 +82,11 @@ def test_maps_are_compared_with_those_of_held_out_images(moving):
     ).mean() > 0.9
 
 
-def test_training_images_say_what_is_usual_where_none_are_held_out(moving):
-    detector = tiny_detector(pose="fixed", contamination=0.1, image_size=SIDE).fit(moving)
+@pytest.mark.parametrize("pose", ["fixed", "rigid"])
+@pytest.mark.parametrize("cache", ["auto", None])
+def test_training_images_say_what_is_usual_where_none_are_held_out(moving, pose, cache):
+    detector = tiny_detector(pose=pose, contamination=0.1, image_size=SIDE, cache=cache)
+    detector.fit(moving)
     assert detector._sums_of_held is detector._left_out is None
     assert (detector.predict(moving) == -1).mean() == pytest.approx(0.1, abs=0.02)
 
@@ -238,11 +241,12 @@ def test_memkd_has_a_pose(moving):
     assert detector.localize(bad).shape == (10, SIDE, SIDE)
 
 
-def test_a_callback_s_detector_knows_what_is_usual(moving):
-    looks = []
-    detector = tiny_detector(pose="fixed", **OBJECTS)
-    detector.fit(moving, callback=lambda d, epoch: looks.append(d.score_samples(moving)))
-    assert_allclose(looks[-1], detector.score_samples(moving), rtol=1e-6)
+def test_a_callback_s_detector_knows_what_is_usual_and_can_be_saved(moving, tmp_path):
+    source, path = TinySource(), tmp_path / "detector.skmkd"
+    detector = tiny_detector(source=source, pose="fixed", **OBJECTS)
+    detector.fit(moving, callback=lambda fitted, epoch: fitted.save(path))
+    seen = skmkd.load(path, source=source).score_samples(moving)
+    assert_allclose(seen, detector.score_samples(moving), rtol=1e-6)
 
 
 @pytest.mark.parametrize(
