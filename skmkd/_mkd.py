@@ -87,9 +87,9 @@ class MKDDetector(BaseDistillationDetector):
         Region of interest in pixels of the image: a rectangle, or a mask or its file, not 0 inside.
         What is outside is neither learned nor scored, and 0 in maps.
     pose : {"fixed", "rigid"} or None, default=None
-        Where the object is in images: "fixed", at one place, so that maps are compared with what is
-        usual at each position; "rigid", shifted by up to 20 % of a side and turned by up to 10
-        degrees, so that images are first registered; None, for textures and anything else.
+        Where the object is. "fixed": at one place, and maps are compared with what is usual at each
+        position. "rigid": shifted by up to 20 % of a side and turned by up to 10 degrees, and
+        images are first registered. None: anywhere; or there is none, as in textures.
     image_shape : tuple (H, W) or (H, W, C), or None, default=None
         Shape of the images in the rows of a 2-D X. None means square grey images if their length
         is a square number, else images of one row.
