@@ -59,7 +59,8 @@ def largest(got: np.ndarray, expected: np.ndarray) -> float:
 def tests() -> Iterator[Row]:
     """Run the tests that need a GPU, and count them."""
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
-    command += ["tests/test_gpu.py", "tests/test_steps.py"]
+    command += ["tests/test_gpu.py", "tests/test_steps.py", "tests/test_recording.py"]
+    command += ["tests/networks/test_fusion.py"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     print(done.stdout[-6000:])
     counts = {kind: int(n) for n, kind in re.findall(r"(\d+) (passed|failed|skipped)", done.stdout)}

@@ -13,6 +13,7 @@ from sklearn.base import OutlierMixin, _fit_context
 from sklearn.utils import Tags
 from torch import Tensor, nn
 
+from skmkd._export.exporting import ExportMixin
 from skmkd._features.batches import Batch, Dataset, evenly_spaced
 from skmkd._features.cache import cached
 from skmkd._files.saving import SavingMixin
@@ -54,7 +55,9 @@ OF_POSE = "_template", "_usual", "_usual_terms", "_sums_of_held", "_left_out"
 ENOUGH = 10  # images held out, at least, from which the deviation at each position is learned
 
 
-class BaseDistillationDetector(OutlierMixin, NetworkScoringMixin, ThresholdMixin, SavingMixin, ABC):
+class BaseDistillationDetector(
+    OutlierMixin, NetworkScoringMixin, ThresholdMixin, SavingMixin, ExportMixin, ABC
+):
     """Train a cloner to reproduce a frozen source's features of normal images.
 
     A subclass declares its parameters, builds its cloner, says what it outputs and learns, and

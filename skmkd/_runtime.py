@@ -43,10 +43,6 @@ if hasattr(os, "register_at_fork"):  # else a child would wait for a thread that
     )
 
 
-class MissingExtraError(ImportError):
-    """A package that a parameter needs, and that an extra of skmkd brings, is not installed."""
-
-
 def resolve_device(device: str) -> torch.device:
     """Return the torch device that a name stands for, "auto" being the fastest here.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -31,7 +32,8 @@ from skmkd._maps.finishing import (
 )
 from skmkd._maps.merging import image_output
 from skmkd._maps.usual import Sums, Usual
-from skmkd._networks.engines import resolve_engine, source_engine
+from skmkd._networks.engines import OWN, replayed, resolve_engine, source_engine
+from skmkd._recording import waits
 from skmkd._runtime import CPU, one_behind, plain_arithmetic
 from skmkd._warnings import warn
 
@@ -287,17 +289,33 @@ class NetworkScoringMixin(ScoringMixin):
         method: str | None,
     ) -> Iterator[tuple[Sequence[int], Tensor | None, Tensor | None]]:
         """Yield each batch of tiles with anomaly scores and finished maps, on the device."""
+        known = self.device_.type == "cuda" and isinstance(self.cloner_, OWN)
+        of_features = (method or getattr(self, "localization", "discrepancy")) == "discrepancy"
+        replays = known and self._usual is None and (of_features or not maps)
         for chosen, batch in zip(batches, dataset.batches(batches), strict=True):
             with plain_arithmetic(False, self.device_):
                 inside = self._inside(dataset.tiles, chosen)
-                anomaly, raw = self._judge(batch, scores, maps, method, inside)
-                if raw is not None:
-                    raw = localization_maps(raw, self.smoothing_sigma, self.opening_size)
-                    if self._usual is not None and inside is not None:
-                        raw = raw * inside
-                    if self._template is not None:
-                        raw = self._template.returned(raw, dataset.tiles.poses[chosen])
-            yield chosen, anomaly, raw
+                judged = partial(self._judged, scores, maps, method, inside)
+                if replays and inside is None and waits(batch.images):
+                    settings = self._settings()
+                    found = replayed(self.cloner_, (scores, maps), settings, judged, batch)
+                else:
+                    found = judged(batch)
+                anomaly, finished = found
+                if self._template is not None and finished is not None:
+                    finished = self._template.returned(finished, dataset.tiles.poses[chosen])
+            yield chosen, anomaly, finished
+
+    def _judged(
+        self, scores: bool, maps: bool, method: str | None, inside: Tensor | None, batch: Batch
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Return anomaly scores (n,) and finished maps (n, H, W), each None unless asked for."""
+        anomaly, raw = self._judge(batch, scores, maps, method, inside)
+        if raw is not None:
+            raw = localization_maps(raw, self.smoothing_sigma, self.opening_size)
+            if self._usual is not None and inside is not None:
+                raw = raw * inside
+        return anomaly, raw
 
     def _inside(self, tiles: Tiles, chosen: Sequence[int]) -> Tensor | None:
         """Return what counts of prepared tiles (n, H, W), bool; None for everything."""
@@ -345,7 +363,8 @@ class NetworkScoringMixin(ScoringMixin):
     def _dataset(self, tiles: Tiles, *, stored: bool = True) -> ImageDataset:
         """Return tiles with the source's features, through the feature store if there is one."""
         engine = resolve_engine(self.engine, self.device_)
-        source = compute = source_engine(self.source_, self.precision_, engine)
+        replays = self.device_.type == "cuda" and self._origin.weights != "module"
+        source = compute = source_engine(self.source_, self.precision_, engine, replays)
         folder = self.feature_store
         if self.memory != "deprecated":
             warn("memory was renamed to feature_store and will be removed.", FutureWarning)

@@ -6,11 +6,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from skmkd._features.batches import Batch
-
-WARM_UP = 3  # steps before one is recorded, in which libraries choose and set up their kernels
+from skmkd._recording import WARM_UP, Recording
 
 Terms = dict[str, Tensor]  # "total", which is minimised, and its parts; each of shape (n,)
 
@@ -58,8 +56,7 @@ class Step:
 class RecordedStep(Step):
     """A step on a GPU that is recorded once for each size of a batch, and then replayed.
 
-    It consists of hundreds of small operations. Launched one by one, they would leave the GPU idle
-    most of the time. The loss terms that are returned change at the next step.
+    The loss terms that are returned change at the next step.
     """
 
     def __init__(
@@ -68,7 +65,7 @@ class RecordedStep(Step):
         super().__init__(cloner, terms, betas)
         self._n_steps = 0
         self._stream = torch.cuda.Stream(self._rate.device)
-        self._recorded: dict[int, tuple[torch.cuda.CUDAGraph, Batch, Terms]] = {}
+        self._recorded: dict[int, Recording] = {}
 
     def _adam(self, weights: list[nn.Parameter], betas: tuple[float, float]) -> torch.optim.Adam:
         self._rate = torch.zeros((), device=weights[0].device)
@@ -90,15 +87,8 @@ class RecordedStep(Step):
             return losses
         n = len(batch.images)
         if n not in self._recorded:
-            graph, inputs = torch.cuda.CUDAGraph(), tree_map(torch.clone, batch)
-            with torch.cuda.graph(
-                graph, stream=self._stream, capture_error_mode="thread_local"
-            ):  # what other threads compute goes on
-                self._recorded[n] = graph, inputs, self._update(inputs)
-        graph, inputs, losses = self._recorded[n]
-        tree_map(Tensor.copy_, inputs, batch)
-        graph.replay()
-        return losses
+            self._recorded[n] = Recording(self._update, batch, self._stream)
+        return self._recorded[n](batch)
 
     def free(self) -> None:
         """Free the gradients and what was recorded."""

@@ -238,3 +238,65 @@ def test_no_global_state_changes(crops):
     before = state()
     DETECTORS["default"].set_params(device="cuda", precision="auto").fit(crops[:40]).localize(crops)
     assert state() == before
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", DETECTORS)
+def test_an_image_alone_has_the_same_score_each_time(saved, crops, name, precision):
+    detector = load(saved[name, precision], device="cuda")
+    first, second = crops[:1], crops[60:61]
+    expected = [detector.score_samples(each) for each in (first, second)]
+    maps = detector.localize(first)
+    for _ in range(6):  # some of these are computed, one is recorded, the last are replayed
+        for image, score in zip((first, second), expected, strict=True):
+            assert_array_equal(detector.score_samples(image), score)
+        assert_array_equal(detector.localize(first), maps)
+    detector.set_params(smoothing_sigma=1.0)
+    other = detector.score_samples(first)
+    assert_array_equal(
+        other,
+        load(saved[name, precision], device="cuda")
+        .set_params(smoothing_sigma=1.0)
+        .score_samples(first),
+    )
+    if detector.get_params().get("image_score", "map_max") == "map_max":
+        assert other != expected[0]
+
+
+def test_a_refit_is_not_scored_by_what_was_recorded(crops):
+    detector = MKDDetector(**QUICK, device="cuda").fit(crops[:40])
+    before = [detector.score_samples(crops[60:61]) for _ in range(6)]
+    detector.fit(crops[40:60])
+    after = [detector.score_samples(crops[60:61]) for _ in range(6)]
+    assert len({float(score[0]) for score in before}) == len({float(s[0]) for s in after}) == 1
+    assert before[0] != after[0]
+
+
+def test_threads_replay_in_turn(saved, crops):
+    detector = load(saved["default", "float32"], device="cuda")
+    expected = np.concatenate([detector.score_samples(image[None]) for image in crops[:30]])
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda image: detector.score_samples(image[None]), crops[:30]))
+    assert_array_equal(np.concatenate(found), expected)
+
+
+def test_tiles(crops, tmp_path):
+    images = np.tile(crops[:12], (1, 2, 2))
+    parameters = QUICK | {"tile_size": 64, "image_size": 64, "precision": "float32"}
+    detector = MKDDetector(**parameters, device="cpu").fit(images)
+    expected, maps = detector.score_samples(images), detector.localize(images[:2])
+    detector.save(tmp_path / "tiles.skmkd")
+    there = load(tmp_path / "tiles.skmkd", device="cuda")
+    with tf32(False):
+        assert largest(there.score_samples(images), expected) < 1e-4
+        assert largest(there.localize(images[:2]), maps) < 1e-4
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_layers_weigh_what_they_do_on_a_cpu(crops, precision):
+    weights = []
+    for device in ("cpu", "cuda"):
+        detector = MKDDetector(**QUICK, precision=precision, device=device)
+        weights.append(detector.fit(crops[:40]).layer_weights_)
+    assert weights[0].std() > 0.1
+    assert_allclose(weights[1], weights[0], rtol=0.1)  # of cloners that differ by rounding

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from benchmarks.accuracy.baselines import Baseline
 from skmkd._features.batches import consecutive
 from skmkd._maps.finishing import resized_maps
-from skmkd._runtime import MissingExtraError, forked_rng
+from skmkd._packages import MissingExtraError
+from skmkd._runtime import forked_rng
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

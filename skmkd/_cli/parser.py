@@ -30,7 +30,8 @@ from skmkd._cli.commands import (
 )
 from skmkd._cli.tables import FORMATS
 from skmkd._ensemble import COMBINATIONS
-from skmkd._runtime import ENGINES, MissingExtraError
+from skmkd._packages import MissingExtraError
+from skmkd._runtime import ENGINES
 from skmkd._version import __version__
 
 EPILOG = """exit codes: 0 success, 1 error (see the message), 2 invalid command line, 130

@@ -45,6 +45,9 @@ def products(source: Tensor, cloner: Tensor) -> Products:  # (n, C, h, w) x2 -> 
     On a CPU chunks of the batch are computed one after another, so that no intermediate result
     leaves the processor's cache.
     """
+    if torch.compiler.is_compiling():  # for export, in plain operations
+        s, c = source.float(), cloner.float()
+        return Products((s * s).sum(1), (c * c).sum(1), (s * c).sum(1), source.shape[1])
     on_cpu = source.device.type == "cpu"
     n = max(1, CHUNK_VALUES // source[0].numel() if on_cpu else len(source))
     last = source.movedim(1, -1), cloner.movedim(1, -1)
@@ -61,6 +64,11 @@ class _InnerProducts(torch.autograd.Function):
         ctx.chunk = chunk
         dtype = torch.promote_types(source.dtype, torch.float32)
         found = source.new_empty((3, *source.shape[:-1]), dtype=dtype)
+        if source.is_cuda:  # norms are computed without intermediate results in memory
+            for each, row in zip((source, cloner), found, strict=False):
+                torch.linalg.vector_norm(each, dim=-1, dtype=dtype, out=row).square_()
+            torch.sum(source.to(dtype) * cloner, -1, out=found[2])
+            return found.unbind()
         parts = (each.split(chunk) for each in (source, cloner))
         for s, c, out in zip(*parts, found.split(chunk, dim=1), strict=True):
             s, c = s.to(dtype), c.to(dtype)

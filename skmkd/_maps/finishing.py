@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, reduce
+from functools import cache, reduce
 from itertools import groupby
 from typing import Any
 
@@ -52,9 +52,12 @@ def blur(maps: Tensor, sigma: float) -> Tensor:  # (n, H, W)
     return columns @ maps @ rows.T
 
 
-@lru_cache(maxsize=8)
+@cache
 def _gaussian(side: int, sigma: float, device: torch.device) -> Tensor:
-    """Return the matrix (side, side) of a Gaussian filter with mirrored edges."""
+    """Return the matrix (side, side) of a Gaussian filter with mirrored edges.
+
+    It stays where it is, as what was recorded on a GPU needs it.
+    """
     matrix = ndimage.gaussian_filter1d(np.eye(side), sigma, axis=0)
     return torch.from_numpy(matrix).float().to(device)
 

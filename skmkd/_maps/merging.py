@@ -30,7 +30,7 @@ def image_output(index: int, parts: Iterable[Output], tiles: Tiles) -> Output:
         if whole is None:
             whole = np.zeros(cut.size, dtype=np.float32)
         add_tile(whole, part.map, tiles.place(part.index)[1], cut)
-    score = float(np.min(scores))
+    score = scores[0] if len(scores) == 1 else float(np.min(scores))
     if index in images.unreadable:
         score = np.nan
         if whole is not None:

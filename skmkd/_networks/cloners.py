@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from skmkd._maps.discrepancy import Features
 from skmkd._networks.layers import Stage
-from skmkd._networks.precision import materialize
+from skmkd._networks.precision import BFloat16, materialize
 
 COMPACT_WIDTH = 16  # channels of the convolutions whose output is not a critical layer's
 CHUNK_BYTES = 2**24  # of the output of a convolution on a CPU
@@ -163,6 +163,19 @@ class ChunkedBlock(nn.Sequential):
         if len(images) <= n or images.device.type != "cpu":
             return run(images)
         return torch.cat([run(chunk) for chunk in images.split(n)])
+
+
+def plain_copy(network: nn.Module) -> nn.Module:
+    """Copy a network that no longer learns, in float32, for engines that need no chunks.
+
+    Weights that were rounded stay so.
+    """
+    inner = network.network if isinstance(network, BFloat16) else network
+    copied = copy.deepcopy(inner).float().eval().requires_grad_(False)
+    for module in copied.modules():
+        if isinstance(module, ChunkedBlock):
+            module.__class__ = nn.Sequential  # type: ignore[assignment]
+    return copied
 
 
 def _pool(before: tuple[int, int], after: tuple[int, int]) -> nn.Module:

@@ -1,4 +1,4 @@
-"""What computes networks that no longer learn: torch or OpenVINO."""
+"""What computes networks that no longer learn: torch, a recording on a GPU, or OpenVINO."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from skmkd._maps.discrepancy import Features
 from skmkd._networks.cloners import Cloner
@@ -18,11 +19,12 @@ from skmkd._networks.fusion import fold, version
 from skmkd._networks.openvino import compile_openvino
 from skmkd._networks.precision import BFloat16, products_in
 from skmkd._networks.recall import MemoryCloner
+from skmkd._recording import Replayed, waits
 
 Run = Callable[[Any], Features]
 
 OWN = (Cloner, MemoryCloner)  # cloners whose structure is known
-PREPARED: MutableMapping[nn.Module, dict[Any, tuple[Any, Run]]] = WeakKeyDictionary()
+PREPARED: MutableMapping[nn.Module, dict[Any, tuple[Any, Any]]] = WeakKeyDictionary()
 
 
 def resolve_engine(engine: str, device: torch.device) -> str:
@@ -41,12 +43,49 @@ def resolve_engine(engine: str, device: torch.device) -> str:
     return "torch" if engine == "auto" else engine
 
 
-def source_engine(source: nn.Module, precision: str, engine: str) -> Run:
-    """Return what computes the features of a frozen source."""
+def source_engine(source: nn.Module, precision: str, engine: str, replays: bool) -> Run:
+    """Return what computes the features of a frozen source; a GPU may replay those of few images.
+
+    What a source of the user's computes may not be the same each time.
+    """
     if engine == "torch":
-        return source
+        return partial(_source_output, source) if replays else source
     make = partial(compile_openvino, source, precision)
     return _prepared(source, ("openvino", precision), None, make)
+
+
+def _source_output(source: nn.Module, images: Tensor) -> Features:
+    if not waits(images):
+        return source(images)
+    return _replayed(source, (), None, source, images)
+
+
+def replayed(
+    cloner: nn.Module,
+    how: tuple[Any, ...],
+    settings: Any,
+    compute: Callable[[Any], Any],
+    inputs: Any,
+) -> Any:
+    """Compute on a GPU, with a cloner, what is recorded the fourth time, and then replayed.
+
+    There is a recording for each `how` and shape of the inputs. It is made anew when the settings
+    or the tensors of the cloner have changed.
+    """
+    return _replayed(cloner, how, [settings, *_state(cloner)], compute, inputs)
+
+
+def _replayed(
+    network: nn.Module,
+    how: tuple[Any, ...],
+    state: Any,
+    compute: Callable[[Any], Any],
+    inputs: Any,
+) -> Any:
+    tensors = tree_leaves(inputs)
+    stream = torch.cuda.current_stream(tensors[0].device).cuda_stream
+    key = ("replayed", stream, *(tensor.shape for tensor in tensors), *how)
+    return _prepared(network, key, state, Replayed)(compute, inputs)
 
 
 def cloner_output(
@@ -62,19 +101,23 @@ def cloner_output(
     if learns or not isinstance(cloner, OWN) or (engine == "torch" and not folded):
         with products_in(precision, device):
             return cloner(inputs)
-    make = partial(compile_openvino if engine == "openvino" else _folded, cloner, precision)
-    state = [version(tensor) for tensor in chain(cloner.parameters(), cloner.buffers())]
-    return _prepared(cloner, (engine, precision), state, make)(inputs)
+    make = partial(compile_openvino if engine == "openvino" else folded_copy, cloner, precision)
+    return _prepared(cloner, (engine, precision), _state(cloner), make)(inputs)
 
 
-def _folded(cloner: nn.Module, precision: str) -> Run:
-    """Return a copy of a cloner in a number format, its batch norms folded."""
+def _state(network: nn.Module) -> list[Any]:
+    """Return what is another once a tensor of a network is."""
+    return [version(tensor) for tensor in chain(network.parameters(), network.buffers())]
+
+
+def folded_copy(cloner: nn.Module, precision: str) -> Run:
+    """Return a copy of one of skmkd's cloners in a number format, its batch norms folded."""
     network = copy.deepcopy(cloner).requires_grad_(False)
     fold(network)
     return BFloat16(network) if precision == "bfloat16" else network
 
 
-def _prepared(network: nn.Module, how: tuple[str, str], state: Any, make: Callable[[], Run]) -> Run:
+def _prepared(network: nn.Module, how: tuple[Any, ...], state: Any, make: Callable[[], Any]) -> Any:
     """Return what `make` makes of a network, made once for each state that it is in."""
     known = PREPARED.setdefault(network, {})
     if how not in known or known[how][0] != state:

@@ -1,4 +1,4 @@
-"""Convolutions that nothing is learned from any more, as one operation with what follows them."""
+"""Quicker forms of convolutions and pools that nothing is learned from any more."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.nn.modules.utils import _pair
 from torch.nn.utils import fuse_conv_bn_eval
 
 from skmkd._maps.attribution import RECTIFIERS
@@ -22,6 +23,7 @@ POINTWISE: dict[str | None, tuple[Any, ...]] = {  # oneDNN's names, and limits
     "relu": ("relu", [], ""),
     "relu6": ("hardtanh", [0.0, 6.0], ""),
 }
+TENSOR_CORES = 8  # channels that NVIDIA's take at once; images of 3 are left to slower units
 PACKED: MutableMapping[nn.Module, tuple[tuple[int, int], Tensor]] = WeakKeyDictionary()
 
 
@@ -39,7 +41,7 @@ class FusedConv(nn.Conv2d):
         settings: Any = self.stride, self.padding, self.dilation, self.groups
         dtype = self.weight.dtype
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return self._in_steps(images)
+            return self._in_steps(images, self.weight)
         if images.device.type == "cpu" and _computes(dtype):
             stride, padding, *others = settings
             packed, rows = _packed(self), images.to(dtype)
@@ -47,17 +49,41 @@ class FusedConv(nn.Conv2d):
                 rows, packed, self.bias, padding, stride, *others, *POINTWISE[self.activation]
             )
         nvidia = images.device.type == "cuda" and torch.version.cuda is not None
-        computes = nvidia and dtype == torch.bfloat16 and is_native(images.device)
-        if computes and self.activation == "relu":
-            rows = images.to(dtype)
-            return torch.cudnn_convolution_relu(rows, self.weight, self.bias, *settings)
-        return self._in_steps(images)
+        if not (nvidia and dtype == torch.bfloat16 and is_native(images.device)):
+            return self._in_steps(images, self.weight)
+        rows, weight = images.to(dtype), self.weight
+        if self.groups == 1 and (missing := TENSOR_CORES - rows.shape[1]) > 0:
+            rows, weight = (F.pad(each, (0, 0, 0, 0, 0, missing)) for each in (rows, weight))
+        if self.activation == "relu":
+            return torch.cudnn_convolution_relu(rows, weight, self.bias, *settings)
+        return self._in_steps(rows, weight)
 
-    def _in_steps(self, images: Tensor) -> Tensor:
-        output = super().forward(images)
+    def _in_steps(self, images: Tensor, weight: Tensor) -> Tensor:
+        output = self._conv_forward(images, weight, self.bias)
         if self.activation == "relu":
             return F.relu(output, inplace=True)
         return F.relu6(output) if self.activation == "relu6" else output
+
+
+class FastMaxPool(nn.MaxPool2d):
+    """A max-pool of windows that do not overlap, without the indices that a gradient needs.
+
+    On a GPU, torch computes these in any case.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:  # (n, C, H, W)
+        """Compute the maxima."""
+        side, (n, channels, height, width) = _pair(self.stride)[0], images.shape
+        whole = height % side == width % side == 0
+        if torch.is_grad_enabled() or images.device.type != "cuda" or not whole:
+            return super().forward(images)
+        grid = height // side, width // side
+        maxima = torch.empty(
+            n, channels, *grid, dtype=images.dtype, device=images.device,
+            memory_format=torch.channels_last,
+        )  # fmt: skip
+        windows = images.unflatten(2, (grid[0], side)).unflatten(4, (grid[1], side))
+        return torch.amax(windows, (3, 5), out=maxima)
 
 
 def _computes(dtype: torch.dtype) -> bool:
@@ -91,8 +117,8 @@ def fuse(network: fx.GraphModule) -> None:
     Parameters keep their names.
     """
     for name, module in list(network.named_modules()):
-        if _is_plain(module):
-            network.set_submodule(name, _fused(module))
+        if (quicker := _quicker(module)) is not module:
+            network.set_submodule(name, quicker)
     modules = dict(network.named_modules())
     calls = Counter(node.target for node in network.graph.nodes if node.op == "call_module")
     for node in network.graph.nodes:
@@ -144,10 +170,8 @@ def _folded(layers: Iterable[nn.Module]) -> list[nn.Module]:
             done[-1] = fuse_conv_bn_eval(before, layer, transposed)
         elif isinstance(layer, nn.ReLU) and isinstance(before, FusedConv):
             before.activation = "relu"
-        elif _is_plain(layer):
-            done.append(_fused(layer))
         else:
-            done.append(layer)
+            done.append(_quicker(layer))
     return done
 
 
@@ -161,12 +185,28 @@ def _is_plain(module: nn.Module) -> bool:
     )
 
 
+def _has_separate_windows(module: nn.Module) -> bool:
+    """Return whether a module is a max-pool of square windows, side by side."""
+    if type(module) is not nn.MaxPool2d or _has_hooks(module):
+        return False
+    sides = {*_pair(module.kernel_size), *_pair(module.stride)}
+    plain = _pair(module.padding) == (0, 0) and _pair(module.dilation) == (1, 1)
+    return len(sides) == 1 and plain and not module.return_indices
+
+
 def _has_hooks(module: nn.Module) -> bool:
     """Return whether its user has a module do more than it does by itself."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
-def _fused(convolution: nn.Module) -> FusedConv:
-    fused: Any = copy.copy(convolution)
-    fused.__class__ = FusedConv
-    return fused
+def _quicker(module: nn.Module) -> nn.Module:
+    """Return the quicker form of a module that computes the same, or itself if there is none."""
+    if _is_plain(module):
+        kind: type[nn.Module] = FusedConv
+    elif _has_separate_windows(module):
+        kind = FastMaxPool
+    else:
+        return module
+    quicker: Any = copy.copy(module)
+    quicker.__class__ = kind
+    return quicker

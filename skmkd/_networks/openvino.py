@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import ctypes
-import importlib
 import os
-import sys
-from collections.abc import Callable, Iterator, MutableSet, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, MutableSet, Sequence
 from typing import Any
 from weakref import WeakSet
 
@@ -17,12 +13,12 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from skmkd._maps.discrepancy import Features
-from skmkd._networks.cloners import ChunkedBlock
-from skmkd._networks.precision import BFloat16, is_native
+from skmkd._networks.cloners import plain_copy
+from skmkd._networks.precision import is_native
 from skmkd._networks.tracing import TRACING
-from skmkd._runtime import CPU, MissingExtraError, plain_arithmetic
+from skmkd._packages import needed
+from skmkd._runtime import CPU, plain_arithmetic
 
-TELEMETRY = "openvino_telemetry"
 COMPILED: MutableSet[Any] = WeakSet()
 
 
@@ -111,12 +107,8 @@ class _ChannelsLast(nn.Module):
 
     def __init__(self, network: nn.Module, precision: str) -> None:
         super().__init__()
-        inner = network.network if isinstance(network, BFloat16) else network
-        self.network = copy.deepcopy(inner).float()
+        self.network = plain_copy(network)
         self.dtype = getattr(torch, precision)
-        for module in self.network.modules():
-            if isinstance(module, ChunkedBlock):  # OpenVINO needs no chunks
-                module.__class__ = nn.Sequential  # type: ignore[assignment]
 
     def forward(self, rows: Sequence[Tensor], names: Sequence[str] | None) -> Features:
         """Run the network: (n, H, W, C) -> layer -> (n, h, w, C)."""
@@ -180,26 +172,4 @@ def _view(tensor: Tensor) -> Any:
 
 
 def _openvino() -> Any:
-    """Import OpenVINO, which would else tell its makers over the network."""
-    try:
-        if "openvino" in sys.modules:
-            return importlib.import_module("openvino")
-        with TRACING, _missing(TELEMETRY):
-            return importlib.import_module("openvino")
-    except ImportError as error:
-        raise MissingExtraError(
-            "engine='openvino' needs OpenVINO: pip install \"skmkd[openvino]\""
-        ) from error
-
-
-@contextmanager
-def _missing(name: str) -> Iterator[None]:
-    """Let a module, unless it is there already, be missing to those that import it meanwhile."""
-    if name in sys.modules:
-        yield
-        return
-    sys.modules[name] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        del sys.modules[name]
+    return needed("openvino", "openvino", "engine='openvino'")

@@ -11,7 +11,7 @@ from torchvision.models import get_model
 
 from skmkd._networks import fusion, precision
 from skmkd._networks.cloners import Cloner, cloner_blocks
-from skmkd._networks.fusion import PACKED, FusedConv, fold, fuse
+from skmkd._networks.fusion import PACKED, FastMaxPool, FusedConv, fold, fuse
 from skmkd._networks.layers import Stage
 from skmkd._networks.precision import BFloat16
 from skmkd._networks.tracing import extract_features
@@ -248,3 +248,62 @@ def test_a_fused_convolution_has_a_gradient(pixels):
         gradients += torch.autograd.grad(network(image)["features.9"].sum(), image)
         fuse(network)
     assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize(
+    ("pool", "quicker"),
+    [
+        (nn.MaxPool2d(2), True),
+        (nn.MaxPool2d((3, 3), 3, ceil_mode=True), True),
+        (nn.MaxPool2d(3, stride=2), False),  # windows overlap
+        (nn.MaxPool2d((2, 4)), False),
+        (nn.MaxPool2d(2, padding=1), False),
+        (nn.MaxPool2d(2, dilation=2), False),
+    ],
+)
+def test_pools_of_separate_windows_are_quicker_and_the_same(pixels, pool, quicker):
+    layers = nn.Sequential(pool)
+    expected = layers(pixels)
+    fold(layers)
+    assert isinstance(layers[0], FastMaxPool) == quicker
+    with torch.no_grad():
+        assert torch.equal(layers(pixels), expected)
+
+
+def test_a_hooked_pool_stays_as_it_is():
+    layers = nn.Sequential(nn.MaxPool2d(2))
+    layers[0].register_forward_hook(lambda *_: None)
+    fold(layers)
+    assert type(layers[0]) is nn.MaxPool2d
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("side", [60, 64])  # of windows of 4 and of 3: with a rest, and without
+@pytest.mark.parametrize("window", [2, 3, 4])
+def test_a_gpu_pools_alike(pixels, window, side):
+    images = pixels[:, :, :side, :side].cuda().to(torch.bfloat16)
+    layers = nn.Sequential(nn.MaxPool2d(window))
+    expected = layers(images)
+    fold(layers)
+    with torch.no_grad():
+        found = layers(images)
+    assert torch.equal(found, expected)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("activation", [None, "relu", "relu6"])
+def test_a_gpu_convolves_three_channels_alike(pixels, activation):
+    layers = nn.Sequential(nn.Conv2d(3, 16, 3, stride=2, padding=1)).cuda().to(torch.bfloat16)
+    images = pixels.cuda().to(torch.bfloat16)
+    with torch.no_grad():
+        expected = layers(images)
+        fold(layers)
+        layers[0].activation = activation
+        found = layers(images)
+    limits = {None: (None, None), "relu": (0, None), "relu6": (0, 6)}[activation]
+    if activation:
+        expected = expected.clamp(*limits)
+    torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)

@@ -1,0 +1,1 @@
+"""Detectors as ONNX files: writing, and scoring without torch."""

@@ -1,0 +1,54 @@
+"""Packages that extras of skmkd bring, imported where they are needed."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import RLock
+from typing import Any
+
+QUIET = {"openvino": "openvino_telemetry"}  # what tells a package's makers of its use
+IMPORTING = RLock()  # one import at a time: others would miss what is hidden from it
+if hasattr(os, "register_at_fork"):  # else a child could inherit the lock from another thread
+    os.register_at_fork(
+        before=IMPORTING.acquire,
+        after_in_parent=IMPORTING.release,
+        after_in_child=IMPORTING.release,
+    )
+
+
+class MissingExtraError(ImportError):
+    """A package that a parameter needs, and that an extra of skmkd brings, is not installed."""
+
+
+def needed(package: str, extra: str, what: str) -> Any:
+    """Import a package that an extra brings, and that tells nobody over the network.
+
+    Raises
+    ------
+    MissingExtraError
+        If it is not installed; `what` needs it.
+    """
+    try:
+        if package in sys.modules or package not in QUIET:
+            return importlib.import_module(package)
+        with IMPORTING, _missing(QUIET[package]):
+            return importlib.import_module(package)
+    except ImportError as error:
+        raise MissingExtraError(f'{what} needs {package}: pip install "skmkd[{extra}]"') from error
+
+
+@contextmanager
+def _missing(name: str) -> Iterator[None]:
+    """Let a module, unless it is there already, be missing to those that import it meanwhile."""
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[name]
