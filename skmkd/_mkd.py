@@ -60,7 +60,7 @@ class MKDDetector(BaseDistillationDetector):
         The critical layers that scores and maps use: the last k, some by name, or all.
     layer_weights : "auto" or None, default="auto"
         How layers count in discrepancy maps: "auto" is ``1 / (q99.9 - q50)``, quantiles of each
-        layer's blurred map of training images; None weighs all alike.
+        layer's map of training images; None weighs all alike.
     value_weight : float, default=0.0
         Weight of the value discrepancy, not negative; in maps, only with the option "value". Values
         are much larger than directions: use 0.01, or 1 with ``direction_weight="auto"``.
@@ -355,7 +355,7 @@ class MKDDetector(BaseDistillationDetector):
         return cloner
 
     def _weigh_layers(self, dataset: Dataset) -> None:
-        how = dataset, self.critical_layers_, self._prepare.size, self.smoothing_sigma
+        how = dataset, self.critical_layers_, self._prepare.size
         self.layer_weights_ = np.ones(len(self.critical_layers_))
         if self.layer_weights is not None:
             self.layer_weights_ = layer_weights(self._cloner_output, *how)
