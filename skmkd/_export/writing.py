@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,11 @@ def check_exportable(detector: Any) -> None:
         raise ValueError(
             f"tile_size must be None to export a {name}, which scores each image as a whole; got "
             f"{detector.tile_size}."
+        )
+    if detector._usual is not None:
+        raise ValueError(
+            f"pose must be None at fit to export a {name}: a graph does not register images, nor "
+            "compare their maps with what is usual at each position."
         )
     if detector._roi_of_each:
         raise ValueError(
@@ -155,7 +161,9 @@ def _tidy(model: Any) -> None:
     del model.graph.output[:]
     model.graph.output.extend(kept)
     model.graph.value_info.extend(within)
-    for part in (model, model.graph, *model.graph.node, *model.graph.value_info):
+    graph = model.graph
+    named = (graph.input, graph.output, graph.value_info, graph.initializer, graph.node)
+    for part in (model, graph, *chain(*named)):
         del part.metadata_props[:]
 
 
