@@ -90,14 +90,14 @@ class ExportMixin(BaseEstimator):
         >>> import os, tempfile
         >>> from skimage.data import lfw_subset
         >>> import skmkd
-        >>> faces = lfw_subset()[:40]
+        >>> faces = lfw_subset()[:100]
         >>> detector = skmkd.MKDDetector(image_size=32, max_iter=1, random_state=0).fit(faces)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = os.path.join(folder, "faces.onnx")
         ...     parity = detector.export(path, check=faces)
         ...     labels = skmkd.load_exported(path).predict(faces)
         >>> parity.n_images, len(labels)
-        (40, 40)
+        (100, 100)
         """
         check_is_fitted(self)
         check_target(path)
