@@ -325,3 +325,13 @@ def test_a_detector_that_was_fitted_with_a_pose_cannot_be_exported(moving, pose)
         with pytest.raises(ValueError, match="pose must be None at fit to export a MKDDetector"):
             check_exportable(detector.set_params(pose=now))
     check_exportable(tiny_detector(**OBJECTS).fit(moving).set_params(pose=pose))
+
+
+def test_groups_are_for_calibrate(moving):
+    lots = np.repeat(np.arange(6), 10)
+    detector = tiny_detector(pose="fixed", **OBJECTS)
+    for judge in (detector, DetectorEnsemble([("a", detector), ("b", tiny_detector(**OBJECTS))])):
+        with pytest.raises(ValueError, match=r"groups must be None in fit with a pose.*calibrate"):
+            judge.fit(moving, groups=lots)
+    detector.set_params(contamination=0.1).fit(moving, groups=lots)  # none are held out
+    detector.calibrate(photographs(60, 3)[0], fpr=0.2, groups=lots)

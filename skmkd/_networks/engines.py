@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, MutableMapping
 from functools import partial
 from itertools import chain
+from threading import RLock
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -24,6 +26,13 @@ from skmkd._recording import Replayed, waits
 Run = Callable[[Any], Features]
 
 OWN = (Cloner, MemoryCloner)  # cloners whose structure is known
+PREPARING = RLock()
+if hasattr(os, "register_at_fork"):  # else a child could inherit the lock from another thread
+    os.register_at_fork(
+        before=PREPARING.acquire,
+        after_in_parent=PREPARING.release,
+        after_in_child=PREPARING.release,
+    )
 PREPARED: MutableMapping[nn.Module, dict[Any, tuple[Any, Any]]] = WeakKeyDictionary()
 
 
@@ -121,5 +130,7 @@ def _prepared(network: nn.Module, how: tuple[Any, ...], state: Any, make: Callab
     """Return what `make` makes of a network, made once for each state that it is in."""
     known = PREPARED.setdefault(network, {})
     if how not in known or known[how][0] != state:
-        known[how] = state, make()
+        with PREPARING:  # another thread may have made it; what was recorded needs the same one
+            if how not in known or known[how][0] != state:
+                known[how] = state, make()
     return known[how][1]
