@@ -27,7 +27,9 @@ from skmkd._networks.layers import LayerIndex
 from skmkd._networks.residual import Style, style_of
 
 settings.register_profile("same everywhere", deadline=None, derandomize=True, database=None)
-settings.register_profile("thorough", settings.get_profile("same everywhere"), max_examples=1000)
+settings.register_profile(
+    "thorough", settings.get_profile("same everywhere"), max_examples=1000, deadline=10_000
+)
 settings.load_profile("same everywhere")
 
 
