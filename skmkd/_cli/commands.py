@@ -267,11 +267,6 @@ def export(args: argparse.Namespace) -> None:
     images of noise, and for the images of --check. If they differ, nothing is written.
     """
     detector = load(args.model, device="cpu")
-    if not hasattr(detector, "export"):
-        raise ValueError(
-            f"{args.model} must hold one detector to be exported; it holds an ensemble. Fit and "
-            "export its detectors one by one."
-        )
     images = new_images(args.check) if args.check else None
     parity = detector.export(args.output, check=images, tolerance=args.tolerance)
     print(f"{args.output}: {args.output.stat().st_size / 1e6:.1f} MB.")

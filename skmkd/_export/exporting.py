@@ -57,9 +57,9 @@ class ExportMixin(BaseEstimator):
             If the detector is not fitted.
         ValueError
             If the detector cannot be exported: it draws maps from gradients, cuts images into
-            tiles, has a pose, has a region of interest for each image, or has a source or cloner of
-            yours that torch cannot export; or if the file's scores differ by more than `tolerance`.
-            Then no file is written.
+            tiles, has a pose, has a region of interest for each image, has a source or cloner of
+            yours that torch cannot export, or is an ensemble; or if the file's scores differ by
+            more than `tolerance`. Then no file is written.
         ImportError
             If the extra is not installed: ``pip install "skmkd[onnx]"``.
         OSError

@@ -18,6 +18,7 @@ LESS = 0.5  # of the least contrast at fit: below, they are, too
 GAP = 0.5  # of the distance to most pixels that holds no other value, if an extreme is isolated
 DEPTHS = (8, 10, 12, 14, 16)  # bits of cameras
 CLOSE = 1 / 8  # of the range of the bits in use, below which integers have their extremes
+ROUNDED = 1e-6  # of the range: the largest change when pixels become float32
 SAMPLE = 2000  # values of an image, drawn at random, that show what most pixels are
 
 
@@ -125,6 +126,26 @@ def clipped(
             f"values from {low:g} to {high:g}. Scale X as it was scaled for fit."
         )
     return image.clip(known.low - reach, known.high + reach)
+
+
+def rounded(image: np.ndarray, known: PixelRange) -> np.ndarray:
+    """Return an image in the type that holds pixels of its kind.
+
+    Raises
+    ------
+    ValueError
+        If float32 does not hold them.
+    """
+    found = image.astype(dtype_of(known.kind), copy=False)
+    if not np.can_cast(image.dtype, found.dtype):
+        error = float(np.abs(image - found).max())
+        if error > ROUNDED * known.width:
+            raise ValueError(
+                f"must hold pixels that float32 tells apart; rounding changes them by {error:.2g}, "
+                f"in a range of {known.width:g}. Subtract a constant from all images, then fit and "
+                "export again."
+            )
+    return found
 
 
 def drawable(image: np.ndarray, known: PixelRange) -> np.ndarray:

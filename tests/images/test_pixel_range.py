@@ -12,6 +12,7 @@ from skmkd._images.pixel_range import (
     learned_range,
     plausible,
     quantiles,
+    rounded,
     seen_in,
 )
 
@@ -138,3 +139,24 @@ def test_a_hot_spot_is_on_the_scale():
     seen = seen_in([extent(image)])
     image[3, 3] = 50
     assert plausible(image, seen)
+
+
+@pytest.mark.parametrize(
+    ("image", "kept"),
+    [
+        (np.array([0.1, 1.0]), True),
+        (np.array([0, 2**24 - 1]), True),
+        (np.array([2**24, 2**24 + 1]), False),
+        (np.array([1e6, 1e6 + 0.1]), False),
+        (np.array([-1e30, 1e30]), True),
+    ],
+)
+def test_what_float32_would_round_is_refused(image, kept):
+    known = PixelRange(float(image.min()), float(image.max()), "float")
+    if kept:
+        found = rounded(image, known)
+        assert found.dtype == np.float32
+        assert np.abs(found - image).max() <= 1e-6 * known.width
+        return
+    with pytest.raises(ValueError, match="float32 tells apart; rounding changes them by"):
+        rounded(image, known)
