@@ -28,6 +28,7 @@ from skmkd._packages import MissingExtraError
 FORMAT = 1
 BATCH_PIXELS = 2**17  # of images of one size that an engine is given at once, raw or resized
 MOST_THREADS = 1024
+EXTERNAL = b"location"  # the key, in an ONNX file, of another file that holds numbers
 
 
 class ExportedDetector(BaseEstimator):
@@ -105,11 +106,13 @@ class ExportedDetector(BaseEstimator):
         ------
         ValueError
             If a parameter is not as described, or a detector's method `export` did not write the
-            file, or that of a later version did.
+            file, that of a later version did, or it refers to other files.
         """
         self._validate_params()
         self.engine_ = _resolved(self.engine)
         content = Path(self.path).read_bytes()
+        if EXTERNAL in content:
+            raise ValueError(f"path must be one whole file; {self.path!r} refers to others.")
         try:
             self._session = SESSIONS[self.engine_](content, self.n_threads)
             told = json.loads(self._session.properties["skmkd"])

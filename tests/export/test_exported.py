@@ -284,6 +284,15 @@ def test_other_files_are_refused(engine, tmp_path):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+def test_files_that_refer_to_others_are_refused(made, engine, tmp_path):
+    model = onnx.load(made("colour")[1])
+    onnx.save(model, tmp_path / "model.onnx", save_as_external_data=True, location="weights")
+    assert (tmp_path / "weights").exists()
+    with pytest.raises(ValueError, match="path must be one whole file; .* refers to others"):
+        load_exported(tmp_path / "model.onnx", engine=engine)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_newer_formats_are_refused(made, engine, tmp_path):
     model = onnx.load(made("colour")[1])
     told = json.loads(model.metadata_props[0].value)
