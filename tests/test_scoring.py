@@ -353,7 +353,9 @@ def test_files_that_do_not_fit_to_tiles_or_regions_are_errors_of_their_own(large
     errors = [result.error for result in detector.iter_results(paths)]
     assert errors[::2] == [None, None]
     assert "1.png) must have the size in its header, (" in errors[1]
-    with pytest.raises(ValueError, match="to be cut into tiles; got .*: its end says that it is turned"):
+    with pytest.raises(
+        ValueError, match="to be cut into tiles; got .*: its end says that it is turned"
+    ):
         detector.score_samples(paths)
     Image.fromarray(large[1, :30]).save(paths[1])
     errors = [result.error for result in detector.iter_results(paths, roi=(0, 0, 35, 20))]

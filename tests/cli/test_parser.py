@@ -329,16 +329,11 @@ def test_a_closed_pipe_prints_no_error(place, monkeypatch, capsys):
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("words", ["--help", "score MODEL IMAGES"])
-def test_a_program_whose_reader_has_gone_ends_without_a_word(place, words):
-    words = words.replace("MODEL", str(place / "model.skmkd"))
-    words = words.replace("IMAGES", str(place / "learn"))
+def test_a_program_whose_reader_has_gone_ends_without_a_word(place):
     reading, writing = os.pipe()
     os.close(reading)
-    run = subprocess.run(
-        [sys.executable, "-m", "skmkd", *words.split()], stdout=writing, stderr=subprocess.PIPE,
-        check=False,
-    )  # fmt: skip
+    command = [sys.executable, "-m", "skmkd", "info", place / "model.skmkd"]
+    run = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False)
     os.close(writing)
     assert (run.returncode, run.stderr) == (1, b"")
 

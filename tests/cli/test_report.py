@@ -92,8 +92,8 @@ def test_ramp_ends_half_the_threshold_above_it(threshold, red):
 
 @pytest.mark.parametrize(
     ("threshold", "expected"),
-    [(math.inf, "....."), (-math.inf, "rrrrr"), (NAN, "....."), (5e-324, ".yrrr"), (1e-310, ".rrrr"),
-     (1e300, "....r"), (-1e300, "rrrrr")],
+    [(math.inf, "....."), (-math.inf, "rrrrr"), (NAN, "....."), (5e-324, ".yrrr"),
+     (1e-310, ".rrrr"), (1e300, "....r"), (-1e300, "rrrrr")],
 )  # fmt: skip
 def test_overlay_of_extreme_thresholds(threshold, expected):
     single = np.array([[0, 1e-40, 1, 3e38, math.inf]], np.float32)
@@ -268,8 +268,10 @@ def test_no_scores_no_histogram(scores):
     assert histogram(np.array([]), 0.0) == "<p>No image has a finite score.</p>"
 
 
-@pytest.mark.parametrize(("low", "high"), [(0, 1), (-0.37, 0.112), (1e-9, 3e-9), (-5e7, 2e8), (-1e300, 1e300),
-                                         (-1e-300, 1e-300)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [(0, 1), (-0.37, 0.112), (1e-9, 3e-9), (-5e7, 2e8), (-1e300, 1e300), (-1e-300, 1e-300)],
+)
 def test_ticks_are_few_round_and_within(low, high):
     found = list(ticks(low, high))
     assert 2 <= len(found) <= 6

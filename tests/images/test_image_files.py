@@ -321,10 +321,10 @@ def replaced_while(monkeypatch, path, later):
     [("png", {}), ("jpg", {}), ("bmp", {}), ("pgm", {}), ("tif", {}),
      ("tif", {"compression": "tiff_adobe_deflate"})],
 )  # fmt: skip
-@pytest.mark.parametrize("pixels", [GREY[:3, :4], GREY.T, 255 - GREY], ids=["small", "turned", "new"])
-def test_a_file_that_is_replaced_meanwhile_is_named(
-    tmp_path, monkeypatch, suffix, options, pixels
-):
+@pytest.mark.parametrize(
+    "pixels", [GREY[:3, :4], GREY.T, 255 - GREY], ids=["small", "turned", "new"]
+)
+def test_a_file_that_is_replaced_meanwhile_is_named(tmp_path, monkeypatch, suffix, options, pixels):
     path, later = tmp_path / f"image.{suffix}", tmp_path / f"later.{suffix}"
     Image.fromarray(GREY).save(path, **options)
     Image.fromarray(np.ascontiguousarray(pixels)).save(later, **options)
