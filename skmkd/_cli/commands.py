@@ -353,8 +353,8 @@ def entry(result: Result, drawn: Image | None = None) -> Entry:
 
 def lowest_scores(entries: Sequence[Entry]) -> list[Entry]:
     """Return the entries with the lowest scores, as many as a report shows pictures of."""
-    finite = [each for each in entries if np.isfinite(each.score)]
-    return sorted(finite, key=attrgetter("score"))[:MAX_PICTURES]
+    scored = [each for each in entries if not np.isnan(each.score)]
+    return sorted(scored, key=attrgetter("score"))[:MAX_PICTURES]
 
 
 def save_report(

@@ -92,7 +92,7 @@ class Images:
         self.errors: dict[int, str] = {}
         self.silent = False
         self._blank = blank
-        self._plausible: list[bool] = []  # by several threads, in any order
+        self._plausible: dict[int, bool] = {}  # by several threads, in any order
 
     def __len__(self) -> int:
         return len(self.items)
@@ -111,8 +111,8 @@ class Images:
         return isinstance(self.items[0], ImageFile | Broken)
 
     def name(self, index: int) -> str:
-        """Name an image in an error, by its path if it has one."""
-        return named(self.items[index], index)
+        """Name an image of X in an error, by its path if it has one."""
+        return named(self.items[index], int(np.flatnonzero(self.kept)[index]))
 
     def path(self, index: int) -> str | None:
         """Return the path of an image, if it is a file."""
@@ -208,7 +208,7 @@ class Images:
                 image = self.regions[index].cut(image)
             image = with_channels(image, self.shape[2])
             if kind not in FIXED:
-                image = self._checked(image)
+                image = self._checked(image, index)
         except ValueError as error:
             raise UnreadableImageError(f"{named(item, index)} {error}") from None
         return image
@@ -221,7 +221,7 @@ class Images:
             f"fit; got {kind} pixels."
         )
 
-    def _checked(self, image: np.ndarray) -> np.ndarray:
+    def _checked(self, image: np.ndarray, index: int) -> np.ndarray:
         """Check the values of an image, and clip those that are far from the known range."""
         low, high = float(image.min()), float(image.max())
         if np.isnan(low):
@@ -235,7 +235,7 @@ class Images:
             return image
         image = clipped(image, (low, high), self.pixel_range, self.shape[2] == 4)
         if self.seen is not None:
-            self._plausible.append(plausible(image, self.seen))
+            self._plausible[index] = plausible(image, self.seen)
         return image
 
     def usable(self) -> Images:
@@ -256,8 +256,15 @@ class Images:
                 kept.append(index)
         if not kept:
             raise ValueError(f"X must hold images that can be read; got {len(self)}, and none can.")
-        images = self.of(kept)
-        images.kept = np.isin(np.arange(len(self)), kept)
+        return self.only(kept)
+
+    def only(self, indices: Sequence[int]) -> Images:
+        """Return the images at the indices as those of X that can be used; all, if they are."""
+        if len(indices) == len(self):
+            return self
+        images = self.of(indices)
+        images.kept = np.zeros_like(self.kept)
+        images.kept[np.flatnonzero(self.kept)[list(indices)]] = True
         return images
 
     def groups_of(self, groups: ArrayLike | None) -> np.ndarray | None:
@@ -285,14 +292,17 @@ class Images:
 
     def warn_of_scale(self) -> None:
         """Warn if nearly all of several images seem to be on another scale than those of fit."""
-        found, self._plausible = self._plausible, []  # told once, whoever reads the images
-        if self.seen is None or len(found) < SEVERAL or sum(found) > FEW * len(found):
+        found, self._plausible = self._plausible, {}  # told once, whoever reads the images
+        n_plausible = sum(found.values())
+        if self.seen is None or len(found) < SEVERAL or n_plausible > FEW * len(found):
             return
+        first = min(index for index, is_plausible in found.items() if not is_plausible)
         low, high, contrast = self.seen
         warn(
             "Nearly none of the images of X seem to be on the scale of those of fit, most of whose "
             f"pixels are between {low:g} and {high:g} and differ by at least {contrast:g} in each "
-            "image. Scale X as it was scaled for fit."
+            f"image. The first that does not is {self.name(first)}. Scale X as it was scaled for "
+            "fit."
         )
 
 
