@@ -29,7 +29,7 @@ READERS: dict[bytes, Callable[..., Image.Image]] = {
     b"BM": BmpImageFile,
     b"RIFF": WebPImageFile,
 }
-STRIP_PIXELS = 2**18  # converted at once, so that copies stay small and in the cache
+STRIP_PIXELS = 2**16  # converted at once, so that copies stay small and in the cache
 DEEP = {"RGB;16B": 3, "RGBA;16B": 4, "LA;16B": 4}  # raw modes of PNG, and channels that they give
 
 

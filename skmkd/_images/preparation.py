@@ -18,7 +18,7 @@ from skmkd._runtime import CPU, sent
 
 MAX_ROTATION = 20.0  # degrees; this and the scales are MKD's for small sets (section 4.2.3)
 SCALES = (0.9, 1.05)
-STRIP_PIXELS = 2**18  # converted at once, so that their floats stay in the processor's cache
+STRIP_PIXELS = 2**17  # converted at once, so that their floats stay in the processor's cache
 
 
 @dataclass(frozen=True)
