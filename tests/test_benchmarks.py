@@ -102,7 +102,14 @@ def test_script_prints_a_table_and_writes_json(script, tmp_path, monkeypatch, ca
 
 @pytest.mark.parametrize(
     ("case", "arguments"),
-    [("score", (3, "features.4")), ("paths", (3, "features.4")), ("fit", (2, 0)), ("aupro", (2,))],
+    [
+        ("score", (3, "features.4")),
+        ("paths", (3, "features.4")),
+        ("photographs", (1, "opened")),
+        ("one", (256, 4)),
+        ("fit", (2, 0)),
+        ("aupro", (2,)),
+    ],
 )
 def test_memory_of_each_case_is_watched(case, arguments, monkeypatch):
     monkeypatch.syspath_prepend(FOLDER)

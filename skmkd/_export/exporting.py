@@ -14,6 +14,7 @@ from skmkd._export.parity import Parity, parity
 from skmkd._export.writing import UnfaithfulExportError, exported_content
 from skmkd._files.archive import check_target, write_whole
 from skmkd._images.inputs import ImagesLike
+from skmkd._writing import remove_leftovers
 
 TOLERANCES = {"float32": 1e-5, "bfloat16": 2e-2}  # relative difference of scores, by precision
 
@@ -120,5 +121,6 @@ class ExportMixin(BaseEstimator):
                     f"of the largest, more than tolerance={limit:g}; {found.n_labels_changed} of "
                     f"{found.n_images} labels change."
                 )
+        remove_leftovers(path)
         write_whole(path, content)
         return found

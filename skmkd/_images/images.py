@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from PIL.Image import Image
 
 from skmkd._conformal import as_groups
 from skmkd._images.channels import with_channels
 from skmkd._images.image_files import ImageFile, UnreadableImageError
-from skmkd._images.pictures import plain_pixels
+from skmkd._images.opened import OpenedImage
 from skmkd._images.pixel_range import (
     FIXED,
     LARGEST,
@@ -108,7 +107,7 @@ class Images:
     @property
     def are_files(self) -> bool:
         """Whether an image has to be decoded each time that it is read."""
-        return isinstance(self.items[0], ImageFile | Broken)
+        return isinstance(self.items[0], ImageFile | OpenedImage | Broken)
 
     def name(self, index: int) -> str:
         """Name an image of X in an error, by its path if it has one."""
@@ -312,15 +311,13 @@ def named(item: Any, index: int) -> str:
 
 
 def as_numbers(item: Any, index: int) -> np.ndarray:
-    """Return an image as an array of numbers; Pillow's are converted as files are.
+    """Return an image as an array of numbers.
 
     Raises
     ------
     ValueError
         If it does not hold real numbers.
     """
-    if isinstance(item, Image):
-        return _pixels(item, index)
     if isinstance(item, np.ma.MaskedArray) and np.ma.is_masked(item):
         raise UnreadableImageError(
             f"X[{index}] has masked pixels; fill them with a likely value: X.filled(value)."
@@ -337,14 +334,3 @@ def as_numbers(item: Any, index: int) -> np.ndarray:
     if array.dtype.kind not in "biuf":
         raise ValueError(f"{named(item, index)} must hold real numbers; got dtype {array.dtype}.")
     return array
-
-
-def _pixels(image: Image, index: int) -> np.ndarray:
-    """Convert an image of Pillow as files are converted."""
-    try:
-        return plain_pixels(image, in_place=False)
-    except (OSError, SyntaxError, ValueError, AssertionError) as error:
-        name = getattr(image, "filename", "")
-        raise UnreadableImageError(
-            f"X[{index}] ({name or 'an image of Pillow'}) cannot be read: {error or 'it is closed'}"
-        ) from error
