@@ -17,6 +17,7 @@ from skmkd._images.channels import CHANNELS, common_channels
 from skmkd._images.image_files import ImageFile, UnreadableImageError, is_path_list
 from skmkd._images.images import Broken, Images, ImageShape, as_numbers, named
 from skmkd._images.pixel_range import kind_of
+from skmkd._interrupts import stop_if_interrupted
 from skmkd._warnings import warn
 
 ImagesLike = ArrayLike | Sequence[ArrayLike] | Sequence[str | os.PathLike[str]]
@@ -145,6 +146,7 @@ def listed(items: list[Any], skip: bool = False) -> Images:
     """
     images = Images(items, (None, None, 1))
     for i, item in enumerate(items):
+        stop_if_interrupted()
         try:
             array = item if isinstance(item, ImageFile) else as_numbers(item, i)
             images.headers[i] = _channels(array.shape, named(item, i)), kind_of(array.dtype)
