@@ -66,6 +66,7 @@ class Interrupter:
         self.n_events = 0
 
     def __call__(self, frame: Any, event: str, _: Any) -> Interrupter:
+        """Look at an event, and trace what follows."""
         frame.f_trace_opcodes = self._kind == "opcode"
         if event == self._kind:
             self.n_events += 1
@@ -158,7 +159,10 @@ class Trial:
     def _state(self) -> dict[str, Any]:
         """Return what a call must leave as it is: in the process, and in both threads."""
         return {
-            "generators": (torch.get_rng_state().tolist(), np.random.get_state()[1].tolist()),
+            "generators": (
+                torch.get_rng_state().tolist(),
+                np.random.get_state()[1].tolist(),  # noqa: NPY002
+            ),
             "modes": modes(),
             "modes of the worker": sheltered(modes),
             "modules": (nn.Module.__call__, nn.Module.__getattr__),

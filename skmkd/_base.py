@@ -278,11 +278,12 @@ class BaseDistillationDetector(
                     self._learn_usual(dataset, held)
 
         def after_epoch(epoch: int) -> None:
+            assert callback is not None
             settle()
             self._sums_of_held = None  # a callback may save the detector
             parameters = self.get_params(deep=False)
             try:
-                outside(partial(callback, self, epoch))  # type: ignore[arg-type]
+                outside(partial(callback, self, epoch))
             finally:
                 self.__dict__.update(parameters)
 

@@ -106,14 +106,12 @@ class Call(Outcome):
     def made(self) -> Any:
         """Let the worker make the call, and return what it returns."""
         try:
-            WORKER.start()
             WORKER.inbox.put(self)
             self._attend()
         except BaseException as interrupt:
-            if self._is_made_by("nobody"):
-                raise
             self.interrupt = interrupt
-            self._attend()
+            if not self._is_made_by("nobody"):
+                self._attend()
         if self.interrupt is not None:
             raise self.interrupt
         return self.get()
@@ -126,6 +124,7 @@ class Call(Outcome):
         """Do what the worker asks for, and note interrupts, until the outcome is known."""
         while not self.known:
             try:
+                WORKER.start()  # again, if it had no memory for itself
                 with suppress(Empty):
                     self._news.get(timeout=PATIENCE)
                 if (request := self._request) is not None:
@@ -134,15 +133,22 @@ class Call(Outcome):
                     WORKER.inbox.put(request)
             except BaseException as interrupt:
                 self.interrupt = interrupt
+                if self._is_made_by("nobody"):
+                    return
 
     def make(self) -> None:
         """Make the call, in the worker, unless the main thread has given it up."""
         if self._is_made_by("worker"):
-            WORKER.calls.append(self)
-            with config_context(**self._config):
-                self.find(lambda: self._context.run(self._function))
-            WORKER.calls.pop()
+            self.find(self._made_here)
             self._news.put(None)
+
+    def _made_here(self) -> Any:
+        WORKER.calls.append(self)
+        try:
+            with config_context(**self._config):
+                return self._context.run(self._function)
+        finally:
+            WORKER.calls.pop()
 
     def ask(self, function: Callable[[], Value]) -> Value:
         """Let the main thread call a function, which may in turn have calls made here."""
@@ -183,12 +189,15 @@ class Worker:
         self._threads.append(threading.get_ident())
         if not self.is_here():
             return  # an interrupt has had another started
-        sys.settrace(threading.gettrace())  # type: ignore[arg-type]
-        sys.setprofile(threading.getprofile())
-        while True:
-            if isinstance(message := self.inbox.get(), Call):
-                message.make()
-            del message  # it holds images and networks
+        try:
+            sys.settrace(threading.gettrace())
+            sys.setprofile(threading.getprofile())
+            while True:
+                if isinstance(message := self.inbox.get(), Call):
+                    message.make()
+                del message  # it holds images and networks
+        finally:
+            self._threads.clear()  # it had no memory for itself
 
 
 WORKER = Worker()

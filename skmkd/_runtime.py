@@ -42,16 +42,23 @@ _FORK = {"threads started": False, "forked since": False}
 
 
 def _after_fork_in_child() -> None:
-    GENERATORS.release()
+    global GENERATORS
+    GENERATORS = RLock()  # another thread may have held it
     _FORK["forked since"] = _FORK["threads started"]
 
 
-if hasattr(os, "register_at_fork"):  # else a child would wait for a thread that it does not have
-    os.register_at_fork(
-        before=GENERATORS.acquire,
-        after_in_parent=GENERATORS.release,
-        after_in_child=_after_fork_in_child,
-    )
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def note_threads() -> None:
+    """Note that a library has started threads that a forked process would wait for.
+
+    OpenMP's are not of these: here, a thread that computes in a forked process is a new one, and
+    has new ones.
+    """
+    if torch.get_num_threads() > 1:
+        _FORK["threads started"] = True
 
 
 def resolve_device(device: str) -> torch.device:
@@ -182,17 +189,15 @@ def plain_arithmetic(gradients: bool, device: torch.device) -> Iterator[None]:
     Raises
     ------
     RuntimeError
-        In a process that was forked from one that has computed here, with several threads: these
-        are not in the child, and torch would wait for them forever.
+        With several threads, in a process that was forked from one in which OpenVINO has computed
+        with several: these are not in the child, which would wait for them forever.
     """
-    if torch.get_num_threads() > 1:
-        if _FORK["forked since"]:
-            raise RuntimeError(
-                "skmkd cannot compute in a process forked from one in which it has computed with "
-                "several threads; start processes with 'spawn' or 'forkserver', or use joblib's "
-                "'loky'."
-            )
-        _FORK["threads started"] = True
+    if _FORK["forked since"] and torch.get_num_threads() > 1:
+        raise RuntimeError(
+            "skmkd cannot compute in a process forked from one in which OpenVINO has computed with "
+            "several threads; start processes with 'spawn' or 'forkserver', use joblib's 'loky', "
+            "or call torch.set_num_threads(1) in the forked process."
+        )
     with (
         torch.inference_mode(False),
         torch.set_grad_enabled(gradients),
