@@ -23,7 +23,7 @@ from skmkd._images.roi import RoiLike
 from skmkd._images.shared import SharedImages
 from skmkd._maps.finishing import Output
 from skmkd._parameters import SHARED, unfitted
-from skmkd._runtime import draw_seed
+from skmkd._runtime import draw_seed, uninterrupted
 from skmkd._scoring import ScoringMixin
 from skmkd._thresholds import MAP_THRESHOLD_IMAGES, ThresholdMixin
 
@@ -215,6 +215,7 @@ class DetectorEnsemble(
             for term, curve in detector.loss_curve_.items()
         }
 
+    @uninterrupted
     @_fit_context(prefer_skip_nested_validation=False)
     def fit(
         self,
@@ -320,8 +321,7 @@ class DetectorEnsemble(
         score = -float(combine([(centre - each.score) / scale for each, (centre, scale) in pairs]))
         if outputs[0].map is None:
             return Output(index, score, None)
-        factors = self.map_scaling_.astype(np.float32)
-        pairs = zip(outputs, factors, strict=True)
+        pairs = zip(outputs, self.map_scaling_.astype(np.float32), strict=True)
         whole = combine([(each.map - centre) / scale for each, (centre, scale) in pairs])
         if images.regions is not None and index not in images.unreadable:
             region = images.regions[index]

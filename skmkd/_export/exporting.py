@@ -14,6 +14,7 @@ from skmkd._export.parity import Parity, parity
 from skmkd._export.writing import UnfaithfulExportError, exported_content
 from skmkd._files.archive import check_target, write_whole
 from skmkd._images.inputs import ImagesLike
+from skmkd._runtime import uninterrupted
 from skmkd._writing import remove_leftovers
 
 TOLERANCES = {"float32": 1e-5, "bfloat16": 2e-2}  # relative difference of scores, by precision
@@ -22,6 +23,7 @@ TOLERANCES = {"float32": 1e-5, "bfloat16": 2e-2}  # relative difference of score
 class ExportMixin(BaseEstimator):
     """Export to one ONNX file."""
 
+    @uninterrupted
     def export(
         self,
         path: str | os.PathLike[str],

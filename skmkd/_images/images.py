@@ -22,6 +22,7 @@ from skmkd._images.pixel_range import (
     plausible,
 )
 from skmkd._images.roi import Roi
+from skmkd._interrupts import stop_if_interrupted
 from skmkd._warnings import warn
 
 SEVERAL = 5  # images that show whether they are on the scale of those of fit
@@ -162,6 +163,7 @@ class Images:
 
     def read(self, index: int) -> np.ndarray:
         """Return an image of shape (H, W, C), or the blank if it cannot be read."""
+        stop_if_interrupted()
         try:
             return self._read(index)
         except UnreadableImageError as error:

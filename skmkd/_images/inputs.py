@@ -18,6 +18,7 @@ from skmkd._images.image_files import ImageFile, UnreadableImageError, is_path_l
 from skmkd._images.images import Broken, Images, ImageShape, as_numbers, named
 from skmkd._images.opened import OpenedImage
 from skmkd._images.pixel_range import kind_of
+from skmkd._interrupts import stop_if_interrupted
 from skmkd._warnings import warn
 
 ImagesLike = ArrayLike | Sequence[ArrayLike] | Sequence[str | os.PathLike[str]]
@@ -146,6 +147,7 @@ def listed(items: list[Any], skip: bool = False) -> Images:
     """
     images = Images(items, (None, None, 1))
     for i, item in enumerate(items):
+        stop_if_interrupted()
         if isinstance(item, Image):
             item = items[i] = OpenedImage(item, i)
         try:
