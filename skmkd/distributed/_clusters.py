@@ -1,0 +1,141 @@
+"""Scoring on a cluster: thin layers over Ray Data and Dask."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from skmkd._packages import needed
+from skmkd.datasets import list_images
+from skmkd.distributed._scorer import Columns, Scorer, in_order
+from skmkd.distributed._shards import chunks
+
+
+def score_dask(
+    images: Any,
+    model: str | os.PathLike[str],
+    client: Any,
+    *,
+    batch_size: int = 256,
+    device: str | None = None,
+    threads: int | None = None,
+) -> Columns:
+    """Score images on the workers of a Dask cluster.
+
+    What is sent are paths, not detectors. Each worker loads the model once.
+
+    Parameters
+    ----------
+    images : sequence of paths, dask.bag.Bag of paths, or dask.array.Array of shape (n, H, W[, C])
+        Images, or paths that the workers can read. A task scores a partition of a bag, or a chunk
+        of an array along its first axis.
+    model : str or path
+        File that the method `save` of a detector wrote, at the same path for all workers.
+    client : dask.distributed.Client
+        The cluster.
+    batch_size : int, default=256
+        Paths of a sequence in a task.
+    device, threads
+        As in `Scorer`.
+
+    Returns
+    -------
+    columns : dict of str to ndarray of shape (n,)
+        As `Scorer` returns, in the order of the images.
+
+    Raises
+    ------
+    ImportError
+        If the extra is not installed: ``pip install "skmkd[dask]"``.
+    """
+    dask = needed("dask", "dask", "score_dask")
+    needed("dask.distributed", "dask", "score_dask")
+    score = dask.delayed(Scorer(model, device=device, threads=threads), pure=False)
+    if hasattr(images, "rechunk"):
+        rest = dict.fromkeys(range(1, images.ndim), -1)
+        parts = images.rechunk(rest).to_delayed().ravel().tolist()
+    elif hasattr(images, "to_delayed"):
+        parts = images.to_delayed()
+    else:
+        parts = [[os.fspath(path) for path in part] for part in chunks(list(images), batch_size)]
+    return in_order(client.gather(client.compute([score(part) for part in parts])))
+
+
+def score_ray(
+    images: Any,
+    model: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    concurrency: int | tuple[int, int] = 1,
+    num_gpus: float = 0,
+    batch_size: int = 256,
+    device: str | None = None,
+    threads: int | None = None,
+) -> Path:
+    """Score images with Ray Data, into a folder of Parquet files; go on where an earlier run was.
+
+    Actors load the model once each. One that dies is replaced, and its batch scored again.
+
+    Parameters
+    ----------
+    images : folder, sequence of paths, or ray.data.Dataset with a column "path" or "image"
+        Images. Those of a folder or a sequence whose path is in the output already are left out.
+    model : str or path
+        File that the method `save` of a detector wrote, at the same path on all machines.
+    output : str or path
+        Folder of the Parquet files, with the columns that `Scorer` returns. Their rows are in any
+        order.
+    concurrency : int or tuple (least, most), default=1
+        Number of actors.
+    num_gpus : float, default=0
+        GPUs of each actor; a share lets several use one.
+    batch_size : int, default=256
+        Images that an actor scores at once.
+    device, threads
+        As in `Scorer`.
+
+    Returns
+    -------
+    output : Path
+        The folder.
+
+    Raises
+    ------
+    ImportError
+        If the extra is not installed: ``pip install "skmkd[ray]"``.
+    """
+    ray_data = needed("ray.data", "ray", "score_ray")
+    target = Path(output)
+    if not hasattr(images, "map_batches"):
+        is_folder = isinstance(images, (str, os.PathLike))
+        paths = list_images(images) if is_folder else images
+        done = _paths_in(target)
+        left = [text for path in paths if (text := os.fspath(path)) not in done]
+        if not left:
+            return target
+        images = ray_data.from_items([{"path": path} for path in left])
+    scored = images.map_batches(
+        Scorer,
+        fn_constructor_args=(os.fspath(model),),
+        fn_constructor_kwargs={"device": device, "threads": threads},
+        concurrency=concurrency,
+        num_gpus=num_gpus,
+        batch_size=batch_size,
+    )
+    scored.write_parquet(os.path.abspath(target))
+    return target
+
+
+def _paths_in(folder: Path) -> set[str]:
+    """Return the paths that have a row in the Parquet files of a folder."""
+    files: Sequence[Path] = sorted(folder.glob("*.parquet"))
+    if not files:
+        return set()
+    parquet = needed("pyarrow.parquet", "parquet", "score_ray")
+    return {
+        path
+        for file in files
+        for path in parquet.read_table(file, columns=["path"])["path"].to_pylist()
+    }

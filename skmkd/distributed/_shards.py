@@ -1,0 +1,197 @@
+"""Shards: a long list of images in parts, each scored by a process of its own and resumable."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from skmkd._packages import needed
+from skmkd.distributed._scorer import COLUMNS, Scorer
+
+FORMATS = ("csv", "parquet")
+CHUNK = 512  # images that are opened at once
+SURROGATES = "surrogateescape"  # writes file names that are not valid text byte for byte
+
+
+def score_shard(
+    model: str | os.PathLike[str],
+    paths: Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
+    *,
+    shard: tuple[int, int] = (1, 1),
+    resume: bool = True,
+    file_format: str = "csv",
+    device: str | None = None,
+    threads: int | None = None,
+    verbose: int = 0,
+) -> Path:
+    """Score one of several parts of many images, and go on where an earlier run was killed.
+
+    Rows are written as they come. A part that is finished has its final name; until then, it is a
+    hidden file beside it. Parts need nothing of each other, so that each can be a job of its own.
+
+    Parameters
+    ----------
+    model : str or path
+        File that the method `save` of a detector wrote.
+    paths : sequence of paths
+        All images, in the same order for all parts.
+    output : str or path
+        Folder of the parts, which is made if it is not there.
+    shard : tuple (i, n), default=(1, 1)
+        The i-th of n parts, from 1 to n. Parts are of neighbours, and of near-equal size.
+    resume : bool, default=True
+        Whether to keep what an earlier run of this part has written. A finished part is left as it
+        is.
+    file_format : {"csv", "parquet"}, default="csv"
+        Format of the part; Parquet needs the extra ``skmkd[parquet]``, and is written at the end.
+    device, threads
+        As in `Scorer`.
+    verbose : int, default=0
+        1 or more shows a progress bar.
+
+    Returns
+    -------
+    part : Path
+        The part, such as ``part-00003-of-00016.csv``, with the columns "path", "score",
+        "decision", "p_value" and "error". An image that cannot be scored has a row that says why.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is not as described, or the earlier run had another model or other images.
+    OSError
+        If the model or the part cannot be read or written.
+    """
+    number, n_parts = shard
+    if not 1 <= number <= n_parts:
+        raise ValueError(f"shard must be (i, n) with i from 1 to n; got {shard}.")
+    if file_format not in FORMATS:
+        raise ValueError(f"file_format must be {' or '.join(map(repr, FORMATS))}; got {file_format!r}.")
+    if file_format == "parquet":
+        needed("pyarrow", "parquet", "file_format='parquet'")
+    chosen = [os.fspath(path) for path in part_of(paths, number, n_parts)]
+    folder = Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / f"part-{number:05}-of-{n_parts:05}.{file_format}"
+    facts = {"model": _digest([Path(model).read_bytes()]), "images": _digest(map(_bytes, chosen))}
+    told, rows = part.with_suffix(".json"), folder / f".{part.stem}.partial.csv"
+    n_done = 0
+    if resume and told.exists() and (part.exists() or rows.exists()):
+        _check_same(told, facts)
+        if part.exists():
+            return part
+        n_done = _complete_rows(rows, chosen)
+    else:
+        part.unlink(missing_ok=True)
+        rows.unlink(missing_ok=True)
+        told.write_text(json.dumps(facts | {"n_images": len(chosen)}))
+    scorer = Scorer(model, device=device, threads=threads)
+    with (
+        rows.open("a", encoding="utf-8", errors=SURROGATES, newline="") as stream,
+        tqdm(total=len(chosen), initial=n_done, disable=verbose < 1, unit="image") as progress,
+    ):
+        writer = csv.writer(stream, lineterminator="\n")
+        if not n_done and not stream.tell():
+            writer.writerow(COLUMNS)
+        left = iter(chosen[n_done:])
+        while chunk := list(islice(left, CHUNK)):
+            columns = scorer(chunk)
+            writer.writerows(zip(*(columns[name] for name in COLUMNS), strict=True))
+            stream.flush()
+            progress.update(len(chunk))
+        os.fsync(stream.fileno())
+    if file_format == "parquet":
+        _write_parquet(rows, part)
+        rows.unlink()
+    else:
+        rows.replace(part)
+    return part
+
+
+def part_of(items: Sequence[Any], number: int, n_parts: int) -> Sequence[Any]:
+    """Return the part of a number, from 1, of items in parts of near-equal size."""
+    start, stop = (len(items) * i // n_parts for i in (number - 1, number))
+    return items[start:stop]
+
+
+def read_list(file: Path) -> list[str]:
+    """Return the paths in a list: a line each of a text file, or a column "path" of Parquet."""
+    if file.suffix == ".parquet":
+        pyarrow = needed("pyarrow.parquet", "parquet", f"{file}")
+        return pyarrow.read_table(file, columns=["path"])["path"].to_pylist()
+    with file.open(encoding="utf-8", errors=SURROGATES) as stream:
+        return [line.rstrip("\r\n") for line in stream if line.strip()]
+
+
+def _check_same(told: Path, facts: dict[str, str]) -> None:
+    """Check that an earlier run scored the same images with the same model."""
+    earlier = json.loads(told.read_text())
+    for name, noun in (("model", "another model"), ("images", "other images")):
+        if earlier.get(name) != facts[name]:
+            raise ValueError(
+                f"output must be a folder of the same run; {told.with_suffix('')} was begun with "
+                f"{noun}. Choose another folder, or do not resume."
+            )
+
+
+def _complete_rows(rows: Path, chosen: Sequence[str]) -> int:
+    """Cut off a row that was not finished; return how many images have theirs."""
+    content = rows.read_bytes()
+    end = content.rfind(b"\n") + 1
+    text = content[:end].decode("utf-8", SURROGATES)
+    table = list(csv.reader(text.splitlines(keepends=True)))
+    while table and len(table[-1]) != len(COLUMNS):  # a line break within a cell
+        table.pop()
+    found = [row[0] for row in table[1:]]
+    n_done = next(
+        (i for i, (a, b) in enumerate(zip(found, chosen, strict=False)) if a != b), len(found)
+    )
+    with rows.open("w", encoding="utf-8", errors=SURROGATES, newline="") as stream:
+        csv.writer(stream, lineterminator="\n").writerows(table[: n_done + 1])
+    return n_done
+
+
+def _write_parquet(rows: Path, part: Path) -> None:
+    """Turn rows of CSV into a Parquet file, which has its name once it is whole."""
+    arrow_csv = needed("pyarrow.csv", "parquet", "file_format='parquet'")
+    parquet = needed("pyarrow.parquet", "parquet", "file_format='parquet'")
+    arrow = needed("pyarrow", "parquet", "file_format='parquet'")
+    types = dict.fromkeys(COLUMNS, arrow.float64()) | dict.fromkeys(
+        ("path", "error"), arrow.string()
+    )
+    whole = part.with_name(f".{part.name}")
+    options = arrow_csv.ConvertOptions(column_types=types, strings_can_be_null=False)
+    parsing = arrow_csv.ParseOptions(newlines_in_values=True)
+    with (
+        arrow_csv.open_csv(rows, convert_options=options, parse_options=parsing) as reader,
+        parquet.ParquetWriter(whole, reader.schema) as writer,
+    ):
+        for batch in reader:
+            writer.write_batch(batch)
+    whole.replace(part)
+
+
+def _bytes(path: str) -> bytes:
+    return path.encode("utf-8", SURROGATES) + b"\0"
+
+
+def _digest(parts: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for each in parts:
+        digest.update(each)
+    return digest.hexdigest()
+
+
+def chunks(items: Sequence[Any], size: int) -> Iterator[list[Any]]:
+    """Yield items in lists of a size; the last one may be shorter."""
+    for start in range(0, len(items), size):
+        yield list(items[start : start + size])
