@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -14,20 +14,22 @@ from sklearn.utils import Tags
 from torch import Tensor, nn
 
 from skmkd._export.exporting import ExportMixin
-from skmkd._features.batches import Batch, Dataset
+from skmkd._features.batches import Batch, Dataset, evenly_spaced
 from skmkd._features.cache import cached
 from skmkd._files.saving import SavingMixin
 from skmkd._images.images import Images
 from skmkd._images.inputs import ImagesLike
 from skmkd._images.preparation import Preprocessing
+from skmkd._images.registration import TEMPLATE_IMAGES, Template
 from skmkd._images.roi import RoiLike
 from skmkd._images.sizes import network_size
 from skmkd._images.tiles import Tiles
 from skmkd._maps.discrepancy import Features
+from skmkd._maps.usual import COVERED
 from skmkd._networks.engines import cloner_output
 from skmkd._networks.layers import LayerRule
 from skmkd._networks.sources import IDENTITY, Source, build_source
-from skmkd._parameters import tiling, unfitted
+from skmkd._parameters import map_terms, tiling, unfitted
 from skmkd._runtime import (
     CACHE_SHARE,
     available_memory,
@@ -49,6 +51,9 @@ from skmkd._training import (
     training_epochs,
 )
 
+OF_POSE = "_template", "_usual", "_usual_terms", "_sums_of_held", "_left_out"
+ENOUGH = 10  # images held out, at least, from which the deviation at each position is learned
+
 
 class BaseDistillationDetector(
     OutlierMixin, NetworkScoringMixin, ThresholdMixin, SavingMixin, ExportMixin, ABC
@@ -66,9 +71,9 @@ class BaseDistillationDetector(
     def _build_cloner(self, source: Source, first: Batch) -> nn.Module:
         """Build the cloner, and set what is learned from the first batch."""
 
-    @abstractmethod
     def _cloner_input(self, batch: Batch) -> Tensor | Features:
         """Return what the cloner takes."""
+        return batch.images
 
     def _cloner_output(self, batch: Batch) -> Features:
         """Return the cloner's features, at the critical layers at least."""
@@ -142,18 +147,24 @@ class BaseDistillationDetector(
         self, X: Any, groups: Any, roi: Any, callback: Callable[[Self, int], Any] | None
     ) -> None:
         images, held = self._admit(X, groups, roi)
-        self._learn(images, callback, thresholds=held is None)
+        self._learn(images, held, callback, thresholds=held is None)
         if held is not None:
-            self._set_held_out_thresholds(held)
+            with each_left_out([self]):
+                self._set_held_out_thresholds(held)
 
     def _learn(
         self,
         images: Images,
+        held: Images | None = None,
         callback: Callable[[Self, int], Any] | None = None,
         *,
         thresholds: bool = False,
     ) -> None:
-        """Learn from checked images, all of them, and set the thresholds on them if asked to."""
+        """Learn from checked images, all of them, and set the thresholds on them if asked to.
+
+        Of the images held out, no more is learned than what is usual at each position of maps.
+        """
+        self.__dict__.update(dict.fromkeys(OF_POSE))  # None
         self._tiling = tiling(self)
         self.device_ = resolve_device(self.device)
         self.precision_ = resolve_precision(self.precision, self.device_)
@@ -170,6 +181,8 @@ class BaseDistillationDetector(
             self.source_, self._origin = source.network, source.origin
             self.critical_layers_ = tuple(s.layer for s in source.stages if s.critical)
             self._check_options()  # again, now that the layers are known
+            if self.pose == "rigid":
+                self._template = self._learned_template(images)
             with self._cached(learned, budget) as dataset:
                 plan = plan_training(
                     len(learned), self._prepare.size, self.batch_size, self.max_iter,
@@ -185,7 +198,7 @@ class BaseDistillationDetector(
                             f"{layer!r} it does not."
                         )
                 self.cloner_ = self._build_cloner(source, first)
-                self.loss_curve_ = self._train(epochs, dataset, plan, callback)
+                self.loss_curve_ = self._train(epochs, dataset, plan, callback, held)
                 self.n_iter_ = len(self.loss_curve_["total"])
                 if thresholds:
                     self._set_training_thresholds(images, dataset if learned is tiles else None)
@@ -205,6 +218,23 @@ class BaseDistillationDetector(
         normalization = IDENTITY if self.normalization is None else source.normalization
         self._prepare = Preprocessing(size, self.pixel_range_, *normalization)
         return source
+
+    def _learned_template(self, images: Images) -> Template:
+        """Learn what images are registered to from some of them."""
+        chosen = evenly_spaced(len(images), TEMPLATE_IMAGES)
+        prepared = [self._prepare([images.read(index)])[0] for index in chosen]
+        return Template.learned(prepared, images.sizes(chosen[:1])[0])
+
+    def _learn_usual(self, dataset: Dataset, held: Images | None) -> None:
+        """Learn what is usual at each position, from images held out if these are enough."""
+        self._usual = None
+        if held is not None and len(held) < ENOUGH:
+            held = None
+        normal = dataset if held is None else self._dataset(self._tiles(held))
+        sums = self._sums(normal)
+        self._usual = sums.usual(COVERED * len(normal.tiles))
+        self._usual_terms = map_terms(self)
+        self._sums_of_held = None if held is None else sums
 
     def _cached(self, tiles: Tiles, budget: int) -> AbstractContextManager[Dataset]:
         """Read images, and compute features, once for all epochs, as far as `cache` allows."""
@@ -226,6 +256,7 @@ class BaseDistillationDetector(
         dataset: Dataset,
         plan: Plan,
         callback: Callable[[Self, int], Any] | None,
+        held: Images | None,
     ) -> dict[str, np.ndarray]:
         """Train the cloner and return its loss curve."""
 
@@ -233,9 +264,12 @@ class BaseDistillationDetector(
             settle_batch_norm(self.cloner_, self._cloner_output, dataset, plan, self._seed)
             with plain_arithmetic(False, self.device_):
                 self._weigh_layers(dataset)
+                if self.pose is not None:
+                    self._learn_usual(dataset, held)
 
         def after_epoch(epoch: int) -> None:
             settle()
+            self._sums_of_held = None  # a callback may save the detector
             parameters = self.get_params(deep=False)
             try:
                 callback(self, epoch)  # type: ignore[misc]
@@ -259,3 +293,17 @@ class BaseDistillationDetector(
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
         return tags
+
+
+@contextmanager
+def each_left_out(detectors: Sequence[BaseDistillationDetector]) -> Iterator[None]:
+    """Compare each held-out image with the others alone, and forget these images at the end.
+
+    What is usual at each position includes the image itself, if it is of those held out, so that it
+    would look more usual than a new image does.
+    """
+    for detector in detectors:
+        detector._left_out, detector._sums_of_held = detector._sums_of_held, None
+    yield
+    for detector in detectors:
+        detector._left_out = None

@@ -13,7 +13,7 @@ from sklearn.utils import Tags
 from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.metaestimators import _BaseComposition
 
-from skmkd._base import BaseDistillationDetector
+from skmkd._base import BaseDistillationDetector, each_left_out
 from skmkd._features.batches import Dataset, evenly_spaced
 from skmkd._files.saving import SavingMixin
 from skmkd._images.images import Images
@@ -255,18 +255,19 @@ class DetectorEnsemble(OutlierMixin, ScoringMixin, ThresholdMixin, SavingMixin, 
         return self
 
     def _fit(self, X: Any, groups: Any, roi: Any) -> None:
-        images, held = self._admit(X, groups, roi)
+        split = images, held = self._admit(X, groups, roi)
         self.named_detectors_ = {
-            name: self._learned(name, detector, images) for name, detector in self.detectors
+            name: self._learned(name, detector, split) for name, detector in self.detectors
         }
-        self._set_scales(images if held is None else held)
-        if held is None:
-            self._set_training_thresholds(images, None)
-        else:
-            self._set_held_out_thresholds(held)
+        with each_left_out(self.detectors_):
+            self._set_scales(images if held is None else held)
+            if held is None:
+                self._set_training_thresholds(images, None)
+            else:
+                self._set_held_out_thresholds(held)
 
     def _learned(
-        self, name: str, detector: BaseDistillationDetector, images: Images
+        self, name: str, detector: BaseDistillationDetector, split: tuple[Images, Images | None]
     ) -> BaseDistillationDetector:
         """Return a copy of a detector that has learned from checked images, all of them."""
         member = clone(detector)
@@ -275,7 +276,7 @@ class DetectorEnsemble(OutlierMixin, ScoringMixin, ThresholdMixin, SavingMixin, 
             member._seed = draw_seed(member.random_state)
         else:  # whatever the order of detectors
             member._seed = int(np.random.default_rng([self._seed, *name.encode()]).integers(2**31))
-        member._learn(images)
+        member._learn(*split)
         return member
 
     def _set_scales(self, images: Images) -> None:

@@ -42,13 +42,11 @@ class MemKDDetector(BaseDistillationDetector):
     ----------
     source : str or nn.Module, default="vgg16"
         The source network: "vgg16", "efficientnet_lite0", another classifier of torchvision, or
-        a convolutional network that takes images (n, 3, H, W), which is copied. The papers' is
-        "wide_resnet50_2", with ``source_weights="imagenet"``.
+        a convolutional network that takes images (n, 3, H, W), which is copied.
     source_weights : {"auto", "bundled", "imagenet"}, path, dict or None, default="auto"
-        The source's weights: "bundled", which come with skmkd for the first two networks;
-        "imagenet", torchvision's, which it downloads; the path of a ``.pt`` or ``.safetensors``
-        file; a state dict; None for random weights, with a warning. "auto" is "bundled" for these
-        two and keeps the weights of a module; other names need an explicit choice.
+        The source's weights: "bundled", with skmkd, for the first two networks; "imagenet",
+        torchvision's download; the path of a ``.pt`` or ``.safetensors`` file; a state dict; None
+        for random ones. "auto" is "bundled", or a module's own; other names need a choice.
     paradigm : {"reverse", "forward"}, default="reverse"
         With "reverse" (MemKD), a bottleneck embeds what the source sees, and a decoder gives it
         back; with "forward" (MemMKD), a residual network beside the source sees the image itself.
@@ -83,6 +81,10 @@ class MemKDDetector(BaseDistillationDetector):
     roi : tuple (top, left, bottom, right), array-like of shape (H, W), path or None, default=None
         Region of interest in pixels of the image: a rectangle, or a mask or its file, not 0 inside.
         What is outside is neither learned nor scored, and 0 in maps.
+    pose : {"fixed", "rigid"} or None, default=None
+        Where the object is. "fixed": at one place, and maps are compared with what is usual at each
+        position. "rigid": shifted by up to 20 % of a side and turned by up to 10 degrees, and
+        images are first registered. None: anywhere; or there is none, as in textures.
     image_shape : tuple (H, W) or (H, W, C), or None, default=None
         Shape of the images in the rows of a 2-D X. None means square grey images if their length
         is a square number, else images of one row.
@@ -117,9 +119,8 @@ class MemKDDetector(BaseDistillationDetector):
     opening_size : int, default=1
         Diameter of the disk of the maps' grey opening, in resized pixels, odd; 1 switches it off.
     cache : "auto", int or None, default="auto"
-        Bytes of memory for images and features, which `fit` computes once; if they need more, they
-        are in a temporary file. "auto" is a quarter of the memory that is free. With None, or with
-        augmentation, features are computed in every epoch.
+        Bytes of memory for images and features, beyond which they are in a temporary file. "auto"
+        is a quarter of what is free. With None or augmentation, each epoch computes features anew.
     feature_store : str, path or None, default=None
         Folder that stores the source's features for other fits, as in a grid search.
     device : str, default="auto"
@@ -155,8 +156,7 @@ class MemKDDetector(BaseDistillationDetector):
     n_iter_ : int
         Epochs run.
     loss_curve_ : dict of str to ndarray of shape (n_epochs,), float64
-        Mean "total" loss of each epoch and its unweighted parts: "distillation", and, with
-        memories, "exemplar" and "orthogonality".
+        Mean "total" loss of each epoch, and parts: "distillation", "exemplar", "orthogonality".
     image_shape_ : tuple (H, W, C)
         Shape of the training images; H and W are None if they came as a list.
     pixel_range_ : tuple (low, high, kind)
@@ -170,7 +170,6 @@ class MemKDDetector(BaseDistillationDetector):
     See Also
     --------
     MKDDetector : Forward distillation into a small plain cloner, without memory.
-    skmkd.metrics.aupro_score : Judge localization maps.
 
     Notes
     -----
@@ -195,9 +194,8 @@ class MemKDDetector(BaseDistillationDetector):
 
     References
     ----------
-    .. [1] Z. Gu, L. Liu, X. Chen, R. Yi, J. Zhang, Y. Wang, C. Wang, A. Shu, G. Jiang and L. Ma,
-       "Remembering Normality: Memory-guided Knowledge Distillation for Unsupervised Anomaly
-       Detection", ICCV 2023, supplementary material.
+    .. [1] Z. Gu, L. Liu, X. Chen et al., "Remembering Normality: Memory-guided Knowledge
+       Distillation for Unsupervised Anomaly Detection", ICCV 2023, supplementary material.
     .. [2] H. Deng and X. Li, "Anomaly Detection via Reverse Distillation from One-Class
        Embedding", CVPR 2022, doi:10.1109/CVPR52688.2022.00951.
 
@@ -241,6 +239,7 @@ class MemKDDetector(BaseDistillationDetector):
         tile_overlap: float = 0.25,
         max_tiles: int = 2000,
         roi: RoiLike = None,
+        pose: str | None = None,
         image_shape: tuple[int, ...] | None = None,
         pixel_range: str | tuple[float, float] = "auto",
         augmentation: str | None = None,
@@ -282,6 +281,7 @@ class MemKDDetector(BaseDistillationDetector):
         self.tile_overlap = tile_overlap
         self.max_tiles = max_tiles
         self.roi = roi
+        self.pose = pose
         self.image_shape = image_shape
         self.pixel_range = pixel_range
         self.augmentation = augmentation
@@ -391,7 +391,7 @@ class MemKDDetector(BaseDistillationDetector):
     ) -> tuple[Tensor | None, Tensor | None]:
         size, output = self._prepare.size, self._cloner_output(batch)
         layers = dict.fromkeys(self.critical_layers_, 1.0)
-        raw = discrepancy_map(batch.target, output, layers, size, 0.0, 1.0)
+        raw = self._compared(discrepancy_map(batch.target, output, layers, size, 0.0, 1.0), inside)
         anomaly = blurred_maximum(raw, self.smoothing_sigma, inside) if scores else None
         return anomaly, raw if maps else None
 

@@ -60,7 +60,7 @@ class MKDDetector(BaseDistillationDetector):
         The critical layers that scores and maps use: the last k, some by name, or all.
     layer_weights : "auto" or None, default="auto"
         How layers count in discrepancy maps: "auto" is ``1 / (q99.9 - q50)``, quantiles of each
-        layer's blurred map of training images; None weighs all alike.
+        layer's map of training images; None weighs all alike.
     value_weight : float, default=0.0
         Weight of the value discrepancy, not negative; in maps, only with the option "value". Values
         are much larger than directions: use 0.01, or 1 with ``direction_weight="auto"``.
@@ -86,6 +86,10 @@ class MKDDetector(BaseDistillationDetector):
     roi : tuple (top, left, bottom, right), array-like of shape (H, W), path or None, default=None
         Region of interest in pixels of the image: a rectangle, or a mask or its file, not 0 inside.
         What is outside is neither learned nor scored, and 0 in maps.
+    pose : {"fixed", "rigid"} or None, default=None
+        Where the object is. "fixed": at one place, and maps are compared with what is usual at each
+        position. "rigid": shifted by up to 20 % of a side and turned by up to 10 degrees, and
+        images are first registered. None: anywhere; or there is none, as in textures.
     image_shape : tuple (H, W) or (H, W, C), or None, default=None
         Shape of the images in the rows of a 2-D X. None means square grey images if their length
         is a square number, else images of one row.
@@ -187,8 +191,7 @@ class MKDDetector(BaseDistillationDetector):
     Scores are float64, higher = more normal; maps are float32, higher = more anomalous. Training
     minimises the total discrepancy ``value_weight * V + λ * D``, where over the critical layers V
     sums the mean squared difference of activations (Eq. 1 of [1]_) and D one minus their cosine
-    (Eq. 3). By default directions are compared at each position, and the score is a map's maximum;
-    the paper compares and scores whole images. No score depends on those scored with it.
+    (Eq. 3). No score depends on those scored with it.
 
     Not in the paper, but in its authors' program, are the gradient's absolute value, summed over
     channels, and a batch norm after each of the cloner's convolutions but the last of a block. Our
@@ -200,8 +203,7 @@ class MKDDetector(BaseDistillationDetector):
     References
     ----------
     .. [1] M. Salehi, N. Sadjadi, S. Baselizadeh, M. H. Rohban and H. R. Rabiee,
-       "Multiresolution Knowledge Distillation for Anomaly Detection", CVPR 2021,
-       doi:10.1109/CVPR46437.2021.01466.
+       "Multiresolution Knowledge Distillation for Anomaly Detection", CVPR 2021.
 
     Examples
     --------
@@ -242,6 +244,7 @@ class MKDDetector(BaseDistillationDetector):
         tile_overlap: float = 0.25,
         max_tiles: int = 2000,
         roi: RoiLike = None,
+        pose: str | None = None,
         image_shape: tuple[int, ...] | None = None,
         pixel_range: str | tuple[float, float] = "auto",
         augmentation: str | None = None,
@@ -284,6 +287,7 @@ class MKDDetector(BaseDistillationDetector):
         self.tile_overlap = tile_overlap
         self.max_tiles = max_tiles
         self.roi = roi
+        self.pose = pose
         self.image_shape = image_shape
         self.pixel_range = pixel_range
         self.augmentation = augmentation
@@ -339,9 +343,8 @@ class MKDDetector(BaseDistillationDetector):
 
     def _build_cloner(self, source: Source, first: Batch) -> nn.Module:
         """Build the cloner, check its output, and set λ so that both terms are balanced."""
-        target, size = first.target, self._prepare.size
-        generator = private_generator(self._seed)
-        cloner = make_cloner(self.cloner, source.stages, size, target, generator)
+        target, size, seed = first.target, self._prepare.size, self._seed
+        cloner = make_cloner(self.cloner, source.stages, size, target, private_generator(seed))
         cloner = to_device(cloner, self.device_)
         with torch.no_grad():
             untrained = copy.deepcopy(cloner).train()(first.images)
@@ -352,13 +355,10 @@ class MKDDetector(BaseDistillationDetector):
         return cloner
 
     def _weigh_layers(self, dataset: Dataset) -> None:
-        how = dataset, self.critical_layers_, self._prepare.size, self.smoothing_sigma
+        how = dataset, self.critical_layers_, self._prepare.size
         self.layer_weights_ = np.ones(len(self.critical_layers_))
         if self.layer_weights is not None:
             self.layer_weights_ = layer_weights(self._cloner_output, *how)
-
-    def _cloner_input(self, batch: Batch) -> Tensor:
-        return batch.images
 
     def _loss_terms(self, batch: Batch) -> Terms:
         value, direction = discrepancies(
@@ -386,10 +386,10 @@ class MKDDetector(BaseDistillationDetector):
             output, size = self._cloner_output(batch), self._prepare.size
             each = zip(self.critical_layers_, self.layer_weights_.tolist(), strict=True)
             layers = {layer: weight for layer, weight in each if layer in self.score_layers_}
-            discrepancy = discrepancy_map(target, output, layers, size, *weights)
+            found = self._compared(discrepancy_map(target, output, layers, size, *weights), inside)
             if by_maximum:
-                anomaly = blurred_maximum(discrepancy, self.smoothing_sigma, inside)
-            raw = discrepancy if method == "discrepancy" else None
+                anomaly = blurred_maximum(found, self.smoothing_sigma, inside)
+            raw = found if method == "discrepancy" else None
         if scores and not by_maximum:
             anomaly = self._loss(target, self._cloner_output(batch))
         if method is not None and method != "discrepancy":

@@ -44,6 +44,7 @@ SHARED: dict[str, list[Any]] = {
     "tile_overlap": [Interval(Real, 0, 0.5, closed="both")],
     "max_tiles": [Interval(Integral, 2, None, closed="left")],
     "roi": ["array-like", str, os.PathLike, None],
+    "pose": [StrOptions({"fixed", "rigid"}), None],
     "image_shape": [tuple, list, None],
     "pixel_range": [StrOptions({"auto"}), tuple, list],
     "augmentation": [StrOptions({"mild"}), None],
@@ -106,6 +107,8 @@ PAPER: dict[str, Any] = {
     "learning_rate": 1e-3,
     "schedule": "constant",
 }
+FINISHING = "smoothing_sigma", "opening_size"
+STANDARDISED = "map_max", "discrepancy"  # the image score and the maps for objects with a pose
 LOCALIZATION: dict[str, list[Any]] = {
     "through_source": ["boolean"],
     "n_samples": [Interval(Integral, 1, None, closed="left")],
@@ -169,12 +172,17 @@ def check_common(detector: Any) -> None:
     Raises
     ------
     ValueError
-        If `image_size` or `tile_size` has no meaning, `opening_size` is even, or `tol` would cut
-        a cycle short.
+        If `image_size` or `tile_size` has no meaning, `pose` is given for tiles, `opening_size` is
+        even, or `tol` would cut a cycle short.
     """
     if detector.image_size != "auto":
         height_and_width(detector.image_size, "image_size")
     tiling(detector)
+    if detector.pose is not None and detector.tile_size is not None:
+        raise ValueError(
+            "pose must be None with tile_size, since the object is in the whole image; got "
+            f"{detector.pose!r}."
+        )
     check_pixel_range(detector.pixel_range)
     if detector.opening_size % 2 == 0:
         raise ValueError(f"opening_size must be odd; got {detector.opening_size}.")
@@ -192,7 +200,8 @@ def check_mkd(detector: Any, method: str | None = None) -> None:
     ------
     ValueError
         If there is no such method or option in ``localization_params``, if scores or maps are of a
-        term that is not learned, if a score layer is not critical, or as in `check_common`.
+        term that is not learned, if a score layer is not critical, if `pose` is given for other
+        scores or maps than the discrepancy's, or as in `check_common`.
     """
     check_common(detector)
     if method is not None and method not in METHODS:
@@ -218,8 +227,23 @@ def check_mkd(detector: Any, method: str | None = None) -> None:
             f"with image_score={detector.image_score!r}, localization={localization!r} and without "
             "localization_params={'value': True}."
         )
+    if detector.pose is not None and (detector.image_score, localization) != STANDARDISED:
+        raise ValueError(
+            "pose must be None unless image_score='map_max' and localization='discrepancy', whose "
+            f"maps it standardises; got {detector.pose!r} with image_score="
+            f"{detector.image_score!r}, localization={localization!r}."
+        )
     if hasattr(detector, "critical_layers_"):
         score_layers(detector)
+        then = detector._usual_terms
+        if then is not None and then != (now := map_terms(detector)):
+            raise ValueError(f"With pose, maps must be of {then}, as at fit; got {now}. Fit again.")
+
+
+def map_terms(detector: Any) -> dict[str, Any]:
+    """Return all that maps depend on and that can change after `fit`, before they are finished."""
+    _, maps = detector._settings()
+    return {name: maps[name] for name in maps if name not in FINISHING}
 
 
 def check_memkd(detector: Any, method: str | None = None) -> None:

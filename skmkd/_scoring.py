@@ -10,6 +10,7 @@ from itertools import groupby
 from typing import Any
 
 import numpy as np
+import torch
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
@@ -19,6 +20,7 @@ from skmkd._features.store import FeatureStore
 from skmkd._images.checks import check_images
 from skmkd._images.images import Images
 from skmkd._images.inputs import ImagesLike
+from skmkd._images.registration import Template
 from skmkd._images.roi import RoiLike
 from skmkd._images.tiles import Tiles
 from skmkd._maps.finishing import (
@@ -29,6 +31,7 @@ from skmkd._maps.finishing import (
     resized_masks,
 )
 from skmkd._maps.merging import image_output
+from skmkd._maps.usual import Sums, Usual
 from skmkd._networks.engines import OWN, replayed, resolve_engine, source_engine
 from skmkd._recording import waits
 from skmkd._runtime import CPU, one_behind, plain_arithmetic
@@ -228,6 +231,12 @@ class ScoringMixin(BaseEstimator, ABC):
 class NetworkScoringMixin(ScoringMixin):
     """Score and localize images with networks that have learned, tile by tile."""
 
+    _template: Template | None  # that images are registered to
+    _usual: Usual | None  # how maps are standardised at each position
+    _usual_terms: dict[str, Any] | None  # of the maps that this is of
+    _sums_of_held: Sums | None  # of maps of held-out images, until `fit` has set thresholds
+    _left_out: Sums | None  # the same, while each of these images is compared with the others
+
     @abstractmethod
     def _judge(
         self, batch: Batch, scores: bool, maps: bool, method: str | None, inside: Tensor | None
@@ -282,20 +291,20 @@ class NetworkScoringMixin(ScoringMixin):
         """Yield each batch of tiles with anomaly scores and finished maps, on the device."""
         known = self.device_.type == "cuda" and isinstance(self.cloner_, OWN)
         of_features = (method or getattr(self, "localization", "discrepancy")) == "discrepancy"
-        replays = known and (of_features or not maps)
+        replays = known and self._usual is None and (of_features or not maps)
         for chosen, batch in zip(batches, dataset.batches(batches), strict=True):
             with plain_arithmetic(False, self.device_):
-                inside = None
-                if dataset.tiles.images.regions is not None:
-                    masks = dataset.tiles.masks(chosen)
-                    inside = resized_masks(masks, self._prepare.size, self.device_)
+                inside = self._inside(dataset.tiles, chosen)
                 judged = partial(self._judged, scores, maps, method, inside)
                 if replays and inside is None and waits(batch.images):
                     settings = self._settings()
                     found = replayed(self.cloner_, (scores, maps), settings, judged, batch)
                 else:
                     found = judged(batch)
-            yield chosen, *found
+                anomaly, finished = found
+                if self._template is not None and finished is not None:
+                    finished = self._template.returned(finished, dataset.tiles.poses[chosen])
+            yield chosen, anomaly, finished
 
     def _judged(
         self, scores: bool, maps: bool, method: str | None, inside: Tensor | None, batch: Batch
@@ -304,7 +313,48 @@ class NetworkScoringMixin(ScoringMixin):
         anomaly, raw = self._judge(batch, scores, maps, method, inside)
         if raw is not None:
             raw = localization_maps(raw, self.smoothing_sigma, self.opening_size)
+            if self._usual is not None and inside is not None:
+                raw = raw * inside
         return anomaly, raw
+
+    def _inside(self, tiles: Tiles, chosen: Sequence[int]) -> Tensor | None:
+        """Return what counts of prepared tiles (n, H, W), bool; None for everything."""
+        size, inside = self._prepare.size, None
+        if tiles.images.regions is not None:
+            inside = resized_masks(tiles.masks(chosen), size, self.device_)
+        if self._template is not None:
+            if inside is None:
+                inside = torch.ones(len(chosen), *size, dtype=torch.bool, device=self.device_)
+            inside = self._template.covered(inside, tiles.poses[chosen])
+        if self._usual is not None and not (known := self._usual.known).all():
+            known = known.to(self.device_)
+            inside = known.expand(len(chosen), -1, -1) if inside is None else inside & known
+        return inside
+
+    def _compared(self, maps: Tensor, inside: Tensor | None) -> Tensor:
+        """Return by how much maps (n, H, W) exceed what is usual at each position, if that counts.
+
+        Maps that are among those behind it are compared with the others.
+        """
+        if self._usual is None:
+            return maps
+        usual = self._usual
+        if self._left_out is not None:
+            usual = self._left_out.without(Sums.each(maps, inside)).usual(1)
+        return usual.excess(maps, inside)
+
+    def _sums(self, dataset: Dataset) -> Sums:
+        """Return the sums over the maps of images from which what is usual follows."""
+        batches = consecutive(range(len(dataset.tiles)), dataset.batch_size)
+        sums: Sums | None = None
+        for chosen, batch in zip(batches, dataset.batches(batches), strict=True):
+            inside = self._inside(dataset.tiles, chosen)
+            _, maps = self._judge(batch, False, True, None, inside)
+            assert maps is not None  # asked for
+            of_batch = Sums.each(maps, inside).over_all()
+            sums = of_batch if sums is None else sums.plus(of_batch)
+        assert sums is not None  # of one image at least
+        return sums
 
     def _tiles(self, images: Images) -> Tiles:
         """Return the tiles that images are cut into; each is whole if `tile_size` is None."""
@@ -326,4 +376,6 @@ class NetworkScoringMixin(ScoringMixin):
         # on a CPU, torch's threads wait for each other where several of Python's use them
         overlaps = tiles.images.are_files or self.device_ != CPU or engine == "openvino"
         prefetch = overlaps and len(tiles) > 1
-        return ImageDataset(tiles, self._prepare, source, self.device_, batch_size, prefetch)
+        return ImageDataset(
+            tiles, self._prepare, source, self.device_, batch_size, prefetch, self._template
+        )

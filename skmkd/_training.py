@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from skmkd._features.batches import Batch, Dataset, consecutive, evenly_spaced
 from skmkd._images.preparation import mild_augmentation
 from skmkd._maps.discrepancy import Features, layer_map
-from skmkd._maps.finishing import blur, resized_masks
+from skmkd._maps.finishing import resized_masks
 from skmkd._maps.weighing import tail_weights
 from skmkd._runtime import private_generator
 from skmkd._steps import RecordedStep, Step, Terms
@@ -222,11 +222,8 @@ def layer_weights(
     dataset: Dataset,
     layers: Sequence[str],
     size: tuple[int, int],
-    sigma: float,
 ) -> np.ndarray:
-    """Weigh layers by the tails of their blurred direction maps of training images.
-
-    Only what is within the regions counts, as in scores.
+    """Weigh layers by the tails of their direction maps of training images, within the regions.
 
     It looks at as many images, evenly spaced, as have `WEIGHING_PIXELS`.
     """
@@ -237,8 +234,7 @@ def layer_weights(
         learned = output(batch)
         inside = resized_masks(dataset.tiles.masks(indices), size, torch.device("cpu"))
         for layer, found in values.items():
-            raw = layer_map(batch.target[layer], learned[layer], size, 0.0, 1.0)
-            maps = blur(raw, sigma).cpu()
+            maps = layer_map(batch.target[layer], learned[layer], size, 0.0, 1.0).cpu()
             found.append((maps.flatten() if inside is None else maps[inside]).numpy())
     return tail_weights([np.concatenate(found) for found in values.values()])
 

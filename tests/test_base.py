@@ -36,9 +36,7 @@ from skmkd._runtime import resolve_precision
 from skmkd._thresholds import training_threshold
 from skmkd.model_selection import NormalOnlySplit, anomaly_roc_auc
 
-HOOKS = [
-    "_build_cloner", "_cloner_input", "_loss_terms", "_judge", "_settings", "_check_options",
-]  # fmt: skip
+HOOKS = ["_build_cloner", "_loss_terms", "_judge", "_settings", "_check_options"]
 
 
 def complete(*names):
@@ -526,6 +524,7 @@ BAD_PARAMETERS = {
     "direction_weight": "equal",
     "direction": "channel",
     "image_score": "mean",
+    "pose": "loose",
     "source": 16,
 }
 

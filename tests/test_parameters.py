@@ -147,7 +147,7 @@ def test_score_layers_of_a_detector_that_is_not_fitted():
 
 def test_score_layers_of_a_fitted_detector_are_checked():
     detector = MKDDetector(score_layers=3)
-    detector.critical_layers_ = ("a", "b")
+    detector.critical_layers_, detector._usual_terms = ("a", "b"), None
     with pytest.raises(ValueError, match="score_layers must be among .*; got 3"):
         check_mkd(detector)
     check_mkd(detector.set_params(score_layers=2))

@@ -23,7 +23,7 @@ from skmkd._cli.evaluation import StoredArrays, image_metrics, pixel_metrics
 from skmkd._cli.localization import COLUMNS as REGION_COLUMNS
 from skmkd._cli.localization import compact_map, picture, region_rows, write_files
 from skmkd._cli.outputs import Failures, about, check_complete, in_threads, map_shape, usable
-from skmkd._cli.paths import good_images, is_within, new_images, output_paths
+from skmkd._cli.paths import counted, good_images, is_within, new_images, output_paths
 from skmkd._cli.report import THUMBNAIL, Entry, write_report
 from skmkd._cli.tables import SURROGATES, Table, output_stream, to_json
 from skmkd._conformal import check_fpr, held_out
@@ -258,6 +258,30 @@ def load_dataset(layout: str, folder: Path, category: str | None) -> Any:
     if category is not None and not has_categories:
         raise ValueError(f"--category must not be given for --layout {layout}, which has none.")
     return load(folder, category) if has_categories else load(folder)
+
+
+def export(args: argparse.Namespace) -> None:
+    """Write a model as one ONNX file that takes raw pixels, for programs without torch.
+
+    Before it is written, the answers of the file are compared with the model's in onnxruntime: for
+    images of noise, and for the images of --check. If they differ, nothing is written.
+    """
+    detector = load(args.model, device="cpu")
+    if not hasattr(detector, "export"):
+        raise ValueError(
+            f"{args.model} must hold one detector to be exported; it holds an ensemble. Fit and "
+            "export its detectors one by one."
+        )
+    images = new_images(args.check) if args.check else None
+    parity = detector.export(args.output, check=images, tolerance=args.tolerance)
+    print(f"{args.output}: {args.output.stat().st_size / 1e6:.1f} MB.")
+    if parity is not None:
+        print(
+            f"Checked on {counted(parity.n_images, 'image')}: scores differ by at most "
+            f"{parity.largest_difference:.1g} of the largest, their rank correlation is "
+            f"{parity.rank_correlation:.4f}, and {counted(parity.n_labels_changed, 'label')} "
+            f"{'changes' if parity.n_labels_changed == 1 else 'change'}."
+        )
 
 
 def info(args: argparse.Namespace) -> None:

@@ -22,6 +22,7 @@ from skmkd._cli.commands import (
     LAYOUTS,
     METHODS,
     evaluate,
+    export,
     fit,
     info,
     is_deprecated,
@@ -211,6 +212,21 @@ def build_parser() -> argparse.ArgumentParser:
         "--category", help="category of the data set, for layouts that have categories"
     )
     add_model_options(sub)
+
+    sub = command(export)
+    sub.add_argument("model", type=Path, help="model file")
+    sub.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="FILE", help="ONNX file to write"
+    )
+    sub.add_argument(
+        "--check", type=Path, nargs="+", metavar="FOLDER",
+        help="images, as folders or files, to compare the scores of the file and the model",
+    )  # fmt: skip
+    sub.add_argument(
+        "--tolerance", type=float, metavar="SHARE",
+        help="largest difference of two scores of an image of --check, as a share of the largest "
+        "score (default: 1e-5, or 0.02 for a model that computes in bfloat16)",
+    )  # fmt: skip
 
     sub = command(info)
     sub.add_argument("model", type=Path, help="model file")

@@ -4,33 +4,35 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from functools import partial
 from importlib.util import find_spec
-from itertools import groupby
+from itertools import groupby, islice
+from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from sklearn.base import BaseEstimator
+from sklearn.utils._param_validation import Interval, StrOptions
 
+from skmkd._export.sessions import SESSIONS
 from skmkd._images.checks import check_images
 from skmkd._images.images import Images
 from skmkd._images.inputs import ImagesLike
 from skmkd._images.pixel_range import PixelRange
-from skmkd._packages import needed
+from skmkd._images.roi import Roi
+from skmkd._packages import MissingExtraError
 
-ENGINES = ("onnxruntime", "openvino")
 FORMAT = 1
-INPUT, PREPARED = "images", "prepared"  # tensors: raw images, and what the networks take
-OUTPUTS = ("score", "decision", "label", "map", "mask", "p_value")
-BATCH_PIXELS = 2**20  # of images that an engine is given at once, if they have one size
-CPU_BFLOAT16 = ("amx_bf16", "avx512_bf16")
+BATCH_PIXELS = 2**17  # of images of one size that an engine is given at once, raw or resized
 
 
 class ExportedDetector(BaseEstimator):
     """A fitted detector that was exported, computed without torch.
 
-    `skmkd.load_exported` makes one.
+    `skmkd.load_exported` makes one. Copies and pickles hold the path of the file and read it again.
+    Several threads may use one at the same time.
 
     Parameters
     ----------
@@ -57,8 +59,26 @@ class ExportedDetector(BaseEstimator):
     engine_ : str
         The engine in use.
     description_ : dict
-        What else the file says of the detector: its class, layers, source, versions and licence.
+        All that the file says of the detector: its class, layers, source, versions and licence.
+
+    See Also
+    --------
+    skmkd.MKDDetector.export : Writes the file.
+
+    Examples
+    --------
+    >>> from skmkd import ExportedDetector
+    >>> detector = ExportedDetector("model.onnx", engine="openvino")  # doctest: +SKIP
+    >>> masks = detector.predict_mask(["new/1.png", "new/2.png"])  # doctest: +SKIP
     """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "path": [str, os.PathLike],
+        "engine": [StrOptions({"auto", *SESSIONS})],
+        "n_threads": [Interval(Integral, 1, None, closed="left"), None],
+        "on_error": [StrOptions({"raise", "skip"})],
+        "max_pixels": [Interval(Integral, 1, None, closed="left")],
+    }
 
     def __init__(
         self,
@@ -74,37 +94,80 @@ class ExportedDetector(BaseEstimator):
         self.n_threads = n_threads
         self.on_error = on_error
         self.max_pixels = max_pixels
-        self.engine_ = _resolved(engine)
-        content = Path(path).read_bytes()
-        self._session: _OnnxRuntime | _OpenVINO
-        if self.engine_ == "onnxruntime":
-            self._session = _OnnxRuntime(content, n_threads)
-        else:
-            self._session = _OpenVINO(content, n_threads)
+        self._open()
+
+    def _open(self) -> None:
+        """Read the file and make it ready to be computed.
+
+        Raises
+        ------
+        ValueError
+            If a parameter is not as described, or a detector's method `export` did not write the
+            file, or that of a later version did.
+        """
+        self._validate_params()
+        self.engine_ = _resolved(self.engine)
+        content = Path(self.path).read_bytes()
         try:
-            self.description_ = json.loads(self._session.properties["skmkd"])
-        except KeyError:
+            self._session = SESSIONS[self.engine_](content, self.n_threads)
+            told = json.loads(self._session.properties["skmkd"])
+            found, writer = int(told["format"]), told["skmkd"]
+        except (MissingExtraError, MemoryError):
+            raise
+        except Exception as error:  # engines have their own
             raise ValueError(
-                f"path must be a file that the method export of a detector wrote; {path} is not."
-            ) from None
-        if (found := self.description_["format"]) > FORMAT:
+                "path must be a file that the method export of a detector wrote; "
+                f"{os.fspath(self.path)!r} is not."
+            ) from error
+        if found > FORMAT:
             raise ValueError(
-                f"{path} has the format {found}, written by skmkd {self.description_['skmkd']}; "
+                f"{os.fspath(self.path)!r} has the format {found}, written by skmkd {writer}; "
                 f"this version reads formats up to {FORMAT}."
             )
-        self._describe()
+        self._describe(told)
 
-    def _describe(self) -> None:
+    def _describe(self, told: dict[str, Any]) -> None:
         """Set what checks of new images need to know."""
-        told = self.description_
+        self.description_ = told
         self.offset_, self.map_offset_ = told["offset"], told["map_offset"]
         self.image_shape_ = tuple(told["image_shape"])
         self.pixel_range_ = PixelRange(*told["pixel_range"])
-        self.image_shape: tuple[int, ...] | None = None
-        seen = told["seen_pixels"]
-        self._seen_pixels = None if seen is None else tuple(seen)
+        self.image_shape = None  # of rows; the shape at fit is known
+        self._seen_pixels = _as_tuple(told["seen_pixels"])
+        self._roi = None
+        if told["roi"] is not None:
+            self._roi = Roi(_as_tuple(told["roi"]), None, _as_tuple(told["frame"]))
         if None not in self.image_shape_:
             self.n_features_in_ = int(np.prod(self.image_shape_))
+
+    def set_params(self, **params: Any) -> Self:
+        """Set parameters, and read the file again.
+
+        Parameters
+        ----------
+        **params : dict
+            Any of those of the constructor.
+
+        Returns
+        -------
+        self : ExportedDetector
+            The same detector.
+
+        Raises
+        ------
+        ValueError
+            If there is no such parameter, or it or the file is not as described.
+        OSError
+            If the file cannot be read.
+        ImportError
+            If the engine is not installed.
+        """
+        super().set_params(**params)
+        self._open()
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(type(self), **self.get_params()), ()
 
     def score_samples(self, X: ImagesLike) -> np.ndarray:
         """Compute how normal each image is.
@@ -118,6 +181,11 @@ class ExportedDetector(BaseEstimator):
         -------
         scores : ndarray of shape (n,), float64
             Higher = more normal.
+
+        Raises
+        ------
+        ValueError
+            If X is not as described.
         """
         return self._numbers(X, "score")
 
@@ -133,6 +201,11 @@ class ExportedDetector(BaseEstimator):
         -------
         decision : ndarray of shape (n,), float64
             Negative = anomaly.
+
+        Raises
+        ------
+        ValueError
+            If X is not as described.
         """
         return self._numbers(X, "decision")
 
@@ -148,6 +221,11 @@ class ExportedDetector(BaseEstimator):
         -------
         labels : ndarray of shape (n,), int
             +1 for normal images, -1 for anomalies and for images without a score.
+
+        Raises
+        ------
+        ValueError
+            If X is not as described.
         """
         return np.where(self.decision_function(X) >= 0, 1, -1)
 
@@ -167,7 +245,7 @@ class ExportedDetector(BaseEstimator):
         Raises
         ------
         ValueError
-            If the detector had no calibration scores.
+            If the detector had no calibration scores, or X is not as described.
         """
         if "p_value" not in self._session.outputs:
             raise ValueError(
@@ -188,6 +266,11 @@ class ExportedDetector(BaseEstimator):
         -------
         maps : ndarray of shape (n, H, W), or list of n ndarrays of shape (H, W); float32
             Higher = more anomalous.
+
+        Raises
+        ------
+        ValueError
+            If X is not as described.
         """
         return self._planes(X, "map", np.nan)
 
@@ -203,151 +286,69 @@ class ExportedDetector(BaseEstimator):
         -------
         masks : ndarray of shape (n, H, W), or list of n ndarrays of shape (H, W); bool
             True = anomalous.
+
+        Raises
+        ------
+        ValueError
+            If X is not as described.
         """
         return self._planes(X, "mask", True)
 
     def _numbers(self, X: ImagesLike, name: str) -> np.ndarray:
-        images = check_images(self, X, reset=False)
-        values = np.array([value for _, value in self._computed(images, name)], dtype=np.float64)
-        values[list(images.unreadable)] = np.nan
-        return values
+        images = check_images(self, X, reset=False, roi=self._roi)
+        found = self._computed(images, name)
+        return np.array([np.nan if value is None else value for value in found], dtype=np.float64)
 
     def _planes(self, X: ImagesLike, name: str, missing: Any) -> Any:
-        images = check_images(self, X, reset=False)
-        planes = [value for _, value in self._computed(images, name)]
-        for index in images.unreadable:
-            shape = images.frames([index])[0]
-            planes[index] = np.full(shape, missing, planes[index].dtype)
+        images = check_images(self, X, reset=False, roi=self._roi)
+        planes = [
+            np.full(images.frames([i])[0], missing) if plane is None else plane
+            for i, plane in enumerate(self._computed(images, name))
+        ]
         return np.stack(planes) if images.of_one_size else planes
 
-    def _computed(self, images: Images, name: str) -> Iterator[tuple[int, Any]]:
-        """Yield an output of each image, images of one size computed together."""
+    def _computed(self, images: Images, name: str) -> Iterator[Any]:
+        """Yield an output of each image, None for one that cannot be used.
+
+        Successive images of one size are computed together.
+        """
         kind = self.pixel_range_.kind
         dtype = np.dtype(np.float32 if kind == "float" else kind)
-        for batch in self._batches(images):
-            pixels = np.stack([image for _, image in batch]).astype(dtype, copy=False)
-            yield from zip((i for i, _ in batch), self._session.run(name, pixels), strict=True)
-            images.warn_of_unreadable(i for i, _ in batch)
+        height, width = self.description_["image_size"]
+        usable = self._usable(images)
+        for shape, group in groupby(usable, lambda image: None if image is None else image.shape):
+            if shape is None:
+                yield from group
+                continue
+            most = max(1, BATCH_PIXELS // max(height * width, shape[0] * shape[1]))
+            while batch := list(islice(group, most)):
+                yield from self._session.run(name, np.stack(batch).astype(dtype, copy=False))
         images.warn_of_scale()
 
-    def _batches(self, images: Images) -> Iterator[list[tuple[int, np.ndarray]]]:
-        for shape, group in groupby(enumerate(images), key=lambda pair: pair[1].shape):
-            most = max(1, BATCH_PIXELS // (shape[0] * shape[1]))
-            batch: list[tuple[int, np.ndarray]] = []
-            for pair in group:
-                batch.append(pair)
-                if len(batch) == most:
-                    yield batch
-                    batch = []
-            if batch:
-                yield batch
-
-
-class _OnnxRuntime:
-    """A file computed by onnxruntime."""
-
-    def __init__(self, content: bytes, n_threads: int | None) -> None:
-        onnxruntime = needed("onnxruntime", "onnx", "engine='onnxruntime'")
-        options = onnxruntime.SessionOptions()
-        if n_threads is not None:
-            options.intra_op_num_threads = n_threads
-        self._session = onnxruntime.InferenceSession(
-            content, options, providers=["CPUExecutionProvider"]
-        )
-        self.properties = self._session.get_modelmeta().custom_metadata_map
-        self.outputs = [output.name for output in self._session.get_outputs()]
-
-    def run(self, name: str, pixels: np.ndarray) -> np.ndarray:
-        """Compute one output for images (n, H, W, C)."""
-        return self._session.run([name], {INPUT: pixels})[0]
-
-
-class _OpenVINO:
-    """A file computed by OpenVINO, in the precision that the detector was calibrated with.
-
-    Of a detector that computes in bfloat16, only the networks do: what comes before and after them
-    is compiled apart, since OpenVINO has one precision for all of a model.
-    """
-
-    def __init__(self, content: bytes, n_threads: int | None) -> None:
-        self._openvino = needed("openvino", "openvino", "engine='openvino'")
-        core = self._openvino.Core()
-        model = core.read_model(content)
-        told = model.get_rt_info(["framework", "skmkd"]).astype(str)
-        self.properties = {"skmkd": told}
-        self.outputs = [output.get_any_name() for output in model.outputs]
-        threads = {} if n_threads is None else {"INFERENCE_NUM_THREADS": n_threads}
-
-        def compiled(part: Any, precision: str) -> Any:
-            hint = {"INFERENCE_PRECISION_HINT": precision}
-            return core.compile_model(part, "CPU", hint | threads)
-
-        description = json.loads(told)
-        fast = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        if description["precision"] != "bfloat16" or not fast:
-            self._parts = [compiled(model, "f32")]
-            return
-        layers = description["layers"]
-        features = [f"{net}.{layer}" for net in ("source", "cloner") for layer in layers]
-        cuts = [
-            ([INPUT], [PREPARED], "f32"),
-            ([PREPARED], features, "bf16"),
-            ([INPUT, *features], self.outputs, "f32"),
-        ]
-        self._parts = [
-            compiled(self._cut(core.read_model(content), before, after), precision)
-            for before, after, precision in cuts
-        ]
-
-    def _cut(self, model: Any, before: Sequence[str], after: Sequence[str]) -> Any:
-        """Return the part of a model between tensors."""
-        ports = {
-            name: port
-            for node in model.get_ordered_ops()
-            if node.get_type_name() != "Result"
-            for port in node.outputs()
-            for name in port.get_names()
-        }
-        parameters = []
-        for name in before:
-            port = ports[name]
-            parameter = self._openvino.op.Parameter(port.get_element_type(), port.partial_shape)
-            parameter.output(0).set_names({name})
-            for target in port.get_target_inputs():
-                target.replace_source_output(parameter.output(0))
-            parameters.append(parameter)
-        results = []
-        for name in after:
-            result = self._openvino.op.Result(ports[name])
-            result.output(0).set_names({name})
-            results.append(result)
-        return self._openvino.Model(results, parameters)
-
-    def run(self, name: str, pixels: np.ndarray) -> np.ndarray:
-        """Compute one output for images (n, H, W, C)."""
-        known = {INPUT: np.ascontiguousarray(pixels)}
-        for part in self._parts:
-            request = part.create_infer_request()  # so that threads share none
-            request.infer([known[given.get_any_name()] for given in part.inputs])
-            for output in part.outputs:
-                known[output.get_any_name()] = request.get_tensor(output).data
-        return known[name].copy()
+    def _usable(self, images: Images) -> Iterator[Any]:
+        """Yield each image (H, W, C), None if it cannot be used; only the region of it is read."""
+        for index in range(len(images)):
+            image = images.read(index)
+            images.warn_of_unreadable([index])
+            if index in images.unreadable:
+                yield None
+            elif self._roi is None:
+                yield image
+            else:
+                whole = np.zeros((*images.frames([index])[0], image.shape[2]), image.dtype)
+                self._roi.rectangle(whole)[:] = image
+                yield whole
 
 
 def _resolved(engine: str) -> str:
-    """Return the engine that a name stands for.
+    """Return the engine that a name stands for."""
+    if engine != "auto":
+        return engine
+    return next((name for name in SESSIONS if find_spec(name) is not None), "onnxruntime")
 
-    Raises
-    ------
-    ValueError
-        If there is none of that name.
-    """
-    if engine == "auto":
-        installed: Sequence[str] = [name for name in ENGINES if find_spec(name) is not None]
-        return installed[0] if installed else ENGINES[0]
-    if engine not in ENGINES:
-        raise ValueError(f"engine must be 'auto', {', '.join(map(repr, ENGINES))}; got {engine!r}.")
-    return engine
+
+def _as_tuple(values: list[Any] | None) -> Any:
+    return None if values is None else tuple(values)
 
 
 def load_exported(
@@ -384,5 +385,11 @@ def load_exported(
         If the file cannot be read.
     ImportError
         If the engine is not installed.
+
+    Examples
+    --------
+    >>> import skmkd
+    >>> detector = skmkd.load_exported("model.onnx")  # doctest: +SKIP
+    >>> labels = detector.predict(["new/1.png", "new/2.png"])  # doctest: +SKIP
     """
     return ExportedDetector(path, engine=engine, n_threads=n_threads, on_error=on_error)

@@ -101,13 +101,18 @@ class ExportMixin(BaseEstimator):
         """
         check_is_fitted(self)
         check_target(path)
+        if tolerance is not None and (check is None or not tolerance >= 0):
+            raise ValueError(
+                f"tolerance must be at least 0, and images must be given as check; got {tolerance}."
+            )
         content = exported_content(self)
         found = None
         if check is not None:
             with TemporaryDirectory() as folder:
                 file = Path(folder) / "model.onnx"
                 file.write_bytes(content)
-                found = parity(self, load_exported(file, engine="onnxruntime"), check)
+                exported = load_exported(file, engine="onnxruntime", on_error=self.on_error)
+                found = parity(self, exported.set_params(max_pixels=self.max_pixels), check)
             limit = TOLERANCES[self.precision_] if tolerance is None else tolerance
             if not found.largest_difference <= limit:
                 raise UnfaithfulExportError(

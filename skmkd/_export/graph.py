@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from skmkd._export.exported import PREPARED
+from skmkd._export.sessions import PREPARED
 from skmkd._features.batches import Batch
 from skmkd._images.pixel_range import FAR, FAR_ALPHA, FIXED
 from skmkd._images.preparation import over_white
@@ -48,7 +48,7 @@ class Graph(nn.Module):
         self._inside = None
         if self._roi is not None and self._roi.mask is not None:
             self._inside = resized_masks([self._roi.mask], self._prepare.size, CPU)
-        self._thresholds = detector.offset_, detector.map_offset_
+        self._thresholds = [detector._threshold(name) for name in ("offset_", "map_offset_")]
         self._calibration = detector._score_calibration
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -101,7 +101,7 @@ class Graph(nn.Module):
         if self._roi.mask is None:
             return pixels
         inside = torch.from_numpy(self._roi.mask)[..., None]
-        mean = (pixels * inside).sum((1, 2), keepdim=True) / inside.sum()
+        mean = torch.where(inside, pixels, 0.0).sum((1, 2), keepdim=True) / inside.sum()
         return torch.where(inside, pixels, mean if kind == "float" else mean.round())
 
     def _placed(self, maps: Tensor, height: int, width: int) -> Tensor:

@@ -21,7 +21,7 @@ class Parity(NamedTuple):
     largest_difference : float
         Of two scores of an image, as a share of the largest score.
     rank_correlation : float
-        Spearman's, of all scores; NaN for a single image.
+        Spearman's, of all scores; NaN if these are all the same.
     n_labels_changed : int
         Images that one calls normal and the other an anomaly.
     """
@@ -33,14 +33,23 @@ class Parity(NamedTuple):
 
 
 def parity(detector: Any, exported: ExportedDetector, X: ImagesLike) -> Parity:
-    """Compare the scores of a detector and of its exported file on images; NaN is left out."""
+    """Compare the scores of a detector and of its exported file on images; NaN is left out.
+
+    Raises
+    ------
+    ValueError
+        If X is not as described, or no image of it can be read.
+    """
     here, there = detector.score_samples(X), exported.score_samples(X)
-    known = np.isfinite(here)
+    known = ~np.isnan(here)
+    if not known.any():
+        raise ValueError(f"X must hold images that can be read; got {len(here)}, and none can.")
     here, there = here[known], there[known]
     labels = (scores >= detector.offset_ for scores in (here, there))
+    ranked = np.ptp(here) > 0 and np.ptp(there) > 0
     return Parity(
         len(here),
         float(np.abs(here - there).max() / np.abs(here).max()),
-        float(spearmanr(here, there).statistic) if len(here) > 1 else np.nan,
+        float(spearmanr(here, there).statistic) if ranked else np.nan,
         int(np.not_equal(*labels).sum()),
     )

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.export import Dim
 
-from skmkd._export.exported import FORMAT, INPUT, OUTPUTS
+from skmkd._export.exported import FORMAT
 from skmkd._export.graph import Graph
+from skmkd._export.sessions import INPUT, OUTPUTS
 from skmkd._images.pixel_range import OPAQUE
 from skmkd._networks.tracing import TRACING
 from skmkd._packages import needed
@@ -200,6 +201,8 @@ def _describe(model: Any, detector: Any) -> None:
         "image_shape": detector.image_shape_,
         "pixel_range": detector.pixel_range_,
         "seen_pixels": detector._seen_pixels,
+        "image_size": detector._prepare.size,
+        "roi": None if detector._roi is None else detector._roi.box,
         "frame": None if detector._roi is None else detector._roi.frame,
         "layers": detector.critical_layers_,
         "source": origin.name,

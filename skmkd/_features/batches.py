@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from skmkd._images.preparation import Preprocessing
+from skmkd._images.registration import Template
 from skmkd._images.tiles import Tiles
 from skmkd._maps.discrepancy import Features
 from skmkd._networks.precision import run_in_batches
@@ -108,6 +109,8 @@ class ImageDataset:
         Images that the source processes at once.
     prefetch : bool
         Whether other threads read and prepare the next images meanwhile.
+    template : Template or None
+        What whole images are registered to, once they are prepared; `tiles` keeps their poses.
     """
 
     tiles: Tiles
@@ -116,6 +119,7 @@ class ImageDataset:
     device: torch.device
     batch_size: int
     prefetch: bool = True
+    template: Template | None = None
 
     def tensors(self, batches: Iterable[Sequence[int]]) -> Iterator[Tensor]:
         """Yield the prepared images of each batch."""
@@ -159,7 +163,11 @@ class ImageDataset:
         with plain_arithmetic(False, self.device):
             images = [self.tiles.read(index) for index in indices]
             same = (list(group) for _, group in groupby(images, np.shape))
-            return torch.cat([self.prepare(each, self._prepared_on) for each in same])
+            prepared = torch.cat([self.prepare(each, self._prepared_on) for each in same])
+            if self.template is None:
+                return prepared
+            poses = self.tiles.poses[indices] = self.template.poses(prepared)
+            return self.template.registered(prepared, poses)
 
     def features(self, images: Tensor) -> Features:
         """Compute the source's activations for any number of prepared images."""

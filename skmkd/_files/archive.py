@@ -26,6 +26,7 @@ from skmkd._conformal import Calibration
 from skmkd._files.migration import FORMAT
 from skmkd._images.pixel_range import PixelRange
 from skmkd._images.preparation import Preprocessing
+from skmkd._images.registration import Template
 from skmkd._images.roi import Roi
 from skmkd._images.tiles import Tiling
 from skmkd._networks.cloners import Block
@@ -143,7 +144,8 @@ def _plain(tensor: Tensor) -> Tensor:
 # Values that JSON does not know are objects whose only key is their kind: {"$tuple": [1, 2]}
 
 RECORDS = (
-    Block, Calibration, MemoryPlan, Origin, PixelRange, Preprocessing, Roi, Stage, Style, Tiling,
+    Block, Calibration, MemoryPlan, Origin, PixelRange, Preprocessing, Roi, Stage, Style, Template,
+    Tiling,
 )  # fmt: skip
 Kind = tuple[str, Callable[[Any], Any], Callable[[Any], Any]]  # name, to JSON and back
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from skmkd._images.tiles import Tiling
 
-FORMAT = 8  # raised whenever what a file holds, or its meaning, changes
+FORMAT = 9  # raised whenever what a file holds, or its meaning, changes
 
 
 def upgrade(values: dict[str, Any], version: int) -> dict[str, Any]:
@@ -99,7 +99,16 @@ def _from_format_7(values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _from_format_8(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of a file of format 8 as format 9 has them.
+
+    Objects had no pose.
+    """
+    none = dict.fromkeys(("_template", "_usual_terms", "_sums_of_held", "_left_out"))
+    return {**values, "attributes": {**values["attributes"], **none}}
+
+
 STEPS = (
     _from_format_1, _from_format_2, _from_format_3, _from_format_4, _from_format_5, _from_format_6,
-    _from_format_7,
+    _from_format_7, _from_format_8,
 )  # fmt: skip

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from skmkd._files.archive import read_archive, write_archive
 from skmkd._files.migration import upgrade
+from skmkd._maps.usual import Usual
 from skmkd._networks.cloners import Cloner
 from skmkd._networks.forward import ForwardCloner
 from skmkd._networks.precision import to_device
@@ -64,6 +65,8 @@ def _described(
         }
     source, cloner = source_state(fitted.pop("source_")), fitted.pop("cloner_")
     tensors = {f"cloner_.{name}": tensor for name, tensor in _cloner_state(cloner).items()}
+    if (usual := fitted.pop("_usual")) is not None:  # large images' would not fit into the header
+        tensors |= {f"usual_.{name}": tensor for name, tensor in usual._asdict().items()}
     if include_source and fitted["_origin"].weights != "module":
         tensors |= {f"source_.{name}": tensor for name, tensor in source.items()}
     own = CLONERS.get(type(cloner).__name__) is type(cloner)
@@ -149,6 +152,8 @@ def _restored(
         network = _cloner(file, values["networks"]["cloner_"], cloner)
         _load_cloner_state(file, network, _with_prefix(tensors, "cloner_."))
         fitted["cloner_"] = to_device(network, target).eval()
+    usual = _with_prefix(tensors, "usual_.")
+    fitted["_usual"] = Usual(**usual) if usual else None
     if fitted["_origin"].weights == "module":
         parameters.setdefault("source", source)
     elif "source_weights" not in parameters:

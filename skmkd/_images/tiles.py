@@ -119,12 +119,18 @@ class Tiles:
         The images, or their regions of interest.
     grids : list of n Grid
         How each image is cut; tiles may be missing.
+
+    Attributes
+    ----------
+    poses : ndarray of shape (n, 3), float64
+        The pose that each tile was registered with when it was last read.
     """
 
     def __init__(self, images: Images, grids: list[Grid]) -> None:
         self.images = images
         self.grids = grids
         self._first = np.cumsum([0, *(len(each.cells) for each in grids)]).tolist()
+        self.poses = np.zeros((self._first[-1], 3))
         self._recent: WeakValueDictionary[int, np.ndarray] = WeakValueDictionary()
         self._kept: deque[np.ndarray] = deque(maxlen=KEPT)
         self._locks = [Lock() for _ in range(N_LOCKS)]

@@ -8,7 +8,8 @@ from skmkd._files import migration
 from skmkd._files.migration import FORMAT
 from skmkd._images.tiles import Tiling
 
-NOT_FOLDED = {"_folded": False}
+NO_POSE = dict.fromkeys(("_template", "_usual_terms", "_sums_of_held", "_left_out"))
+NOT_FOLDED = {"_folded": False, **NO_POSE}
 NOT_KEPT = {"_score_calibration": None, "_peak_calibration": None, **NOT_FOLDED}
 WHOLE = {"_tiling": Tiling(None, 0.0), "_roi": None, "_roi_of_each": False, **NOT_KEPT}
 SETTINGS = {
@@ -109,9 +110,14 @@ def test_batch_norms_were_not_folded_up_to_format_6():
 
 def test_layers_weighed_alike_up_to_format_7():
     old = values_of("MKDDetector", _roi=None)
-    assert upgraded(old, 7) == weighing_alike("MKDDetector", _roi=None)
+    assert upgraded(old, 7) == weighing_alike("MKDDetector", _roi=None, **NO_POSE)
     memkd = values_of("MemKDDetector", _roi=None)
-    assert upgraded(memkd, 7) == memkd
+    assert upgraded(memkd, 7) == values_of("MemKDDetector", _roi=None, **NO_POSE)
+
+
+def test_objects_had_no_pose_up_to_format_8():
+    old = values_of("MemKDDetector", _roi=None)
+    assert upgraded(old, 8) == values_of("MemKDDetector", _roi=None, **NO_POSE)
 
 
 def test_detectors_of_an_ensemble_are_upgraded():
