@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def score_ray(
     model: str | os.PathLike[str],
     output: str | os.PathLike[str],
     *,
-    concurrency: int | tuple[int, int] = 1,
+    actors: int | tuple[int, int] = 1,
     num_gpus: float = 0,
     batch_size: int = 256,
     device: str | None = None,
@@ -87,8 +88,8 @@ def score_ray(
     output : str or path
         Folder of the Parquet files, with the columns that `Scorer` returns. Their rows are in any
         order.
-    concurrency : int or tuple (least, most), default=1
-        Number of actors.
+    actors : int or tuple (least, most), default=1
+        Number of actors, each with a detector.
     num_gpus : float, default=0
         GPUs of each actor; a share lets several use one.
     batch_size : int, default=256
@@ -115,12 +116,16 @@ def score_ray(
         left = [text for path in paths if (text := os.fspath(path)) not in done]
         if not left:
             return target
-        images = ray_data.from_items([{"path": path} for path in left])
+        n_blocks = ceil(len(left) / batch_size)
+        images = ray_data.from_items(
+            [{"path": path} for path in left], override_num_blocks=n_blocks
+        )
+    least, most = (actors, actors) if isinstance(actors, int) else actors
     scored = images.map_batches(
         Scorer,
         fn_constructor_args=(os.fspath(model),),
         fn_constructor_kwargs={"device": device, "threads": threads},
-        concurrency=concurrency,
+        compute=ray_data.ActorPoolStrategy(min_size=least, max_size=most),
         num_gpus=num_gpus,
         batch_size=batch_size,
     )

@@ -75,7 +75,9 @@ def score_shard(
     if not 1 <= number <= n_parts:
         raise ValueError(f"shard must be (i, n) with i from 1 to n; got {shard}.")
     if file_format not in FORMATS:
-        raise ValueError(f"file_format must be {' or '.join(map(repr, FORMATS))}; got {file_format!r}.")
+        raise ValueError(
+            f"file_format must be {' or '.join(map(repr, FORMATS))}; got {file_format!r}."
+        )
     if file_format == "parquet":
         needed("pyarrow", "parquet", "file_format='parquet'")
     chosen = [os.fspath(path) for path in part_of(paths, number, n_parts)]
