@@ -32,7 +32,7 @@ def score_shard(
     device: str | None = None,
     threads: int | None = None,
     verbose: int = 0,
-) -> Path:
+) -> tuple[Path, int]:
     """Score one of several parts of many images, and go on where an earlier run was killed.
 
     Rows are written as they come. A part that is finished has its final name; until then, it is a
@@ -63,6 +63,8 @@ def score_shard(
     part : Path
         The part, such as ``part-00003-of-00016.csv``, with the columns "path", "score",
         "decision", "p_value" and "error". An image that cannot be scored has a row that says why.
+    n_errors : int
+        Images of this run without a score.
 
     Raises
     ------
@@ -90,7 +92,7 @@ def score_shard(
     if resume and told.exists() and (part.exists() or rows.exists()):
         _check_same(told, facts)
         if part.exists():
-            return part
+            return part, 0
         n_done = _complete_rows(rows, chosen)
     else:
         part.unlink(missing_ok=True)
@@ -104,19 +106,20 @@ def score_shard(
         writer = csv.writer(stream, lineterminator="\n")
         if not n_done and not stream.tell():
             writer.writerow(COLUMNS)
-        left = iter(chosen[n_done:])
+        left, n_errors = iter(chosen[n_done:]), 0
         while chunk := list(islice(left, CHUNK)):
             columns = scorer(chunk)
             writer.writerows(zip(*(columns[name] for name in COLUMNS), strict=True))
             stream.flush()
             progress.update(len(chunk))
+            n_errors += sum(map(bool, columns["error"]))
         os.fsync(stream.fileno())
     if file_format == "parquet":
         _write_parquet(rows, part)
         rows.unlink()
     else:
         rows.replace(part)
-    return part
+    return part, n_errors
 
 
 def part_of(items: Sequence[Any], number: int, n_parts: int) -> Sequence[Any]:
