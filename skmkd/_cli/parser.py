@@ -29,7 +29,7 @@ from skmkd._cli.commands import (
     localize,
     score,
 )
-from skmkd._cli.shards import PARTS
+from skmkd._cli.parts import PARTS
 from skmkd._cli.tables import FORMATS
 from skmkd._ensemble import COMBINATIONS
 from skmkd._packages import MissingExtraError

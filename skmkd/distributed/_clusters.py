@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -134,13 +133,16 @@ def score_ray(
 
 
 def _paths_in(folder: Path) -> set[str]:
-    """Return the paths that have a row in the Parquet files of a folder."""
-    files: Sequence[Path] = sorted(folder.glob("*.parquet"))
-    if not files:
-        return set()
+    """Return the paths that have a row in the Parquet files of a folder.
+
+    A file that is not whole, since its process was killed, is deleted.
+    """
+    arrow = needed("pyarrow", "parquet", "score_ray")
     parquet = needed("pyarrow.parquet", "parquet", "score_ray")
-    return {
-        path
-        for file in files
-        for path in parquet.read_table(file, columns=["path"])["path"].to_pylist()
-    }
+    paths: set[str] = set()
+    for file in sorted(folder.glob("*.parquet")):
+        try:
+            paths.update(parquet.read_table(file, columns=["path"])["path"].to_pylist())
+        except arrow.ArrowInvalid:
+            file.unlink()
+    return paths

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ TABLE = "fits.csv"
 
 
 def fit_many(
-    products: Mapping[str, Any] | Iterable[tuple[str, Any]],
+    products: Mapping[str, Any],
     output: str | os.PathLike[str],
     *,
     detector: BaseEstimator | None = None,
@@ -61,15 +61,14 @@ def fit_many(
         If a name cannot be that of a file.
     """
     folder = Path(output)
-    given = dict(products)
-    for name in given:
-        if not name or name != Path(name).name or name.startswith("."):
+    for name in products:
+        if not isinstance(name, str) or name != Path(name).name or not name.strip("."):
             raise ValueError(f"products must have names that files can have; got {name!r}.")
     folder.mkdir(parents=True, exist_ok=True)
     model = MKDDetector() if detector is None else detector
     left = [
         (name, images, folder / f"{name}.skmkd")
-        for name, images in given.items()
+        for name, images in products.items()
         if not (folder / f"{name}.skmkd").exists()
     ]
     rows: list[dict[str, Any]] = []

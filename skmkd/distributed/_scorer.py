@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from itertools import chain
-from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -17,7 +17,8 @@ from skmkd._images.inputs import ImagesLike
 from skmkd._loading import load
 
 COLUMNS = ("path", "score", "decision", "p_value", "error")
-LOADED: dict[Any, Any] = {}  # the detectors of this process, by file and device
+TEXTS = ("path", "error")
+KEPT = 8  # detectors in a process
 LOADING = Lock()
 
 Columns = dict[str, Any]  # name -> ndarray of shape (n,), or a list of n maps
@@ -94,7 +95,7 @@ class Scorer:
         OSError
             If the detector's file cannot be read.
         ValueError
-            If the file is damaged or the batch holds neither images nor paths.
+            If the file is damaged, or the batch holds neither images nor paths.
         """
         images, others = _images_in(batch)
         n = len(images)
@@ -119,20 +120,30 @@ class Scorer:
         Returns
         -------
         detector : MKDDetector, MemKDDetector or DetectorEnsemble
-            Shared by all scorers of the file in this process.
+            Shared by all scorers of the file in this process, which keeps the last eight.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be read.
+        ValueError
+            If the file is damaged.
         """
         found = os.stat(self.model)
-        key = self.model, found.st_mtime_ns, found.st_size, self.device
         with LOADING:
-            if key not in LOADED:
-                LOADED[key] = load(self.model, device=self.device)
-            return LOADED[key]
+            return _loaded(self.model, self.device, (found.st_mtime_ns, found.st_size))
+
+
+@lru_cache(KEPT)
+def _loaded(model: str, device: str | None, written: tuple[int, int]) -> Any:
+    """Load a file, unless this process has done so since the file was written."""
+    return load(model, device=device)
 
 
 def _images_in(batch: Any) -> tuple[Any, Columns]:
     """Return the images of a batch, or their paths, and its other columns."""
     if not isinstance(batch, Mapping):
-        return batch if isinstance(batch, (list, np.ndarray)) else list(batch), {}
+        return batch if hasattr(batch, "__len__") else list(batch), {}
     if "image" in batch:
         others = {name: column for name, column in batch.items() if name != "image"}
         return list(batch["image"]), others
@@ -141,7 +152,7 @@ def _images_in(batch: Any) -> tuple[Any, Columns]:
             f"batch must have the column 'image' or 'path'; got {sorted(map(str, batch))}."
         )
     others = {name: column for name, column in batch.items() if name != "path"}
-    return [Path(path) for path in batch["path"]], others
+    return [os.fspath(path or "") for path in batch["path"]], others
 
 
 @contextmanager
@@ -160,7 +171,7 @@ def _threads(n: int | None) -> Iterator[None]:
 def in_order(parts: Sequence[Columns]) -> Columns:
     """Lay the columns of parts end to end."""
     if not parts:
-        return {name: np.array([]) for name in COLUMNS}
+        return {name: np.array([], object if name in TEXTS else np.float64) for name in COLUMNS}
     return {
         name: list(chain.from_iterable(part[name] for part in parts))
         if isinstance(parts[0][name], list)

@@ -7,17 +7,19 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from contextlib import suppress
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
 from skmkd._packages import needed
-from skmkd.distributed._scorer import COLUMNS, Scorer
+from skmkd.distributed._scorer import COLUMNS, TEXTS, Scorer
 
 FORMATS = ("csv", "parquet")
 CHUNK = 512  # images that are opened at once
+ROW_GROUP = 65_536  # rows of Parquet that are in memory at once
 SURROGATES = "surrogateescape"  # writes file names that are not valid text byte for byte
 
 
@@ -72,6 +74,29 @@ def score_shard(
         If a parameter is not as described, or the earlier run had another model or other images.
     OSError
         If the model or the part cannot be read or written.
+    ImportError
+        If Parquet's extra is not installed.
+
+    Examples
+    --------
+    >>> import csv, tempfile
+    >>> from pathlib import Path
+    >>> from PIL import Image
+    >>> from skimage.data import lfw_subset
+    >>> from skmkd import MKDDetector
+    >>> from skmkd.distributed import score_shard
+    >>> faces = (255 * lfw_subset()[:40]).astype("uint8")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     model, paths = Path(folder, "faces.skmkd"), []
+    ...     detector = MKDDetector(image_size=32, max_iter=1, random_state=0).fit(faces).save(model)
+    ...     for i in range(4):
+    ...         paths.append(Path(folder, f"{i}.png"))
+    ...         Image.fromarray(faces[i]).save(paths[-1])
+    ...     for i in (1, 2):  # each could be a job of its own
+    ...         part, n_errors = score_shard(model, paths, Path(folder, "scores"), shard=(i, 2))
+    ...     rows = list(csv.DictReader(part.open()))
+    >>> part.name, [Path(row["path"]).name for row in rows]
+    ('part-00002-of-00002.csv', ['2.png', '3.png'])
     """
     number, n_parts = shard
     if not 1 <= number <= n_parts:
@@ -80,18 +105,23 @@ def score_shard(
         raise ValueError(
             f"file_format must be {' or '.join(map(repr, FORMATS))}; got {file_format!r}."
         )
+    chosen = [os.fspath(path) for path in part_of(paths, number, n_parts)]
     if file_format == "parquet":
         needed("pyarrow", "parquet", "file_format='parquet'")
-    chosen = [os.fspath(path) for path in part_of(paths, number, n_parts)]
+        if invalid := next((path for path in chosen if not _is_text(path)), None):
+            raise ValueError(
+                f"paths must be valid UTF-8 for file_format='parquet'; got {invalid!r}. Use 'csv'."
+            )
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f"part-{number:05}-of-{n_parts:05}.{file_format}"
-    facts = {"model": _digest([Path(model).read_bytes()]), "images": _digest(map(_bytes, chosen))}
-    told, rows = part.with_suffix(".json"), folder / f".{part.stem}.partial.csv"
+    facts = {"model": _digest([Path(model).read_bytes()]), "images": _digest(_bytes(path) + b"\0" for path in chosen)}
+    told, rows = (folder / f".{part.stem}.{kind}" for kind in ("json", "partial.csv"))
     n_done = 0
     if resume and told.exists() and (part.exists() or rows.exists()):
-        _check_same(told, facts)
+        _check_same(told, part, facts)
         if part.exists():
+            rows.unlink(missing_ok=True)
             return part, 0
         n_done = _complete_rows(rows, chosen)
     else:
@@ -137,56 +167,79 @@ def read_list(file: Path) -> list[str]:
         return [line.rstrip("\r\n") for line in stream if line.strip()]
 
 
-def _check_same(told: Path, facts: dict[str, str]) -> None:
+def _check_same(told: Path, part: Path, facts: dict[str, str]) -> None:
     """Check that an earlier run scored the same images with the same model."""
     earlier = json.loads(told.read_text())
     for name, noun in (("model", "another model"), ("images", "other images")):
         if earlier.get(name) != facts[name]:
             raise ValueError(
-                f"output must be a folder of the same run; {told.with_suffix('')} was begun with "
-                f"{noun}. Choose another folder, or do not resume."
+                f"output must be a folder of the same run; {part} was begun with {noun}. "
+                "Choose another folder, or do not resume."
             )
 
 
 def _complete_rows(rows: Path, chosen: Sequence[str]) -> int:
-    """Cut off a row that was not finished; return how many images have theirs."""
-    content = rows.read_bytes()
-    end = content.rfind(b"\n") + 1
-    text = content[:end].decode("utf-8", SURROGATES)
-    table = list(csv.reader(text.splitlines(keepends=True)))
-    while table and len(table[-1]) != len(COLUMNS):  # a line break within a cell
-        table.pop()
-    found = [row[0] for row in table[1:]]
-    n_done = next(
-        (i for i, (a, b) in enumerate(zip(found, chosen, strict=False)) if a != b), len(found)
-    )
-    with rows.open("w", encoding="utf-8", errors=SURROGATES, newline="") as stream:
-        csv.writer(stream, lineterminator="\n").writerows(table[: n_done + 1])
-    return n_done
+    """Cut off what follows the last complete row; return how many images have theirs."""
+    stops = []
+    with rows.open(encoding="utf-8", errors=SURROGATES, newline="") as stream:
+        expected = chain(COLUMNS[:1], chosen)
+        for path, (row, stop) in zip(expected, _rows_and_stops(stream), strict=False):
+            if len(row) != len(COLUMNS) or row[0] != path:
+                break
+            stops.append(stop)
+    os.truncate(rows, stops[-1] if stops else 0)
+    return max(0, len(stops) - 1)
+
+
+def _rows_and_stops(stream: Iterable[str]) -> Iterator[tuple[list[str], int]]:
+    """Yield complete rows of CSV, and where each of them ends, in bytes."""
+    stop, last = 0, ""
+
+    def counted() -> Iterator[str]:
+        nonlocal stop, last
+        for last in stream:
+            stop += len(_bytes(last))
+            yield last
+
+    with suppress(csv.Error):  # the last row ends within quotes
+        for row in csv.reader(counted(), strict=True):
+            if last.endswith("\n"):
+                yield row, stop
 
 
 def _write_parquet(rows: Path, part: Path) -> None:
     """Turn rows of CSV into a Parquet file, which has its name once it is whole."""
-    arrow_csv = needed("pyarrow.csv", "parquet", "file_format='parquet'")
-    parquet = needed("pyarrow.parquet", "parquet", "file_format='parquet'")
     arrow = needed("pyarrow", "parquet", "file_format='parquet'")
-    types = dict.fromkeys(COLUMNS, arrow.float64()) | dict.fromkeys(
-        ("path", "error"), arrow.string()
+    parquet = needed("pyarrow.parquet", "parquet", "file_format='parquet'")
+    schema = arrow.schema(
+        (name, arrow.string() if name in TEXTS else arrow.float64()) for name in COLUMNS
     )
     whole = part.with_name(f".{part.name}")
-    options = arrow_csv.ConvertOptions(column_types=types, strings_can_be_null=False)
-    parsing = arrow_csv.ParseOptions(newlines_in_values=True)
     with (
-        arrow_csv.open_csv(rows, convert_options=options, parse_options=parsing) as reader,
-        parquet.ParquetWriter(whole, reader.schema) as writer,
+        rows.open(encoding="utf-8", newline="") as stream,
+        parquet.ParquetWriter(whole, schema) as writer,
     ):
-        for batch in reader:
-            writer.write_batch(batch)
+        reader = csv.reader(stream)
+        next(reader)
+        while group := list(islice(reader, ROW_GROUP)):
+            columns = (
+                column if name in TEXTS else map(float, column)
+                for name, column in zip(COLUMNS, zip(*group, strict=True), strict=True)
+            )
+            writer.write_table(arrow.table([list(column) for column in columns], schema=schema))
     whole.replace(part)
 
 
-def _bytes(path: str) -> bytes:
-    return path.encode("utf-8", SURROGATES) + b"\0"
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", SURROGATES)
+
+
+def _is_text(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _digest(parts: Iterable[bytes]) -> str:

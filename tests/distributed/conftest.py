@@ -1,0 +1,54 @@
+"""A small detector in a file, and images of which one cannot be read."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+from PIL import Image
+from skimage.data import lfw_subset
+
+from skmkd import MKDDetector
+from skmkd.distributed import Scorer
+
+QUICK = {"image_size": 32, "max_iter": 1, "tol": None, "random_state": 0, "device": "cpu"}
+N_IMAGES = 2000
+BROKEN = 1234
+
+
+def needs(package):
+    """Skip a test if a package is not installed."""
+    return pytest.mark.skipif(find_spec(package) is None, reason=f"needs {package}")
+
+
+@pytest.fixture(scope="session")
+def faces():
+    return (255 * lfw_subset()).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory, faces):
+    path = tmp_path_factory.mktemp("model") / "faces.skmkd"
+    MKDDetector(**QUICK).fit(faces[:100]).save(path, include_source=False)
+    return path
+
+
+@pytest.fixture(scope="session")
+def paths(tmp_path_factory, faces):
+    """Two thousand different images; one is broken."""
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    found = []
+    for i in range(N_IMAGES):
+        found.append(str(folder / f"{i:04}.png"))
+        noise = rng.integers(0, 20, (25, 25), dtype=np.uint8)
+        Image.fromarray(faces[i % 200] // 2 + noise).save(found[-1])
+    (folder / f"{BROKEN:04}.png").write_bytes(b"broken")
+    return found
+
+
+@pytest.fixture(scope="session")
+def expected(model, paths):
+    """What one process says of these images."""
+    return Scorer(model)(paths)
