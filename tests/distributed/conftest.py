@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,14 +10,12 @@ from skimage.data import lfw_subset
 from skmkd import MKDDetector
 from skmkd.distributed import Scorer
 
-QUICK = {"image_size": 32, "max_iter": 1, "tol": None, "random_state": 0, "device": "cpu"}
+QUICK = {
+    "source": "efficientnet_lite0", "image_size": 32, "max_iter": 1, "tol": None,
+    "random_state": 0, "device": "cpu",
+}  # fmt: skip
 N_IMAGES = 2000
 BROKEN = 1234
-
-
-def needs(package):
-    """Skip a test if a package is not installed."""
-    return pytest.mark.skipif(find_spec(package) is None, reason=f"needs {package}")
 
 
 @pytest.fixture(scope="session")

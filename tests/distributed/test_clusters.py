@@ -1,0 +1,170 @@
+"""Ray and Dask on this machine: the same bits as one process, also when a worker dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+
+from skmkd.distributed import Scorer, _clusters, score_dask, score_ray
+from skmkd.distributed._scorer import COLUMNS
+
+ROOT = Path(__file__).parents[2]
+FEW = 400  # images
+needs_dask = pytest.mark.skipif(find_spec("distributed") is None, reason="needs Dask")
+needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray")
+quiet_ray = pytest.mark.filterwarnings(  # Ray's own setting of its default
+    "ignore:`use_push_based_shuffle` is deprecated:DeprecationWarning"
+)
+
+
+class DyingOnce(Scorer):
+    """A scorer whose process is killed half-way, the first time."""
+
+    def __call__(self, batch):
+        flag = Path(self.model).with_suffix(".died")
+        paths = batch["path"] if isinstance(batch, dict) else batch
+        if any(path.endswith(f"{FEW // 2:04}.png") for path in paths) and not flag.exists():
+            flag.write_text(str(os.getpid()))
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__call__(batch)
+
+
+@pytest.fixture
+def dying(model, monkeypatch):
+    """A file that is there when a worker was killed."""
+    monkeypatch.setattr(_clusters, "Scorer", DyingOnce)
+    flag = model.with_suffix(".died")
+    yield flag
+    flag.unlink(missing_ok=True)
+
+
+def check(columns, expected, n=None):
+    assert list(columns) == list(COLUMNS)
+    for name in COLUMNS:
+        assert_array_equal(columns[name], expected[name][:n])
+
+
+@pytest.fixture(scope="module")
+def client():
+    from dask.distributed import Client, LocalCluster
+
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+
+
+@needs_dask
+def test_dask(client, model, paths, expected):
+    check(score_dask(paths, model, client, batch_size=128), expected)
+
+
+@needs_dask
+def test_a_worker_of_dask_dies(client, model, paths, expected, dying):
+    check(score_dask(paths[:FEW], model, client, batch_size=32), expected, FEW)
+    assert int(dying.read_text()) != os.getpid()
+
+
+@needs_dask
+def test_bags_and_arrays_of_dask(client, model, faces, paths, expected):
+    import dask.array
+    import dask.bag
+
+    bag = dask.bag.from_sequence(paths[:FEW], npartitions=3)
+    check(score_dask(bag, model, client), expected, FEW)
+    array = dask.array.from_array(faces[:40], chunks=(16, 13, -1))
+    check(score_dask(array, model, client), Scorer(model)(faces[:40]))
+
+
+@needs_dask
+def test_no_images_for_dask(client, model):
+    check(score_dask([], model, client), Scorer(model)([]))
+
+
+@pytest.fixture(scope="module")
+def ray():
+    import ray
+
+    places = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
+    ray.init(
+        num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False,
+        runtime_env={"env_vars": {"PYTHONPATH": places}},
+    )  # fmt: skip
+    yield ray
+    ray.shutdown()
+
+
+def columns_in(folder):
+    from pyarrow import parquet
+
+    return {
+        name: column.to_numpy()
+        for name, column in zip(
+            COLUMNS, parquet.read_table(folder).sort_by("path").columns, strict=True
+        )
+    }
+
+
+@needs_ray
+@quiet_ray
+def test_ray(ray, model, paths, expected, tmp_path):
+    out = tmp_path / "scores"
+    assert score_ray(paths, model, out, actors=2, batch_size=128) == out
+    check(columns_in(out), expected)
+
+
+@needs_ray
+@quiet_ray
+def test_an_actor_of_ray_dies(ray, model, paths, expected, dying, tmp_path):
+    score_ray(paths[:FEW], model, tmp_path / "scores", actors=2, batch_size=32)
+    check(columns_in(tmp_path / "scores"), expected, FEW)
+    assert int(dying.read_text()) != os.getpid()
+
+
+@needs_ray
+@quiet_ray
+def test_ray_goes_on(ray, model, paths, expected, tmp_path):
+    out = tmp_path / "scores"
+    score_ray(paths[50:100], model, out)
+    before = {file: file.stat() for file in out.iterdir()}
+    (out / "torn.parquet").write_bytes(b"PAR1")
+    score_ray(paths[:FEW], model, out)
+    assert {file: file.stat() for file in before} == before
+    check(columns_in(out), expected, FEW)
+    n_files = len(list(out.iterdir()))
+    score_ray(paths[:FEW], model, out)  # nothing is left to do
+    assert len(list(out.iterdir())) == n_files
+
+
+@needs_ray
+@quiet_ray
+def test_datasets_of_ray(ray, model, faces, tmp_path):
+    dataset = ray.data.from_numpy(faces[:20])
+    dataset = dataset.map_batches(lambda batch: {"image": batch["data"], "id": np.arange(20)})
+    score_ray(dataset, model, tmp_path / "scores", actors=(1, 2))
+    from pyarrow import parquet
+
+    table = parquet.read_table(tmp_path / "scores").sort_by("id")
+    assert_array_equal(table["score"].to_numpy(), Scorer(model)(faces[:20])["score"])
+
+
+@pytest.mark.parametrize(
+    ("package", "call"),
+    [
+        ("dask", lambda: score_dask([], "model.skmkd", None)),
+        ("ray.data", lambda: score_ray([], "model.skmkd", "out")),
+    ],
+)
+def test_an_extra_is_missing(package, call, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    extra = package.split(".")[0]
+    with pytest.raises(ImportError, match=rf'score_{extra} needs {package}: pip install "skmkd\['):
+        call()
