@@ -23,9 +23,9 @@ from skmkd._cli.evaluation import StoredArrays, image_metrics, pixel_metrics
 from skmkd._cli.localization import COLUMNS as REGION_COLUMNS
 from skmkd._cli.localization import compact_map, picture, region_rows, write_files
 from skmkd._cli.outputs import Failures, about, check_complete, in_threads, map_shape, usable
+from skmkd._cli.parts import score_part
 from skmkd._cli.paths import counted, good_images, is_within, new_images, output_paths
 from skmkd._cli.report import THUMBNAIL, Entry, write_report
-from skmkd._cli.parts import score_part
 from skmkd._cli.tables import FORMATS, SURROGATES, Table, output_stream, to_json
 from skmkd._conformal import check_fpr, held_out
 from skmkd._ensemble import OWN, DetectorEnsemble

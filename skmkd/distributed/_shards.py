@@ -115,7 +115,10 @@ def score_shard(
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f"part-{number:05}-of-{n_parts:05}.{file_format}"
-    facts = {"model": _digest([Path(model).read_bytes()]), "images": _digest(_bytes(path) + b"\0" for path in chosen)}
+    facts = {
+        "model": _digest([Path(model).read_bytes()]),
+        "images": _digest(_bytes(path) + b"\0" for path in chosen),
+    }
     told, rows = (folder / f".{part.stem}.{kind}" for kind in ("json", "partial.csv"))
     n_done = 0
     if resume and told.exists() and (part.exists() or rows.exists()):
@@ -133,7 +136,7 @@ def score_shard(
         rows.open("a", encoding="utf-8", errors=SURROGATES, newline="") as stream,
         tqdm(total=len(chosen), initial=n_done, disable=verbose < 1, unit="image") as progress,
     ):
-        writer = csv.writer(stream, lineterminator="\n")
+        writer = csv.writer(stream, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
         if not n_done and not stream.tell():
             writer.writerow(COLUMNS)
         left, n_errors = iter(chosen[n_done:]), 0

@@ -19,8 +19,8 @@ ROOT = Path(__file__).parents[2]
 FEW = 400  # images
 needs_dask = pytest.mark.skipif(find_spec("distributed") is None, reason="needs Dask")
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray")
-quiet_ray = pytest.mark.filterwarnings(  # Ray's own setting of its default
-    "ignore:`use_push_based_shuffle` is deprecated:DeprecationWarning"
+quiet_ray = pytest.mark.filterwarnings(  # of Ray, which sets its own deprecated defaults
+    "ignore::DeprecationWarning:ray.data.context"
 )
 
 
@@ -68,12 +68,6 @@ def test_dask(client, model, paths, expected):
 
 
 @needs_dask
-def test_a_worker_of_dask_dies(client, model, paths, expected, dying):
-    check(score_dask(paths[:FEW], model, client, batch_size=32), expected, FEW)
-    assert int(dying.read_text()) != os.getpid()
-
-
-@needs_dask
 def test_bags_and_arrays_of_dask(client, model, faces, paths, expected):
     import dask.array
     import dask.bag
@@ -87,6 +81,12 @@ def test_bags_and_arrays_of_dask(client, model, faces, paths, expected):
 @needs_dask
 def test_no_images_for_dask(client, model):
     check(score_dask([], model, client), Scorer(model)([]))
+
+
+@needs_dask
+def test_a_worker_of_dask_dies(client, model, paths, expected, dying):
+    check(score_dask(paths[:FEW], model, client, batch_size=32), expected, FEW)
+    assert int(dying.read_text()) != os.getpid()
 
 
 @pytest.fixture(scope="module")
@@ -123,14 +123,6 @@ def test_ray(ray, model, paths, expected, tmp_path):
 
 @needs_ray
 @quiet_ray
-def test_an_actor_of_ray_dies(ray, model, paths, expected, dying, tmp_path):
-    score_ray(paths[:FEW], model, tmp_path / "scores", actors=2, batch_size=32)
-    check(columns_in(tmp_path / "scores"), expected, FEW)
-    assert int(dying.read_text()) != os.getpid()
-
-
-@needs_ray
-@quiet_ray
 def test_ray_goes_on(ray, model, paths, expected, tmp_path):
     out = tmp_path / "scores"
     score_ray(paths[50:100], model, out)
@@ -154,6 +146,14 @@ def test_datasets_of_ray(ray, model, faces, tmp_path):
 
     table = parquet.read_table(tmp_path / "scores").sort_by("id")
     assert_array_equal(table["score"].to_numpy(), Scorer(model)(faces[:20])["score"])
+
+
+@needs_ray
+@quiet_ray
+def test_an_actor_of_ray_dies(ray, model, paths, expected, dying, tmp_path):
+    score_ray(paths[:FEW], model, tmp_path / "scores", actors=2, batch_size=32)
+    check(columns_in(tmp_path / "scores"), expected, FEW)
+    assert int(dying.read_text()) != os.getpid()
 
 
 @pytest.mark.parametrize(
