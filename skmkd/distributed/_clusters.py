@@ -49,6 +49,14 @@ def score_dask(
     ------
     ImportError
         If the extra is not installed: ``pip install "skmkd[dask]"``.
+
+    Examples
+    --------
+    >>> from dask.distributed import Client  # doctest: +SKIP
+    >>> from skmkd.datasets import list_images
+    >>> from skmkd.distributed import score_dask
+    >>> with Client("tcp://scheduler:8786") as client:  # doctest: +SKIP
+    ...     columns = score_dask(list_images("/data/images"), "/data/part.skmkd", client)
     """
     dask = needed("dask", "dask", "score_dask")
     needed("dask.distributed", "dask", "score_dask")
@@ -105,6 +113,13 @@ def score_ray(
     ------
     ImportError
         If the extra is not installed: ``pip install "skmkd[ray]"``.
+
+    Examples
+    --------
+    >>> from skmkd.distributed import score_ray
+    >>> folder = score_ray(
+    ...     "/data/images", "/data/part.skmkd", "/data/scores", actors=16, num_gpus=0.5
+    ... )  # doctest: +SKIP
     """
     ray_data = needed("ray.data", "ray", "score_ray")
     target = Path(output)

@@ -59,6 +59,21 @@ def fit_many(
     ------
     ValueError
         If a name cannot be that of a file.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> from skimage.data import lfw_subset
+    >>> from skmkd import MKDDetector
+    >>> from skmkd.distributed import fit_many
+    >>> faces = lfw_subset()
+    >>> detector = MKDDetector(image_size=32, max_iter=1, random_state=0)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     rows = fit_many({"a": faces[:40], "b": faces[40:80]}, folder, detector=detector)
+    ...     sorted(os.listdir(folder))
+    ['a.skmkd', 'b.skmkd', 'fits.csv']
+    >>> [(row["name"], row["n_images"], row["error"]) for row in rows]
+    [('a', 40, ''), ('b', 40, '')]
     """
     folder = Path(output)
     for name in products:

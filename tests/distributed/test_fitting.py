@@ -1,0 +1,125 @@
+"""A detector for each product: the same as alone, resumed, one failing product stops no other."""
+
+from __future__ import annotations
+
+import csv
+from importlib.util import find_spec
+
+import joblib
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+from PIL import Image
+
+import skmkd
+from skmkd import MKDDetector
+from skmkd.distributed import fit_many
+
+QUICK = {
+    "source": "efficientnet_lite0", "image_size": 32, "max_iter": 1, "tol": None,
+    "random_state": 0, "device": "cpu", "validation_fraction": 0, "contamination": 0.05,
+}  # fmt: skip
+
+
+@pytest.fixture
+def detector():
+    return MKDDetector(**QUICK)
+
+
+@pytest.fixture
+def products(faces, tmp_path):
+    """An array, a folder, and a list of paths; one of them holds nothing to learn from."""
+    for name in ("folder", "none"):
+        (tmp_path / name).mkdir()
+    files = [tmp_path / "folder" / f"{i}.png" for i in range(8)]
+    for file, image in zip(files, faces[8:], strict=False):
+        Image.fromarray(image).save(file)
+    return {
+        "of an array": faces[:8], "no images": tmp_path / "none", "folder": tmp_path / "folder",
+        "list.1": files[:4],
+    }  # fmt: skip
+
+
+def table_in(folder):
+    with (folder / "fits.csv").open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_detectors_are_as_if_fitted_alone(products, detector, faces, tmp_path):
+    out = tmp_path / "new" / "fits"
+    rows = fit_many(products, out, detector=detector)
+    assert {row["name"] for row in rows} == set(products)
+    for row in rows:
+        failed = row["name"] == "no images"
+        assert (
+            row["n_images"]
+            == {"of an array": 8, "folder": 8, "list.1": 4, "no images": 0}[row["name"]]
+        )
+        assert (out / f"{row['name']}.skmkd").exists() != failed
+        assert ("none" in row["error"]) == bool(row["error"]) == failed
+        assert row["seconds"] > 0
+    assert [{k: str(v) for k, v in row.items()} for row in rows] == table_in(out)
+    alone = MKDDetector(**QUICK).fit(faces[:8])
+    loaded = skmkd.load(out / "of an array.skmkd")
+    assert_array_equal(loaded.score_samples(faces), alone.score_samples(faces))
+    assert not hasattr(detector, "cloner_")
+
+
+def test_what_is_done_is_left_out(products, detector, faces, tmp_path):
+    first = {name: products[name] for name in ("folder", "no images")}
+    fit_many(first, tmp_path / "fits", detector=detector)
+    before = (tmp_path / "fits" / "folder.skmkd").stat()
+    products["no images"] = faces[:4]  # which have come in the meantime
+    rows = fit_many(products, tmp_path / "fits", detector=detector)
+    assert {row["name"] for row in rows} == {"of an array", "no images", "list.1"}
+    assert not any(row["error"] for row in rows)
+    assert (tmp_path / "fits" / "folder.skmkd").stat() == before
+    assert len(table_in(tmp_path / "fits")) == 2 + 3
+    assert fit_many(products, tmp_path / "fits", detector=detector) == []
+
+
+def test_files_are_small(faces, detector, tmp_path):
+    for include, name in ((True, "with"), (False, "without")):
+        fit_many({name: faces[:4]}, tmp_path, detector=detector, include_source=include)
+    assert (
+        2 * (tmp_path / "without.skmkd").stat().st_size < (tmp_path / "with.skmkd").stat().st_size
+    )
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/a", 3, None])
+def test_names_are_those_of_files(name, faces, tmp_path):
+    with pytest.raises(ValueError, match="products must have names that files can have; got"):
+        fit_many({"good": faces[:4], name: faces[:4]}, tmp_path / "fits")
+    assert not (tmp_path / "fits").exists()
+
+
+def test_processes(products, detector, tmp_path):
+    rows = fit_many(products, tmp_path / "fits", detector=detector, n_jobs=2)
+    assert {row["name"]: bool(row["error"]) for row in rows} == {
+        "of an array": False, "no images": True, "folder": False, "list.1": False
+    }  # fmt: skip
+
+
+@pytest.mark.skipif(find_spec("distributed") is None, reason="needs Dask")
+def test_dask(faces, detector, tmp_path):
+    from dask.distributed import Client, LocalCluster
+
+    products = {str(i): faces[i : i + 4] for i in range(5)}
+    fit_many(products, tmp_path / "here", detector=detector)
+    with (
+        LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None
+        ) as cluster,
+        Client(cluster),
+        joblib.parallel_config("dask"),
+    ):
+        rows = fit_many(products, tmp_path / "there", detector=detector)
+    assert sorted(row["name"] for row in rows) == sorted(products)
+    assert not any(row["error"] for row in rows)
+    for name in products:
+        scores = [
+            skmkd.load(tmp_path / place / f"{name}.skmkd").score_samples(faces[:20])
+            for place in ("here", "there")
+        ]
+        assert_array_equal(*scores)
+        assert np.isfinite(scores[0]).all()
