@@ -72,7 +72,9 @@ NAMESPACES = [
     skmkd,
     *(
         getattr(skmkd, namespace)
-        for namespace in ("datasets", "inspection", "metrics", "model_selection", "monitoring")
+        for namespace in (
+            "datasets", "distributed", "inspection", "metrics", "model_selection", "monitoring",
+        )
     ),
 ]
 PUBLIC = [
@@ -150,7 +152,9 @@ def test_arrays_are_documented_with_their_shapes(public):
 
 
 def test_public_names():
-    namespaces = {"datasets", "inspection", "metrics", "model_selection", "monitoring"}
+    namespaces = {
+        "datasets", "distributed", "inspection", "metrics", "model_selection", "monitoring",
+    }  # fmt: skip
     assert (
         set(skmkd.__all__)
         == {"DetectorEnsemble", "MKDDetector", "MemKDDetector", "__version__", "load", "regions"}

@@ -67,7 +67,7 @@ def fit_many(
     >>> from skmkd import MKDDetector
     >>> from skmkd.distributed import fit_many
     >>> faces = lfw_subset()
-    >>> detector = MKDDetector(image_size=32, max_iter=1, random_state=0)
+    >>> detector = MKDDetector(image_size=32, max_iter=1, contamination=0.05)
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     rows = fit_many({"a": faces[:40], "b": faces[40:80]}, folder, detector=detector)
     ...     sorted(os.listdir(folder))

@@ -51,7 +51,8 @@ class Scorer:
     >>> faces = lfw_subset()[:40]
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = os.path.join(folder, "faces.skmkd")
-    ...     detector = MKDDetector(image_size=32, max_iter=1, random_state=0).fit(faces).save(path)
+    ...     detector = MKDDetector(image_size=32, max_iter=1, contamination=0.05).fit(faces)
+    ...     detector = detector.save(path)
     ...     scorer = pickle.loads(pickle.dumps(Scorer(path)))
     ...     columns = scorer({"image": faces[:3], "id": ["a", "b", "c"]})
     >>> sorted(columns)

@@ -88,7 +88,8 @@ def score_shard(
     >>> faces = (255 * lfw_subset()[:40]).astype("uint8")
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     model, paths = Path(folder, "faces.skmkd"), []
-    ...     detector = MKDDetector(image_size=32, max_iter=1, random_state=0).fit(faces).save(model)
+    ...     detector = MKDDetector(image_size=32, max_iter=1, contamination=0.05).fit(faces)
+    ...     detector = detector.save(model)
     ...     for i in range(4):
     ...         paths.append(Path(folder, f"{i}.png"))
     ...         Image.fromarray(faces[i]).save(paths[-1])

@@ -113,29 +113,23 @@ def columns_in(folder):
     }
 
 
-@needs_ray
-@quiet_ray
-def test_ray(ray, model, paths, expected, tmp_path):
-    out = tmp_path / "scores"
-    assert score_ray(paths, model, out, actors=2, batch_size=128) == out
-    check(columns_in(out), expected)
-
-
+@pytest.mark.ray
 @needs_ray
 @quiet_ray
 def test_ray_goes_on(ray, model, paths, expected, tmp_path):
     out = tmp_path / "scores"
-    score_ray(paths[50:100], model, out)
+    assert score_ray(paths[50:100], model, out, actors=2) == out
     before = {file: file.stat() for file in out.iterdir()}
     (out / "torn.parquet").write_bytes(b"PAR1")
-    score_ray(paths[:FEW], model, out)
+    score_ray(paths, model, out, actors=2, batch_size=128)
     assert {file: file.stat() for file in before} == before
-    check(columns_in(out), expected, FEW)
+    check(columns_in(out), expected)
     n_files = len(list(out.iterdir()))
-    score_ray(paths[:FEW], model, out)  # nothing is left to do
+    score_ray(paths, model, out)  # nothing is left to do
     assert len(list(out.iterdir())) == n_files
 
 
+@pytest.mark.ray
 @needs_ray
 @quiet_ray
 def test_datasets_of_ray(ray, model, faces, tmp_path):
@@ -148,6 +142,7 @@ def test_datasets_of_ray(ray, model, faces, tmp_path):
     assert_array_equal(table["score"].to_numpy(), Scorer(model)(faces[:20])["score"])
 
 
+@pytest.mark.ray
 @needs_ray
 @quiet_ray
 def test_an_actor_of_ray_dies(ray, model, paths, expected, dying, tmp_path):
