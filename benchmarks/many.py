@@ -57,6 +57,7 @@ class Nothing:
         pass
 
     def __call__(self, paths: list[str]) -> dict[str, Any]:
+        """Return rows for the paths."""
         n = len(paths)
         return dict.fromkeys(COLUMNS, np.zeros(n)) | {"path": paths, "error": [""] * n}
 
