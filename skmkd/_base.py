@@ -232,9 +232,15 @@ class BaseDistillationDetector(
             held = None
         normal = dataset if held is None else self._dataset(self._tiles(held))
         sums = self._sums(normal)
-        self._usual = sums.usual(COVERED * len(normal.tiles))
+        usual = sums.usual(COVERED * len(normal.tiles))
+        if not usual.known.any():
+            raise ValueError(
+                "roi must be much the same for all images with pose; no position is within the "
+                "regions of half of them."
+            )
+        self._usual = usual
         self._usual_terms = map_terms(self)
-        self._sums_of_held = None if held is None else sums
+        self._sums_of_held = None if held is None else sums.where(usual.known)
 
     def _cached(self, tiles: Tiles, budget: int) -> AbstractContextManager[Dataset]:
         """Read images, and compute features, once for all epochs, as far as `cache` allows."""

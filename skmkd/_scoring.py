@@ -37,6 +37,8 @@ from skmkd._recording import waits
 from skmkd._runtime import CPU, one_behind, plain_arithmetic
 from skmkd._warnings import warn
 
+WEIGHTS = ("layer_weights_", "direction_weight_")  # learned numbers that a recording holds
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Result:
@@ -297,7 +299,8 @@ class NetworkScoringMixin(ScoringMixin):
                 inside = self._inside(dataset.tiles, chosen)
                 judged = partial(self._judged, scores, maps, method, inside)
                 if replays and inside is None and waits(batch.images):
-                    settings = self._settings()
+                    fitted = [str(vars(self).get(name)) for name in WEIGHTS]
+                    settings = [*self._settings(), *fitted]
                     found = replayed(self.cloner_, (scores, maps), settings, judged, batch)
                 else:
                     found = judged(batch)

@@ -63,6 +63,12 @@ class ThresholdMixin(BaseEstimator, ABC):
         if not (share := self._share_held_out):
             return images, None
         labels = images.groups_of(groups)
+        judges = [each for _, each in getattr(self, "detectors", [("", self)])]
+        if labels is not None and any(each.pose is not None for each in judges):
+            raise ValueError(
+                "groups must be None in fit with a pose, whose thresholds compare each image with "
+                "others of its group; call calibrate with images of other groups, and with theirs."
+            )
         rng = np.random.default_rng(self._seed)
         learned, held = held_out(len(images), share, labels, rng)
         if not held:

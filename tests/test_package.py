@@ -157,13 +157,28 @@ def test_public_names():
     }  # fmt: skip
     assert (
         set(skmkd.__all__)
-        == {"DetectorEnsemble", "MKDDetector", "MemKDDetector", "__version__", "load", "regions"}
+        == {
+            "DetectorEnsemble", "ExportedDetector", "MKDDetector", "MemKDDetector", "__version__",
+            "load", "load_exported", "regions",
+        }
         | namespaces
-    )
+    )  # fmt: skip
+    assert set(skmkd.__all__) <= set(dir(skmkd))
+    with pytest.raises(AttributeError, match="module 'skmkd' has no attribute 'nothing'"):
+        skmkd.nothing  # noqa: B018
     for namespace in namespaces:
         names = getattr(skmkd, namespace).__all__
         assert names == sorted(names, key=lambda name: (name.islower(), name))
         assert all(hasattr(getattr(skmkd, namespace), name) for name in names)
+
+
+def test_modules_are_imported_when_they_are_used():
+    program = (
+        "import sys, skmkd; assert skmkd.__version__; "
+        "assert not {'torch', 'sklearn', 'numpy'} & set(sys.modules); "
+        "assert skmkd.metrics.aupro_score and skmkd.MKDDetector().get_params()"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
 
 
 def test_api_page_lists_what_is_public():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 
 import numpy as np
@@ -14,6 +15,7 @@ from skimage.transform import EuclideanTransform, warp
 import skmkd
 from skmkd import DetectorEnsemble, MemKDDetector
 from skmkd._conformal import held_out
+from skmkd._export.writing import check_exportable
 
 SIDE = 48
 AS_IT_IS = {"smoothing_sigma": 0, "opening_size": 1}
@@ -188,6 +190,43 @@ def test_the_region_of_interest_is_where_the_object_is_registered(moving):
     assert not masked.localize(moving[:3])[:, ~mask].any()
 
 
+def corners(opposite):
+    mask = np.zeros((SIDE, SIDE), bool)
+    for rows, columns in ((slice(5), slice(5)), (slice(-5, None), slice(-5, None))):
+        mask[rows, columns] = True
+    return mask[::-1] if opposite else mask
+
+
+@pytest.mark.parametrize("pose", ["fixed", "rigid"])
+def test_regions_with_nothing_that_is_known_are_normal_and_cannot_be_learned(moving, pose):
+    images = list(moving)
+    detector = tiny_detector(pose=pose, **OBJECTS).fit(images, roi=[corners(False)] * 60)
+    other = np.zeros((SIDE, SIDE), bool)
+    other[22:26, [0, 1, -2, -1]] = True
+    other[[0, 1, -2, -1], 22:26] = True
+    assert_array_equal(detector.score_samples(images[:2], roi=[other] * 2), 0)
+    regions = [(corners(False), corners(True), other)[i % 3] for i in range(60)]
+    with pytest.raises(ValueError, match="roi must be much the same for all images with pose"):
+        tiny_detector(pose=pose, **OBJECTS).fit(images, roi=regions)
+
+
+def test_the_edges_that_few_moved_images_show_change_no_threshold():
+    images = photographs(60, 4, shift=9)[0]
+    detector = tiny_detector(pose="rigid", **OBJECTS).fit(images)
+    assert 0.5 < detector._usual.known.float().mean() < 0.99
+    _, held = held_out(60, 0.5, None, np.random.default_rng(detector._seed))
+    n = len(held)
+    apart = []
+    for i in range(n):  # of an image, against what is usual of the others alone
+        others = copy.deepcopy(detector)
+        tiles = others._tiles(others._check_images(images[np.delete(held, i)]))
+        others._usual = None
+        sums = others._sums(others._dataset(tiles)).where(detector._usual.known)
+        others._usual = sums.usual(1)
+        apart += others.score_samples(images[held[i] : held[i] + 1]).tolist()
+    assert_allclose(detector.calibration_scores_, np.sort(apart), rtol=1e-4)
+
+
 def test_unreadable_images_have_no_score(moving, tmp_path):
     detector = tiny_detector(pose="rigid", on_error="skip", **OBJECTS).fit(list(moving))
     broken = tmp_path / "broken.png"
@@ -277,3 +316,22 @@ def test_maps_stay_those_that_were_usual_at_fit(rigid, moving):
         detector.set_params(score_layers=1).score_samples(moving)
     detector.set_params(score_layers=None, smoothing_sigma=1.0).score_samples(moving)
     detector.set_params(score_layers=1).fit(moving)
+
+
+@pytest.mark.parametrize("pose", ["fixed", "rigid"])
+def test_a_detector_that_was_fitted_with_a_pose_cannot_be_exported(moving, pose):
+    detector = tiny_detector(pose=pose, **OBJECTS).fit(moving)
+    for now in (pose, None):  # what it was at fit counts
+        with pytest.raises(ValueError, match="pose must be None at fit to export a MKDDetector"):
+            check_exportable(detector.set_params(pose=now))
+    check_exportable(tiny_detector(**OBJECTS).fit(moving).set_params(pose=pose))
+
+
+def test_groups_are_for_calibrate(moving):
+    lots = np.repeat(np.arange(6), 10)
+    detector = tiny_detector(pose="fixed", **OBJECTS)
+    for judge in (detector, DetectorEnsemble([("a", detector), ("b", tiny_detector(**OBJECTS))])):
+        with pytest.raises(ValueError, match=r"groups must be None in fit with a pose.*calibrate"):
+            judge.fit(moving, groups=lots)
+    detector.set_params(contamination=0.1).fit(moving, groups=lots)  # none are held out
+    detector.calibrate(photographs(60, 3)[0], fpr=0.2, groups=lots)

@@ -20,7 +20,7 @@ from skmkd._export.sessions import SESSIONS
 from skmkd._images.checks import check_images
 from skmkd._images.images import Images
 from skmkd._images.inputs import ImagesLike
-from skmkd._images.pixel_range import PixelRange
+from skmkd._images.pixel_range import PixelRange, dtype_of
 from skmkd._images.roi import Roi
 from skmkd._packages import MissingExtraError
 
@@ -312,8 +312,7 @@ class ExportedDetector(BaseEstimator):
 
         Successive images of one size are computed together.
         """
-        kind = self.pixel_range_.kind
-        dtype = np.dtype(np.float32 if kind == "float" else kind)
+        dtype = dtype_of(self.pixel_range_.kind)
         height, width = self.description_["image_size"]
         usable = self._usable(images)
         for shape, group in groupby(usable, lambda image: None if image is None else image.shape):

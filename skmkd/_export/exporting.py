@@ -57,9 +57,9 @@ class ExportMixin(BaseEstimator):
             If the detector is not fitted.
         ValueError
             If the detector cannot be exported: it draws maps from gradients, cuts images into
-            tiles, has a region of interest for each image, or has a source or cloner of yours that
-            torch cannot export; or if the file's scores differ by more than `tolerance`. Then no
-            file is written.
+            tiles, has a pose, has a region of interest for each image, or has a source or cloner of
+            yours that torch cannot export; or if the file's scores differ by more than `tolerance`.
+            Then no file is written.
         ImportError
             If the extra is not installed: ``pip install "skmkd[onnx]"``.
         OSError
@@ -90,14 +90,14 @@ class ExportMixin(BaseEstimator):
         >>> import os, tempfile
         >>> from skimage.data import lfw_subset
         >>> import skmkd
-        >>> faces = lfw_subset()[:40]
+        >>> faces = lfw_subset()[:100]
         >>> detector = skmkd.MKDDetector(image_size=32, max_iter=1, random_state=0).fit(faces)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = os.path.join(folder, "faces.onnx")
         ...     parity = detector.export(path, check=faces)
         ...     labels = skmkd.load_exported(path).predict(faces)
         >>> parity.n_images, len(labels)
-        (40, 40)
+        (100, 100)
         """
         check_is_fitted(self)
         check_target(path)

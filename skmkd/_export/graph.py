@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from functools import partial
 from typing import Any
 
@@ -119,8 +118,8 @@ def _judged(
     detector: Any, batch: Batch, learned: Features, inside: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Return anomaly scores and finished maps of a batch from a cloner's output."""
-    judge = copy.copy(detector)
-    judge._cloner_output = lambda _: learned
+    judge = object.__new__(type(detector))
+    judge.__dict__ = vars(detector) | {"_cloner_output": lambda _: learned}
     anomaly, raw = judge._judge(batch, True, True, None, inside)
     return anomaly, localization_maps(raw, judge.smoothing_sigma, judge.opening_size)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch.export import Dim
 from skmkd._export.exported import FORMAT
 from skmkd._export.graph import Graph
 from skmkd._export.sessions import INPUT, OUTPUTS
-from skmkd._images.pixel_range import OPAQUE
+from skmkd._images.pixel_range import OPAQUE, dtype_of
 from skmkd._networks.tracing import TRACING
 from skmkd._packages import needed
 from skmkd._runtime import CPU, plain_arithmetic
@@ -53,6 +54,11 @@ def check_exportable(detector: Any) -> None:
         raise ValueError(
             f"tile_size must be None to export a {name}, which scores each image as a whole; got "
             f"{detector.tile_size}."
+        )
+    if detector._usual is not None:
+        raise ValueError(
+            f"pose must be None at fit to export a {name}: a graph does not register images, nor "
+            "compare their maps with what is usual at each position."
         )
     if detector._roi_of_each:
         raise ValueError(
@@ -116,11 +122,7 @@ def _examples(detector: Any) -> Iterator[tuple[int, Tensor]]:
         noise = rng.uniform(low, high, shape)
         if kind != "float":
             noise = np.clip(noise, 0, OPAQUE[kind]).round()
-        yield n, torch.from_numpy(noise.astype(_numpy(kind)))
-
-
-def _numpy(kind: str) -> Any:
-    return np.float32 if kind == "float" else np.dtype(kind)
+        yield n, torch.from_numpy(noise.astype(dtype_of(kind)))
 
 
 def _check_answers(graph: Graph, content: bytes, detector: Any) -> None:
@@ -155,7 +157,9 @@ def _tidy(model: Any) -> None:
     del model.graph.output[:]
     model.graph.output.extend(kept)
     model.graph.value_info.extend(within)
-    for part in (model, model.graph, *model.graph.node, *model.graph.value_info):
+    graph = model.graph
+    named = (graph.input, graph.output, graph.value_info, graph.initializer, graph.node)
+    for part in (model, graph, *chain(*named)):
         del part.metadata_props[:]
 
 
@@ -179,9 +183,8 @@ def _shrink(model: Any) -> None:
     nodes = [*casts, *model.graph.node]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-    kept = [
-        info for info in model.graph.value_info if info.name not in {c.output[0] for c in casts}
-    ]
+    made = {cast.output[0] for cast in casts}
+    kept = [info for info in model.graph.value_info if info.name not in made]
     del model.graph.value_info[:]
     model.graph.value_info.extend(kept)
 

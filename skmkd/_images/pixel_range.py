@@ -50,6 +50,11 @@ def kind_of(dtype: np.dtype) -> str:
     return dtype.name if dtype.name in OPAQUE else "float"
 
 
+def dtype_of(kind: str) -> np.dtype:
+    """Return the type that holds pixels of a kind."""
+    return np.dtype(np.float32 if kind == "float" else kind)
+
+
 def extent(image: np.ndarray) -> Extent:
     """Return the extent of an image."""
     low, high = float(image.min()), float(image.max())

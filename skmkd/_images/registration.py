@@ -47,6 +47,7 @@ class Template:
         """
         size = template_size(frame)
         edges = [edges_of(image, size) for image in images]
+        edges = [each for each in edges if each.any()] or edges[:1]  # constant images show nothing
         first = cls(edges[0])
         poses = np.stack([first.pose(each) for each in edges])
         middle = np.abs(poses - np.median(poses, axis=0)).sum(1).argmin()
@@ -71,8 +72,8 @@ class Template:
         return np.stack([self.pose(edges_of(image, size)) for image in images])
 
     def pose(self, edges: np.ndarray) -> np.ndarray:  # (h, w) -> (3,)
-        """Return the pose at which the template correlates best with edges; 0 if there are none."""
-        if not edges.any():
+        """Return the pose at which the template correlates best with edges; 0 if one has none."""
+        if not (edges.any() and self.edges.any()):
             return np.zeros(3)
         spectrum = fft.rfft2(edges)
         reach = [int(SHIFT * side) for side in edges.shape]

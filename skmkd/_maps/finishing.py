@@ -65,10 +65,13 @@ def _gaussian(side: int, sigma: float, device: torch.device) -> Tensor:
 def blurred_maximum(
     maps: Tensor, sigma: float, inside: Tensor | None = None
 ) -> Tensor:  # (n, H, W) -> (n,)
-    """Return the maximum of each blurred map, or of what is inside, as an anomaly score."""
+    """Return the maximum of each blurred map, which has no negative values, as an anomaly score.
+
+    It is that of what is inside; 0 if nothing is.
+    """
     blurred = blur(maps, sigma)
     if inside is not None:
-        blurred = blurred.masked_fill(~inside, -torch.inf)
+        blurred = blurred.masked_fill(~inside, 0)
     return blurred.amax((1, 2))
 
 

@@ -68,6 +68,10 @@ class Sums(NamedTuple):
         """Leave maps out."""
         return type(self)(*(a - b for a, b in zip(self, others, strict=True)))
 
+    def where(self, known: Tensor) -> Self:  # (H, W), bool
+        """Keep the positions that are known."""
+        return type(self)(*(term * known for term in self))
+
     def usual(self, least: float) -> Usual:
         """Return what is usual where at least so many maps, and one, show a position."""
         known = self.shown >= max(least, 1)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, MutableMapping
 from functools import partial
 from itertools import chain
+from threading import RLock
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -24,6 +26,13 @@ from skmkd._recording import Replayed, waits
 Run = Callable[[Any], Features]
 
 OWN = (Cloner, MemoryCloner)  # cloners whose structure is known
+PREPARING = RLock()
+if hasattr(os, "register_at_fork"):  # else a child could inherit the lock from another thread
+    os.register_at_fork(
+        before=PREPARING.acquire,
+        after_in_parent=PREPARING.release,
+        after_in_child=PREPARING.release,
+    )
 PREPARED: MutableMapping[nn.Module, dict[Any, tuple[Any, Any]]] = WeakKeyDictionary()
 
 
@@ -51,13 +60,13 @@ def source_engine(source: nn.Module, precision: str, engine: str, replays: bool)
     if engine == "torch":
         return partial(_source_output, source) if replays else source
     make = partial(compile_openvino, source, precision)
-    return _prepared(source, ("openvino", precision), None, make)
+    return _prepared(source, ("openvino", precision), None, make, frozen=True)
 
 
 def _source_output(source: nn.Module, images: Tensor) -> Features:
     if not waits(images):
         return source(images)
-    return _replayed(source, (), None, source, images)
+    return _replayed(source, (), None, source, images, frozen=True)
 
 
 def replayed(
@@ -72,20 +81,21 @@ def replayed(
     There is a recording for each `how` and shape of the inputs. It is made anew when the settings
     or the tensors of the cloner have changed.
     """
-    return _replayed(cloner, how, [settings, *_state(cloner)], compute, inputs)
+    return _replayed(cloner, how, settings, compute, inputs)
 
 
 def _replayed(
     network: nn.Module,
     how: tuple[Any, ...],
-    state: Any,
+    settings: Any,
     compute: Callable[[Any], Any],
     inputs: Any,
+    frozen: bool = False,
 ) -> Any:
     tensors = tree_leaves(inputs)
     stream = torch.cuda.current_stream(tensors[0].device).cuda_stream
     key = ("replayed", stream, *(tensor.shape for tensor in tensors), *how)
-    return _prepared(network, key, state, Replayed)(compute, inputs)
+    return _prepared(network, key, settings, Replayed, frozen)(compute, inputs)
 
 
 def cloner_output(
@@ -102,12 +112,7 @@ def cloner_output(
         with products_in(precision, device):
             return cloner(inputs)
     make = partial(compile_openvino if engine == "openvino" else folded_copy, cloner, precision)
-    return _prepared(cloner, (engine, precision), _state(cloner), make)(inputs)
-
-
-def _state(network: nn.Module) -> list[Any]:
-    """Return what is another once a tensor of a network is."""
-    return [version(tensor) for tensor in chain(network.parameters(), network.buffers())]
+    return _prepared(cloner, (engine, precision), None, make)(inputs)
 
 
 def folded_copy(cloner: nn.Module, precision: str) -> Run:
@@ -117,9 +122,22 @@ def folded_copy(cloner: nn.Module, precision: str) -> Run:
     return BFloat16(network) if precision == "bfloat16" else network
 
 
-def _prepared(network: nn.Module, how: tuple[Any, ...], state: Any, make: Callable[[], Any]) -> Any:
-    """Return what `make` makes of a network, made once for each state that it is in."""
+def _prepared(
+    network: nn.Module,
+    how: tuple[Any, ...],
+    settings: Any,
+    make: Callable[[], Any],
+    frozen: bool = False,
+) -> Any:
+    """Return what `make` makes of a network, once for each state that it and settings are in.
+
+    Of one that is frozen, the tensors are not looked at.
+    """
+    tensors = () if frozen else chain(network.parameters(), network.buffers())
+    state = [settings, *[version(tensor) for tensor in tensors]]
     known = PREPARED.setdefault(network, {})
     if how not in known or known[how][0] != state:
-        known[how] = state, make()
+        with PREPARING:  # another thread may have made it; what was recorded needs the same one
+            if how not in known or known[how][0] != state:
+                known[how] = state, make()
     return known[how][1]

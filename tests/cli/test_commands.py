@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import sys
+from importlib.util import find_spec
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
@@ -124,8 +125,54 @@ def test_an_engine_may_be_chosen_for_a_model(place, engine, capsys, monkeypatch)
     assert main(words) == (engine == "openvino")
     errors = capsys.readouterr().err
     assert "bug" not in errors
-    needed = "engine='openvino' needs OpenVINO: pip install \"skmkd[openvino]\""
+    needed = "engine='openvino' needs openvino: pip install \"skmkd[openvino]\""
     assert (needed in errors) == (engine == "openvino")
+
+
+@pytest.mark.skipif(find_spec("onnxscript") is None, reason="needs onnxscript")
+def test_export_writes_a_file_and_says_how_close_it_is(place, detector, tmp_path, capsys):
+    path = tmp_path / "model.onnx"
+    words = ["export", place / "model.skmkd", "-o", path, "--check", place / "learn"]
+    assert main(list(map(str, words))) == 0
+    size, parity = capsys.readouterr().out.splitlines()
+    assert size == f"{path}: {path.stat().st_size / 1e6:.1f} MB."
+    said = (
+        r"Checked on 16 images: scores differ by at most \S+ of the largest, their rank "
+        r"correlation is (1\.0000|0\.99\d\d), and 0 labels change\."
+    )
+    assert re.fullmatch(said, parity)
+    paths = list_images(place / "learn")
+    scores = skmkd.load_exported(path).score_samples(paths)
+    assert_allclose(scores, detector.score_samples(paths), rtol=0.02)
+    before = path.read_bytes()
+    assert main([*map(str, words), "--tolerance", "0"]) == 1
+    assert "more than tolerance=0; 0 of 16 labels change" in capsys.readouterr().err
+    assert path.read_bytes() == before
+
+
+def test_export_without_images_checks_none(place, tmp_path, monkeypatch, capsys):
+    def write(detector, path, **given):
+        assert given == {"check": None, "tolerance": None}
+        path.write_bytes(bytes(10**6))
+
+    monkeypatch.setattr(MKDDetector, "export", write)
+    words = ["export", place / "model.skmkd", "-o", tmp_path / "model.onnx"]
+    assert main(list(map(str, words))) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'model.onnx'}: 1.0 MB.\n"
+
+
+def test_export_needs_its_packages(place, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    words = ["export", place / "model.skmkd", "-o", tmp_path / "model.onnx"]
+    assert main(list(map(str, words))) == 1
+    assert 'needs onnx: pip install "skmkd[onnx]"' in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_ensemble_is_not_exported(place, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(commands, "load", lambda *_, **__: DetectorEnsemble([]))
+    assert main(["export", str(place / "model.skmkd"), "-o", str(tmp_path / "model.onnx")]) == 1
+    assert "model.skmkd must hold one detector to be exported" in capsys.readouterr().err
 
 
 def test_drift_is_said_after_the_rows(place, detector, capsys):

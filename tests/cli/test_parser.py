@@ -87,6 +87,12 @@ def test_values_are_read_as_python_writes_them(text, value):
         ("fit {place}/learn -o {place}/set", "something that is not a file: '{place}/set'"),
         ("score {place}/model.skmkd {place}/learn --report {new}/no/r.html", "There is no folder"),
         ("evaluate {place}/model.skmkd {place}/one_kind", "one kind only"),
+        ("export {place}/model.skmkd -o {new}/no/m.onnx", "There is no folder: '{new}/no'"),
+        (
+            "export {place}/model.skmkd -o {new}/m.onnx --tolerance 1",
+            "tolerance must be at least 0, and images must be given as check",
+        ),
+        ("export {place}/model.skmkd -o {new}/m.onnx --check {place}/empty", "must hold images"),
         (
             "localize {place}/model.skmkd {place}/learn -o {place}/learn",
             "{place}/learn/0.jpg would be written beside, or over, {place}/learn/0.png",

@@ -6,12 +6,14 @@ import copy
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
+from shutil import which
 
 import numpy as np
 import pytest
@@ -327,6 +329,30 @@ def test_torch_is_not_needed(made, engine, tmp_path):
     scores, maps = np.load(tmp_path / f"{engine}.npz").values()
     assert_allclose(scores, detector.score_samples(images), rtol=RELATIVE)
     assert_allclose(maps, detector.localize(images), atol=1e-4 * np.ptp(maps))
+
+
+@pytest.mark.skipif(sys.platform != "linux" or which("g++") is None, reason="needs g++ on Linux")
+def test_the_program_of_the_guide_answers_the_same(made, tmp_path):
+    guide = (Path(__file__).parents[2] / "docs/guide/export.md").read_text()
+    (program,) = re.findall(r"```cpp\n(.*?)```", guide, re.S)
+    assert len(program.splitlines()) <= 60
+    (tmp_path / "score.cpp").write_text(program)
+    folder = Path(find_spec("openvino").origin).parent
+    (library,) = (folder / "libs").glob("libopenvino.so.*")
+    words = ["g++", "-std=c++17", "score.cpp", f"-I{folder / 'include'}", str(library)]
+    words += [f"-Wl,-rpath,{folder / 'libs'}", "-o", "score"]
+    subprocess.run(words, cwd=tmp_path, check=True)
+
+    detector, path = made("colour")
+    image = pixels("uint8", n=1, size=(31, 22), seed=5)
+    Image.fromarray(image[0]).save(tmp_path / "image.ppm")
+    words = [tmp_path / "score", path, tmp_path / "image.ppm", tmp_path / "map.bin"]
+    said = subprocess.run(words, check=True, capture_output=True, text=True).stdout.split()
+    assert_allclose(float(said[0]), detector.score_samples(list(image)), rtol=RELATIVE)
+    assert int(said[1]) == detector.predict(list(image))
+    found = np.fromfile(tmp_path / "map.bin", np.float32).reshape(31, 22)
+    (expected,) = detector.localize(list(image))
+    assert_allclose(found, expected, rtol=0, atol=1e-4 * np.ptp(expected))
 
 
 def test_nothing_global_changes(made):

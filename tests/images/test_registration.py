@@ -132,9 +132,8 @@ def test_an_image_is_registered_whatever_the_others_are(photograph):
 def test_an_image_without_edges_stays_where_it_is(photograph):
     template, _ = template_of(as_tensor(photograph.astype(np.float32)))
     assert_array_equal(template.poses(torch.full((1, 3, 20, 20), 0.4)), np.zeros((1, 3)))
-    assert not np.isnan(
-        Template(np.zeros((64, 64), np.float32)).poses(torch.rand(1, 1, 64, 64))
-    ).any()
+    blank = Template(np.zeros((64, 64), np.float32))
+    assert_array_equal(blank.poses(torch.rand(1, 1, 64, 64)), np.zeros((1, 3)))
 
 
 def test_a_template_is_learned_where_most_objects_are(photograph):
@@ -144,3 +143,15 @@ def test_a_template_is_learned_where_most_objects_are(photograph):
     found = template.poses(torch.stack(images))
     assert_allclose(2 * found[:, 1], shifts, atol=1.1)  # templates have half the size
     assert_allclose(found[:, [0, 2]], 0, atol=0.3)
+
+
+@pytest.mark.parametrize("blank", [[0], [2], [0, 1, 2, 3]])
+def test_a_template_is_learned_from_the_images_that_show_something(photograph, blank):
+    poses = [(1, 0, 0), (0, 5, 1), (0, 0, 0), (2, -4, 3), (-1, 1, 1)]
+    images = [as_tensor(moved(photograph, pose, (128, 128))) for pose in poses]
+    for i in blank:
+        images[i] = torch.full_like(images[i], 0.4)
+    others = [images[i] for i in range(5) if i not in blank]
+    expected = Template.learned(others, (128, 128)).edges
+    assert_array_equal(Template.learned(images, (128, 128)).edges, expected)
+    assert not Template.learned([images[blank[0]]], (128, 128)).edges.any()

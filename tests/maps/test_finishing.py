@@ -79,6 +79,10 @@ def test_blurred_maximum_is_that_of_each_map(maps):
     got = blurred_maximum(maps, 1.5)
     expected = [ndimage.gaussian_filter(single, 1.5).max() for single in maps.numpy()]
     assert_allclose(got, expected, rtol=1e-6)
+    inside = torch.zeros(3, 20, 30, dtype=torch.bool)
+    inside[0, 3:9, 4:] = inside[1] = True
+    first = ndimage.gaussian_filter(maps[0].numpy(), 1.5)[3:9, 4:].max()
+    assert_allclose(blurred_maximum(maps, 1.5, inside), [first, expected[1], 0], rtol=1e-6)
 
 
 def test_a_map_is_averaged_where_it_is_made_smaller():
