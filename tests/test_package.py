@@ -73,7 +73,12 @@ NAMESPACES = [
     *(
         getattr(skmkd, namespace)
         for namespace in (
-            "datasets", "distributed", "inspection", "metrics", "model_selection", "monitoring",
+            "datasets",
+            "distributed",
+            "inspection",
+            "metrics",
+            "model_selection",
+            "monitoring",
         )
     ),
 ]

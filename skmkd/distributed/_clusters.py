@@ -37,7 +37,9 @@ def score_dask(
         The cluster.
     batch_size : int, default=256
         Paths of a sequence in a task.
-    device, threads
+    device : str, default=None
+        As in `Scorer`.
+    threads : int, default=None
         As in `Scorer`.
 
     Returns
@@ -101,7 +103,9 @@ def score_ray(
         GPUs of each actor; a share lets several use one.
     batch_size : int, default=256
         Images that an actor scores at once.
-    device, threads
+    device : str, default=None
+        As in `Scorer`.
+    threads : int, default=None
         As in `Scorer`.
 
     Returns

@@ -15,6 +15,7 @@ import torch
 
 from skmkd._images.inputs import ImagesLike
 from skmkd._loading import load
+from skmkd._scoring import Result
 
 COLUMNS = ("path", "score", "decision", "p_value", "error")
 TEXTS = ("path", "error")
@@ -102,14 +103,12 @@ class Scorer:
         n = len(images)
         results = []
         if n:
-            with _threads(self.threads):
+            with torch_threads(self.threads):
                 results = list(self.detector().iter_results(images, maps=self.maps))
+        rows = [row_of(result) for result in results]
         columns: Columns = {
-            "path": np.array([each.path or "" for each in results], dtype=object),
-            "score": np.array([each.score for each in results], dtype=np.float64),
-            "decision": np.array([each.decision for each in results], dtype=np.float64),
-            "p_value": np.array([each.p_value for each in results], dtype=np.float64),
-            "error": np.array([each.error or "" for each in results], dtype=object),
+            name: np.array([row[i] for row in rows], object if name in TEXTS else np.float64)
+            for i, name in enumerate(COLUMNS)
         }
         if self.maps:
             columns["map"] = [each.map for each in results]
@@ -156,8 +155,15 @@ def _images_in(batch: Any) -> tuple[Any, Columns]:
     return [os.fspath(path or "") for path in batch["path"]], others
 
 
+def row_of(result: Result) -> tuple[Any, ...]:
+    """Return the values of the columns for an image."""
+    return (
+        result.path or "", result.score, result.decision, result.p_value, result.error or ""
+    )  # fmt: skip
+
+
 @contextmanager
-def _threads(n: int | None) -> Iterator[None]:
+def torch_threads(n: int | None) -> Iterator[None]:
     """Let torch use n threads, in this process, for a while."""
     before = torch.get_num_threads()
     try:

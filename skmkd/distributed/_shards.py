@@ -7,15 +7,21 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
+from skmkd._files.archive import write_whole
 from skmkd._packages import needed
-from skmkd.distributed._scorer import COLUMNS, TEXTS, Scorer
+from skmkd.distributed._scorer import COLUMNS, TEXTS, Scorer, row_of, torch_threads
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 FORMATS = ("csv", "parquet")
 CHUNK = 512  # images that are opened at once
@@ -38,7 +44,9 @@ def score_shard(
     """Score one of several parts of many images, and go on where an earlier run was killed.
 
     Rows are written as they come. A part that is finished has its final name; until then, it is a
-    hidden file beside it. Parts need nothing of each other, so that each can be a job of its own.
+    hidden file beside it. Each part can be a job of its own. The file ``.run.json`` in the folder
+    says which run its parts are of, and a locked file keeps a second process from the same part,
+    where the system and its file system have such locks.
 
     Parameters
     ----------
@@ -47,15 +55,17 @@ def score_shard(
     paths : sequence of paths
         All images, in the same order for all parts.
     output : str or path
-        Folder of the parts, which is made if it is not there.
+        Folder of the parts of this run alone, which is made if it is not there.
     shard : tuple (i, n), default=(1, 1)
         The i-th of n parts, from 1 to n. Parts are of neighbours, and of near-equal size.
     resume : bool, default=True
-        Whether to keep what an earlier run of this part has written. A finished part is left as it
-        is.
+        Whether to keep what an earlier, killed process has written of this part. A finished part
+        is left as it is.
     file_format : {"csv", "parquet"}, default="csv"
         Format of the part; Parquet needs the extra ``skmkd[parquet]``, and is written at the end.
-    device, threads
+    device : str, default=None
+        As in `Scorer`.
+    threads : int, default=None
         As in `Scorer`.
     verbose : int, default=0
         1 or more shows a progress bar.
@@ -66,14 +76,15 @@ def score_shard(
         The part, such as ``part-00003-of-00016.csv``, with the columns "path", "score",
         "decision", "p_value" and "error". An image that cannot be scored has a row that says why.
     n_errors : int
-        Images of this run without a score.
+        Images without a score, of those that this process scored.
 
     Raises
     ------
     ValueError
-        If a parameter is not as described, or the earlier run had another model or other images.
+        If a parameter is not as described, the model is damaged, or the folder was begun with
+        another model, list of images, number of parts or format.
     OSError
-        If the model or the part cannot be read or written.
+        If the model or the part cannot be read or written, or another process is writing the part.
     ImportError
         If Parquet's extra is not installed.
 
@@ -95,7 +106,7 @@ def score_shard(
     ...         Image.fromarray(faces[i]).save(paths[-1])
     ...     for i in (1, 2):  # each could be a job of its own
     ...         part, n_errors = score_shard(model, paths, Path(folder, "scores"), shard=(i, 2))
-    ...     rows = list(csv.DictReader(part.open()))
+    ...     rows = list(csv.DictReader(part.read_text().splitlines()))
     >>> part.name, [Path(row["path"]).name for row in rows]
     ('part-00002-of-00002.csv', ['2.png', '3.png'])
     """
@@ -106,54 +117,98 @@ def score_shard(
         raise ValueError(
             f"file_format must be {' or '.join(map(repr, FORMATS))}; got {file_format!r}."
         )
-    chosen = [os.fspath(path) for path in part_of(paths, number, n_parts)]
+    everything = [os.fspath(path) for path in paths]
+    chosen = part_of(everything, number, n_parts)
     if file_format == "parquet":
-        needed("pyarrow", "parquet", "file_format='parquet'")
-        if invalid := next((path for path in chosen if not _is_text(path)), None):
-            raise ValueError(
-                f"paths must be valid UTF-8 for file_format='parquet'; got {invalid!r}. Use 'csv'."
-            )
+        _check_parquet(chosen)
+    detector = Scorer(model, device=device).detector()
     folder = Path(output)
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f"part-{number:05}-of-{n_parts:05}.{file_format}"
-    facts = {
+    run = {
         "model": _digest([Path(model).read_bytes()]),
-        "images": _digest(_bytes(path) + b"\0" for path in chosen),
+        "list of images": _digest(_bytes(path) + b"\0" for path in everything),
+        "number of parts": n_parts,
+        "format": file_format,
     }
-    told, rows = (folder / f".{part.stem}.{kind}" for kind in ("json", "partial.csv"))
-    n_done = 0
-    if resume and told.exists() and (part.exists() or rows.exists()):
-        _check_same(told, part, facts)
+    _check_same(folder, run)
+    part = folder / f"part-{number:05}-of-{n_parts:05}.{file_format}"
+    rows = part.with_name(f".{part.stem}.partial.csv")
+    with _alone(part):
+        if not resume:
+            part.unlink(missing_ok=True)
+            rows.unlink(missing_ok=True)
         if part.exists():
             rows.unlink(missing_ok=True)
             return part, 0
-        n_done = _complete_rows(rows, chosen)
-    else:
-        part.unlink(missing_ok=True)
-        rows.unlink(missing_ok=True)
-        told.write_text(json.dumps(facts | {"n_images": len(chosen)}))
-    scorer = Scorer(model, device=device, threads=threads)
+        with torch_threads(threads):
+            n_errors = _write_rows(detector, chosen, rows, verbose)
+        if file_format == "parquet":
+            _write_parquet(rows, part)
+            rows.unlink()
+        else:
+            rows.replace(part)
+    return part, n_errors
+
+
+def _check_parquet(paths: Sequence[str]) -> None:
+    """Check that paths can be written as Parquet, here."""
+    needed("pyarrow", "parquet", "file_format='parquet'")
+    if invalid := next((path for path in paths if not _is_text(path)), None):
+        raise ValueError(
+            f"paths must be valid UTF-8 for file_format='parquet'; got {invalid!r}. Use 'csv'."
+        )
+
+
+def _check_same(folder: Path, run: dict[str, Any]) -> None:
+    """Check that a folder is empty or of the same run; say in a file in it what its run is."""
+    file = folder / ".run.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not file.exists():
+        write_whole(file, json.dumps(run).encode())
+    begun = json.loads(file.read_text())
+    if other := [name for name in run if begun.get(name) != run[name]]:
+        raise ValueError(
+            f"output must be a folder of one run; {folder} was begun with another "
+            f"{' and another '.join(other)}. Choose another folder, or empty it."
+        )
+
+
+@contextmanager
+def _alone(part: Path) -> Iterator[None]:
+    """Let no other process write a part meanwhile, where the file system has locks.
+
+    A lock ends with its process, however that ends.
+    """
+    with part.with_name(f".{part.stem}.lock").open("a") as stream:
+        if fcntl is not None:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise BlockingIOError(
+                    f"{part} is being written by another process. Wait for it, or end it."
+                ) from error
+            except OSError:  # not on this file system
+                pass
+        yield
+
+
+def _write_rows(detector: Any, paths: Sequence[str], file: Path, verbose: int) -> int:
+    """Add the rows that are missing to a file of CSV; return how many of them are of errors."""
+    n_done = _complete_rows(file, paths) if file.exists() else 0
+    left, n_errors = iter(paths[n_done:]), 0
     with (
-        rows.open("a", encoding="utf-8", errors=SURROGATES, newline="") as stream,
-        tqdm(total=len(chosen), initial=n_done, disable=verbose < 1, unit="image") as progress,
+        file.open("a", encoding="utf-8", errors=SURROGATES, newline="", buffering=1) as stream,
+        tqdm(total=len(paths), initial=n_done, disable=verbose < 1, unit="image") as progress,
     ):
         writer = csv.writer(stream, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
-        if not n_done and not stream.tell():
+        if not stream.tell():
             writer.writerow(COLUMNS)
-        left, n_errors = iter(chosen[n_done:]), 0
         while chunk := list(islice(left, CHUNK)):
-            columns = scorer(chunk)
-            writer.writerows(zip(*(columns[name] for name in COLUMNS), strict=True))
-            stream.flush()
-            progress.update(len(chunk))
-            n_errors += sum(map(bool, columns["error"]))
+            for result in detector.iter_results(chunk):
+                writer.writerow(row_of(result))
+                progress.update()
+                n_errors += result.error is not None
         os.fsync(stream.fileno())
-    if file_format == "parquet":
-        _write_parquet(rows, part)
-        rows.unlink()
-    else:
-        rows.replace(part)
-    return part, n_errors
+    return n_errors
 
 
 def part_of(items: Sequence[Any], number: int, n_parts: int) -> Sequence[Any]:
@@ -169,17 +224,6 @@ def read_list(file: Path) -> list[str]:
         return pyarrow.read_table(file, columns=["path"])["path"].to_pylist()
     with file.open(encoding="utf-8", errors=SURROGATES) as stream:
         return [line.rstrip("\r\n") for line in stream if line.strip()]
-
-
-def _check_same(told: Path, part: Path, facts: dict[str, str]) -> None:
-    """Check that an earlier run scored the same images with the same model."""
-    earlier = json.loads(told.read_text())
-    for name, noun in (("model", "another model"), ("images", "other images")):
-        if earlier.get(name) != facts[name]:
-            raise ValueError(
-                f"output must be a folder of the same run; {part} was begun with {noun}. "
-                "Choose another folder, or do not resume."
-            )
 
 
 def _complete_rows(rows: Path, chosen: Sequence[str]) -> int:

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import csv
+import errno
 import multiprocessing
 import random
+import subprocess
+import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
+from skmkd import MKDDetector
 from skmkd.distributed import Scorer, _shards, score_shard
 from skmkd.distributed._scorer import COLUMNS, TEXTS
 from skmkd.distributed._shards import chunks, part_of, read_list
 
+QUICK = {
+    "source": "efficientnet_lite0", "image_size": 32, "max_iter": 1, "tol": None,
+    "contamination": 0.05, "device": "cpu", "validation_fraction": 0,
+}  # fmt: skip
 N = 300
 BAD = 123
 needs_parquet = pytest.mark.skipif(find_spec("pyarrow") is None, reason="needs pyarrow")
@@ -91,24 +100,26 @@ def test_files_that_do_not_suit_a_table(model, odd, tmp_path):
 
 
 def test_as_rows_come(model, some, tmp_path, monkeypatch):
-    """Rows are written chunk by chunk; an error in the middle keeps those before."""
-    monkeypatch.setattr(_shards, "CHUNK", 64)
-    original = Scorer.__call__
-    sizes = []
+    """Rows are written batch by batch; an error in the middle keeps those before."""
+    detector = Scorer(model).detector()
+    original, scored = type(detector).iter_results, []
 
-    def failing(self, batch):
-        sizes.append(len(batch))
-        if len(sizes) == 3:
-            raise MemoryError
-        return original(self, batch)
+    def failing(self, paths):
+        for result in original(self, paths):
+            if len(scored) == 150:
+                scored.append(None)
+                raise MemoryError
+            scored.append(result.path)
+            yield result
 
-    monkeypatch.setattr(Scorer, "__call__", failing)
+    monkeypatch.setattr(type(detector), "iter_results", failing)
     with pytest.raises(MemoryError):
         score_shard(model, some, tmp_path / "scores")
     (partial,) = (tmp_path / "scores").glob(".*.partial.csv")
-    assert [row[0] for row in rows_of(partial)] == some[:128]
+    assert [row[0] for row in rows_of(partial)] == some[:150]
     part, _ = score_shard(model, some, tmp_path / "scores")
-    assert sizes == [64, 64, 64, 64, 64, 44]  # the first two chunks are not scored again
+    assert scored == [*some[:150], None, *some[150:]]  # nothing is scored again
+    monkeypatch.undo()
     check([part], Scorer(model)(some))
 
 
@@ -117,7 +128,7 @@ def test_a_row_torn_anywhere(model, odd, tmp_path):
     first, second = tmp_path / "whole", tmp_path / "torn"
     part, _ = score_shard(model, odd, first)
     whole = part.read_bytes()
-    (told,) = first.glob(".*.json")
+    told = first / ".run.json"
     second.mkdir()
     rng = random.Random(0)
     ends = {0, 1, len(whole), *(i + 1 for i, byte in enumerate(whole) if byte in b'\r\n",')}
@@ -130,12 +141,6 @@ def test_a_row_torn_anywhere(model, odd, tmp_path):
         assert again.read_bytes() == whole, end
 
 
-def scored_in_chunks_of(size, *given):
-    """Score a shard in another process."""
-    _shards.CHUNK = size
-    score_shard(*given)
-
-
 def test_killed_at_random_moments(model, paths, expected, tmp_path):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["skmkd.distributed", "conftest", __name__])
@@ -144,7 +149,7 @@ def test_killed_at_random_moments(model, paths, expected, tmp_path):
     rows = out / ".part-00001-of-00001.partial.csv"
     sizes = [0]
     for i in range(10):
-        process = context.Process(target=scored_in_chunks_of, args=(8, model, paths[:n], out))
+        process = context.Process(target=score_shard, args=(model, paths[:n], out))
         process.start()
         while i % 3 and process.is_alive() and size(rows) <= sizes[-1]:
             time.sleep(0.001)  # but every third one is killed before it writes
@@ -167,7 +172,7 @@ def test_a_finished_part_is_left_alone(model, some, tmp_path, monkeypatch):
     out = tmp_path / "scores"
     part, _ = score_shard(model, some, out, shard=(1, 30))
     before = part.stat()
-    monkeypatch.setattr(Scorer, "__call__", None)
+    monkeypatch.setattr(_shards, "_write_rows", None)
     assert score_shard(model, some, out, shard=(1, 30)) == (part, 0)
     assert part.stat() == before
 
@@ -177,23 +182,60 @@ def test_without_resume_all_is_scored_again(model, some, faces, tmp_path):
     part, _ = score_shard(model, some[:10], out)
     part.write_text("of an earlier run")
     (out / ".part-00001-of-00001.partial.csv").write_text("rows")
-    score_shard(model, some[:7], out, resume=False)
-    check([part], Scorer(model)(some[:7]))
+    score_shard(model, some[:10], out, resume=False)
+    check([part], Scorer(model)(some[:10]))
 
 
-@pytest.mark.parametrize("killed", [False, True])
-def test_another_run_is_not_resumed(model, some, tmp_path, killed):
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_is_of_one_run(model, some, tmp_path, resume):
     out = tmp_path / "scores"
     part, _ = score_shard(model, some[:10], out)
-    if killed:
-        part.rename(out / ".part-00001-of-00001.partial.csv")
+    before = part.read_bytes()
     other = Path(copy(model, tmp_path / "other.skmkd"))
-    other.write_bytes(other.read_bytes() + b"\0")
-    for begun, images, noun in ((other, some[:10], "another model"), (model, some[:9], "other im")):
-        with pytest.raises(ValueError, match=f"part-00001-of-00001.csv was begun with {noun}"):
-            score_shard(begun, images, out)
-    score_shard(model, some[:10], out)
-    check([part], Scorer(model)(some[:10]))
+    MKDDetector(**QUICK | {"random_state": 1}).fit(np.eye(25)[None].repeat(4, 0)).save(other)
+    for changed, noun in (
+        ({"model": other}, "model"),
+        ({"paths": some[:9]}, "list of images"),
+        ({"shard": (1, 2)}, "number of parts"),
+        ({"model": other, "file_format": "parquet"}, "model and another format"),
+    ):
+        given = {"model": model, "paths": some[:10], "output": out, "resume": resume} | changed
+        with pytest.raises(ValueError, match=f"{out} was begun with another {noun}. Choose"):
+            score_shard(**given)
+    assert part.read_bytes() == before
+
+
+@pytest.mark.skipif(_shards.fcntl is None, reason="needs locks of files")
+@pytest.mark.parametrize("resume", [False, True])
+def test_one_process_a_part(model, some, tmp_path, resume):
+    """A second process is refused, until the first has ended, however it did."""
+    out = tmp_path / "scores"
+    out.mkdir()
+    lock = out / ".part-00001-of-00001.lock"
+    program = (
+        f"import fcntl; file = open({str(lock)!r}, 'a'); fcntl.flock(file, fcntl.LOCK_EX); "
+        "print(flush=True); input()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with other:
+        other.stdout.readline()
+        with pytest.raises(BlockingIOError, match="part-00001-of-00001.csv is being written by"):
+            score_shard(model, some[:3], out, resume=resume)
+        other.kill()
+    part, _ = score_shard(model, some[:3], out, resume=resume)
+    check([part], Scorer(model)(some[:3]))
+
+
+def test_a_file_system_without_locks(model, some, tmp_path, monkeypatch):
+    def unknown(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    for broken in (SimpleNamespace(flock=unknown, LOCK_EX=0, LOCK_NB=0), None):
+        monkeypatch.setattr(_shards, "fcntl", broken)
+        part, _ = score_shard(model, some[:3], tmp_path / "scores", resume=False)
+        check([part], Scorer(model)(some[:3]))
 
 
 @needs_parquet
@@ -236,7 +278,7 @@ def test_parquet_of_a_part_that_was_killed(model, odd, tmp_path):
 
 def test_no_images(model, tmp_path):
     for n_parts in (1, 3):
-        part, n_errors = score_shard(model, [], tmp_path / "scores", shard=(1, n_parts))
+        part, n_errors = score_shard(model, [], tmp_path / str(n_parts), shard=(1, n_parts))
         assert (rows_of(part), n_errors) == ([], 0)
 
 
