@@ -1,65 +1,76 @@
 """How fast are two processes of one thread beside one of two, and how much does a driver hold?
 
 Run as ``python benchmarks/many.py``. Two processes score the halves of a folder as shards, one
-thread each; one process scores all with two threads. Both load the detector anew. The driver's
-memory is what scoring a shard of a million paths adds to the process, with a scorer that reads
-nothing.
+thread each; one process scores all with two threads, in turn with them. Detectors are loaded
+beforehand. The processors' time tells whether the one way computes more than the other, also on a
+machine that others use. The driver's memory is what scoring a shard of a million paths adds to the
+process, with a detector that reads nothing.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 from PIL import Image
 from timing import parser, report, seconds, textures, watched
 
 from skmkd import MKDDetector
+from skmkd._scoring import Result
 from skmkd.distributed import _shards, score_shard
-from skmkd.distributed._scorer import COLUMNS
 
 SIDE = 128
 
 
-def score(model: Path, paths: list[str], output: Path, shard: tuple[int, int], ready: Any) -> None:
-    """Load everything, wait for the others, and score a shard."""
+def score(
+    model: Path, paths: list[str], output: Path, shard: tuple[int, int], ready: Any, spent: Any
+) -> None:
+    """Load everything, wait for the others, score a shard, and say when and at what cost."""
     threads = 2 // shard[1]
-    score_shard(model, paths[:4], output / f"warm-up {shard}", threads=threads)
+    score_shard(model, paths[:8], output / f"warm-up {shard[0]}", threads=threads)
     ready.wait()
-    score_shard(model, paths, output, shard=shard, threads=threads)
+    start, before = time.perf_counter(), time.process_time()
+    score_shard(model, paths, output / "scores", shard=shard, threads=threads)
+    spent.put((start, time.perf_counter(), time.process_time() - before))
 
 
-def scored(model: Path, paths: list[str], n: int) -> float:
-    """Return the seconds in which n processes score all images, once they have begun."""
+def scored(model: Path, paths: list[str], n: int) -> tuple[float, float]:
+    """Return the seconds in which n processes score all images, and their processors' seconds.
+
+    They count from the moment when all have begun; the clock is the same for all of a machine.
+    """
     context = multiprocessing.get_context("spawn")
-    ready = context.Barrier(n + 1)
+    ready, spent = context.Barrier(n), context.Queue()
     with TemporaryDirectory() as folder:
-        given = [(model, paths, Path(folder), (i + 1, n), ready) for i in range(n)]
+        given = [(model, paths, Path(folder), (i + 1, n), ready, spent) for i in range(n)]
         processes = [context.Process(target=score, args=each) for each in given]
         for process in processes:
             process.start()
-        ready.wait()
-        start = time.perf_counter()
+        starts, stops, costs = zip(*(spent.get() for _ in processes), strict=True)
         for process in processes:
             process.join()
-        return time.perf_counter() - start
+    return max(stops) - min(starts), sum(costs)
 
 
 class Nothing:
-    """A scorer that reads no image."""
+    """A detector that reads no image."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
         pass
 
-    def __call__(self, paths: list[str]) -> dict[str, Any]:
-        """Return rows for the paths."""
-        n = len(paths)
-        return dict.fromkeys(COLUMNS, np.zeros(n)) | {"path": paths, "error": [""] * n}
+    def detector(self) -> Nothing:
+        """Return itself."""
+        return self
+
+    def iter_results(self, paths: list[str]) -> Iterator[Result]:
+        """Yield a result for each path."""
+        for i, path in enumerate(paths):
+            yield Result(i, path, 0.0, 0.0, 0.0, None, None)
 
 
 def held(n: int, model: Path) -> dict[str, Any]:
@@ -89,14 +100,20 @@ def main() -> None:
             image_size=SIDE, max_iter=1, contamination=0.05, device="cpu", random_state=0,
             source="efficientnet_lite0",
         ).fit(crops[:32]).save(model, include_source=False)  # fmt: skip
-        times: dict[int, list[float]] = {1: [], 2: []}
+        found: dict[int, list[tuple[float, float]]] = {1: [], 2: []}
         for _ in range(given.runs):
-            for n, each in times.items():
+            for n, each in found.items():
                 each.append(scored(model, paths, n))
-        for n, each in times.items():
-            speed = given.images / median(each)
+        ratios = [one / two for (one, _), (two, _) in zip(*found.values(), strict=True)]
+        for n, each in found.items():
+            times, costs = zip(*each, strict=True)
             rows.append(
-                {"processes": n, "images/s": speed, "ratio": median(times[1]) / median(each)}
+                {
+                    "processes": n,
+                    "images/s": given.images / median(times),
+                    "ratio": 1.0 if n == 1 else median(ratios),
+                    "CPU ms/image": 1000 * median(costs) / given.images,
+                }
             )
         rows.append(held(given.paths, model))
     report(__file__, rows, given.output)
