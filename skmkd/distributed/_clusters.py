@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from math import ceil
 from pathlib import Path
 from typing import Any
 
 from skmkd._packages import needed
 from skmkd.datasets import list_images
 from skmkd.distributed._scorer import Columns, Scorer, in_order
-from skmkd.distributed._shards import chunks
+from skmkd.distributed._shards import check_same, check_text, chunks, digest
 
 
 def score_dask(
@@ -115,6 +114,10 @@ def score_ray(
 
     Raises
     ------
+    ValueError
+        If the folder was begun with another model, or a path cannot be in Parquet.
+    OSError
+        If the model cannot be read.
     ImportError
         If the extra is not installed: ``pip install "skmkd[ray]"``.
 
@@ -126,19 +129,21 @@ def score_ray(
     ... )  # doctest: +SKIP
     """
     ray_data = needed("ray.data", "ray", "score_ray")
+    arrow = needed("pyarrow", "ray", "score_ray")
     target = Path(output)
+    check_same(target, {"model": digest([Path(model).read_bytes()])})
+    least, most = (actors, actors) if isinstance(actors, int) else actors
     if not hasattr(images, "map_batches"):
         is_folder = isinstance(images, (str, os.PathLike))
         paths = list_images(images) if is_folder else images
-        done = _paths_in(target)
+        done = _paths_in(target, arrow)
         left = [text for path in paths if (text := os.fspath(path)) not in done]
+        check_text(left)
         if not left:
             return target
-        n_blocks = ceil(len(left) / batch_size)
-        images = ray_data.from_items(
-            [{"path": path} for path in left], override_num_blocks=n_blocks
-        )
-    least, most = (actors, actors) if isinstance(actors, int) else actors
+        parts = [arrow.table({"path": part}) for part in chunks(left, batch_size)]
+        images = ray_data.from_arrow(parts)
+        least = min(least, len(parts))
     scored = images.map_batches(
         Scorer,
         fn_constructor_args=(os.fspath(model),),
@@ -151,13 +156,12 @@ def score_ray(
     return target
 
 
-def _paths_in(folder: Path) -> set[str]:
+def _paths_in(folder: Path, arrow: Any) -> set[str]:
     """Return the paths that have a row in the Parquet files of a folder.
 
     A file that is not whole, since its process was killed, is deleted.
     """
-    arrow = needed("pyarrow", "parquet", "score_ray")
-    parquet = needed("pyarrow.parquet", "parquet", "score_ray")
+    parquet = needed("pyarrow.parquet", "ray", "score_ray")
     paths: set[str] = set()
     for file in sorted(folder.glob("*.parquet")):
         try:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from joblib import Parallel, delayed
+from joblib.parallel import get_active_backend
 from sklearn.base import BaseEstimator, clone
 
 from skmkd._mkd import MKDDetector
@@ -31,7 +32,8 @@ def fit_many(
     """Fit a detector to the images of each product, and save it; go on where an earlier run was.
 
     Fits run side by side in joblib's workers. Those of a Dask or Ray cluster do them in
-    ``joblib.parallel_config("dask")`` or ``("ray")``.
+    ``joblib.parallel_config("dask")`` or, after ``ray.util.joblib.register_ray()``, in
+    ``joblib.parallel_config("ray")``.
 
     Parameters
     ----------
@@ -39,7 +41,8 @@ def fit_many(
         The good images of each product, by its name: a folder, or images as in `fit`.
     output : str or path
         Folder of the detectors, ``NAME.skmkd`` each. A product whose file is there is left out.
-        The table ``fits.csv`` in it has a row for each fit of this run.
+        The table ``fits.csv`` in it gets a row for each fit, as they end; with Ray, at the end of
+        the last.
     detector : estimator, default=None
         Copied for each product; None is ``MKDDetector()``.
     n_jobs : int, default=None
@@ -87,9 +90,11 @@ def fit_many(
         if not (folder / f"{name}.skmkd").exists()
     ]
     rows: list[dict[str, Any]] = []
-    fits = Parallel(n_jobs, verbose=verbose, return_as="generator_unordered")(
-        delayed(_fit)(clone(model), *each, include_source) for each in left
-    )
+    backend, _ = get_active_backend()
+    one_by_one = backend.supports_return_generator  # Ray's does not
+    fits = Parallel(
+        n_jobs, verbose=verbose, return_as="generator_unordered" if one_by_one else "list"
+    )(delayed(_fit)(clone(model), *each, include_source) for each in left)
     table = folder / TABLE
     with table.open("a", encoding="utf-8", newline="") as stream:
         writer = csv.DictWriter(stream, RESULT, lineterminator="\n")

@@ -120,16 +120,17 @@ def score_shard(
     everything = [os.fspath(path) for path in paths]
     chosen = part_of(everything, number, n_parts)
     if file_format == "parquet":
-        _check_parquet(chosen)
+        needed("pyarrow", "parquet", "file_format='parquet'")
+        check_text(chosen)
     detector = Scorer(model, device=device).detector()
     folder = Path(output)
     run = {
-        "model": _digest([Path(model).read_bytes()]),
-        "list of images": _digest(_bytes(path) + b"\0" for path in everything),
+        "model": digest([Path(model).read_bytes()]),
+        "list of images": digest(_bytes(path) + b"\0" for path in everything),
         "number of parts": n_parts,
         "format": file_format,
     }
-    _check_same(folder, run)
+    check_same(folder, run)
     part = folder / f"part-{number:05}-of-{n_parts:05}.{file_format}"
     rows = part.with_name(f".{part.stem}.partial.csv")
     with _alone(part):
@@ -149,16 +150,19 @@ def score_shard(
     return part, n_errors
 
 
-def _check_parquet(paths: Sequence[str]) -> None:
-    """Check that paths can be written as Parquet, here."""
-    needed("pyarrow", "parquet", "file_format='parquet'")
-    if invalid := next((path for path in paths if not _is_text(path)), None):
-        raise ValueError(
-            f"paths must be valid UTF-8 for file_format='parquet'; got {invalid!r}. Use 'csv'."
-        )
+def check_text(paths: Iterable[str]) -> None:
+    """Check that paths can be written in Parquet."""
+    for path in paths:
+        try:
+            path.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"paths in Parquet must be valid UTF-8; got {path!r}. Rename the file, or let "
+                "score_shard write CSV."
+            ) from error
 
 
-def _check_same(folder: Path, run: dict[str, Any]) -> None:
+def check_same(folder: Path, run: dict[str, Any]) -> None:
     """Check that a folder is empty or of the same run; say in a file in it what its run is."""
     file = folder / ".run.json"
     folder.mkdir(parents=True, exist_ok=True)
@@ -282,19 +286,11 @@ def _bytes(text: str) -> bytes:
     return text.encode("utf-8", SURROGATES)
 
 
-def _is_text(path: str) -> bool:
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _digest(parts: Iterable[bytes]) -> str:
-    digest = hashlib.sha256()
+def digest(parts: Iterable[bytes]) -> str:
+    total = hashlib.sha256()
     for each in parts:
-        digest.update(each)
-    return digest.hexdigest()
+        total.update(each)
+    return total.hexdigest()
 
 
 def chunks(items: Sequence[Any], size: int) -> Iterator[list[Any]]:

@@ -23,6 +23,12 @@ def faces():
     return (255 * lfw_subset()).astype(np.uint8)
 
 
+@pytest.fixture
+def detector():
+    """A detector that learns from a few images in no time."""
+    return MKDDetector(**QUICK, validation_fraction=0, contamination=0.05)
+
+
 @pytest.fixture(scope="session")
 def model(tmp_path_factory, faces):
     path = tmp_path_factory.mktemp("model") / "faces.skmkd"

@@ -7,12 +7,15 @@ import signal
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from shutil import copy
 
+import joblib
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from skmkd.distributed import Scorer, _clusters, score_dask, score_ray
+import skmkd
+from skmkd.distributed import Scorer, _clusters, fit_many, score_dask, score_ray
 from skmkd.distributed._scorer import COLUMNS
 
 ROOT = Path(__file__).parents[2]
@@ -116,14 +119,19 @@ def columns_in(folder):
 @pytest.mark.ray
 @needs_ray
 @quiet_ray
-def test_ray_goes_on(ray, model, paths, expected, tmp_path):
+def test_ray_goes_on(ray, model, paths, expected, dying, tmp_path):
+    """An actor dies half-way, files are lost afterwards; in the end, each image has its row."""
     out = tmp_path / "scores"
-    assert score_ray(paths[50:100], model, out, actors=2) == out
-    before = {file: file.stat() for file in out.iterdir()}
-    (out / "torn.parquet").write_bytes(b"PAR1")
-    score_ray(paths, model, out, actors=2, batch_size=128)
-    assert {file: file.stat() for file in before} == before
+    assert score_ray(paths, model, out, actors=2, batch_size=100) == out
+    assert int(dying.read_text()) != os.getpid()
     check(columns_in(out), expected)
+    files = sorted(out.glob("*.parquet"))
+    files[3].write_bytes(b"PAR1")
+    files[5].unlink()
+    before = {file: file.stat() for file in set(files) - {files[3], files[5]}}
+    score_ray(paths, model, out)
+    check(columns_in(out), expected)
+    assert {file: file.stat() for file in before} == before
     n_files = len(list(out.iterdir()))
     score_ray(paths, model, out)  # nothing is left to do
     assert len(list(out.iterdir())) == n_files
@@ -133,22 +141,44 @@ def test_ray_goes_on(ray, model, paths, expected, tmp_path):
 @needs_ray
 @quiet_ray
 def test_datasets_of_ray(ray, model, faces, tmp_path):
+    from pyarrow import parquet
+
     dataset = ray.data.from_numpy(faces[:20])
     dataset = dataset.map_batches(lambda batch: {"image": batch["data"], "id": np.arange(20)})
     score_ray(dataset, model, tmp_path / "scores", actors=(1, 2))
-    from pyarrow import parquet
-
     table = parquet.read_table(tmp_path / "scores").sort_by("id")
     assert_array_equal(table["score"].to_numpy(), Scorer(model)(faces[:20])["score"])
 
 
 @pytest.mark.ray
 @needs_ray
+def test_what_ray_cannot_write(model, paths, tmp_path):
+    with pytest.raises(ValueError, match="paths in Parquet must be valid UTF-8; got 'a.udcff"):
+        score_ray(["a\udcff"], model, tmp_path / "scores")
+    other = Path(copy(model, tmp_path / "other.skmkd"))
+    other.write_bytes(b"another")
+    with pytest.raises(ValueError, match="scores was begun with another model. Choose another"):
+        score_ray(paths, other, tmp_path / "scores")
+
+
+@pytest.mark.ray
+@needs_ray
 @quiet_ray
-def test_an_actor_of_ray_dies(ray, model, paths, expected, dying, tmp_path):
-    score_ray(paths[:FEW], model, tmp_path / "scores", actors=2, batch_size=32)
-    check(columns_in(tmp_path / "scores"), expected, FEW)
-    assert int(dying.read_text()) != os.getpid()
+def test_fits_on_ray(ray, faces, detector, tmp_path):
+    from ray.util.joblib import register_ray
+
+    products = {name: faces[i : i + 4] for i, name in enumerate(["a", "b", "c"])}
+    fit_many(products, tmp_path / "here", detector=detector)
+    register_ray()
+    with joblib.parallel_config("ray"):
+        rows = fit_many(products, tmp_path / "there", detector=detector)
+    assert [(row["name"], row["error"]) for row in rows] == [("a", ""), ("b", ""), ("c", "")]
+    for name in products:
+        scores = [
+            skmkd.load(tmp_path / place / f"{name}.skmkd").score_samples(faces[:20])
+            for place in ("here", "there")
+        ]
+        assert_array_equal(*scores)
 
 
 @pytest.mark.parametrize(

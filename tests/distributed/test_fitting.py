@@ -10,20 +10,10 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 from PIL import Image
+from sklearn.base import clone
 
 import skmkd
-from skmkd import MKDDetector
 from skmkd.distributed import fit_many
-
-QUICK = {
-    "source": "efficientnet_lite0", "image_size": 32, "max_iter": 1, "tol": None,
-    "random_state": 0, "device": "cpu", "validation_fraction": 0, "contamination": 0.05,
-}  # fmt: skip
-
-
-@pytest.fixture
-def detector():
-    return MKDDetector(**QUICK)
 
 
 @pytest.fixture
@@ -59,7 +49,7 @@ def test_detectors_are_as_if_fitted_alone(products, detector, faces, tmp_path):
         assert ("none" in row["error"]) == bool(row["error"]) == failed
         assert row["seconds"] > 0
     assert [{k: str(v) for k, v in row.items()} for row in rows] == table_in(out)
-    alone = MKDDetector(**QUICK).fit(faces[:8])
+    alone = clone(detector).fit(faces[:8])
     loaded = skmkd.load(out / "of an array.skmkd")
     assert_array_equal(loaded.score_samples(faces), alone.score_samples(faces))
     assert not hasattr(detector, "cloner_")

@@ -18,15 +18,10 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from skmkd import MKDDetector
 from skmkd.distributed import Scorer, _shards, score_shard
 from skmkd.distributed._scorer import COLUMNS, TEXTS
 from skmkd.distributed._shards import chunks, part_of, read_list
 
-QUICK = {
-    "source": "efficientnet_lite0", "image_size": 32, "max_iter": 1, "tol": None,
-    "contamination": 0.05, "device": "cpu", "validation_fraction": 0,
-}  # fmt: skip
 N = 300
 BAD = 123
 needs_parquet = pytest.mark.skipif(find_spec("pyarrow") is None, reason="needs pyarrow")
@@ -187,12 +182,12 @@ def test_without_resume_all_is_scored_again(model, some, faces, tmp_path):
 
 
 @pytest.mark.parametrize("resume", [False, True])
-def test_a_folder_is_of_one_run(model, some, tmp_path, resume):
+def test_a_folder_is_of_one_run(model, some, detector, faces, tmp_path, resume):
     out = tmp_path / "scores"
     part, _ = score_shard(model, some[:10], out)
     before = part.read_bytes()
     other = Path(copy(model, tmp_path / "other.skmkd"))
-    MKDDetector(**QUICK | {"random_state": 1}).fit(np.eye(25)[None].repeat(4, 0)).save(other)
+    detector.set_params(random_state=1).fit(faces[:4]).save(other)
     for changed, noun in (
         ({"model": other}, "model"),
         ({"paths": some[:9]}, "list of images"),
@@ -260,7 +255,7 @@ def test_parquet_of_a_part_that_was_killed(model, odd, tmp_path):
     from pyarrow import parquet
 
     out, names = tmp_path / "scores", [path for path in odd if "\udcff" not in path]
-    with pytest.raises(ValueError, match=r"must be valid UTF-8 for file_format='parquet'; got '.*"):
+    with pytest.raises(ValueError, match=r"paths in Parquet must be valid UTF-8; got '.*udcff"):
         score_shard(model, odd, out, file_format="parquet")
     part, _ = score_shard(model, names, out, file_format="parquet")
     whole = parquet.read_table(part)
