@@ -223,7 +223,7 @@ def test_code_of_the_readme_runs(monkeypatch):
 GUIDE = sorted(
     str(page.relative_to(ROOT / "docs"))
     for page in [*(ROOT / "docs").glob("*.md"), *(ROOT / "docs/guide").glob("*.md")]
-    if "```python" in page.read_text()
+    if "```python" in page.read_text() and page.stem != "many_machines"  # which needs clusters
 )
 
 

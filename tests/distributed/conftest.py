@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from shutil import copy
+
 import numpy as np
 import pytest
 from PIL import Image
 from skimage.data import lfw_subset
 
+import skmkd
 from skmkd import MKDDetector
 from skmkd.distributed import Scorer
 
@@ -48,6 +52,27 @@ def paths(tmp_path_factory, faces):
         Image.fromarray(faces[i % 200] // 2 + noise).save(found[-1])
     (folder / f"{BROKEN:04}.png").write_bytes(b"broken")
     return found
+
+
+@pytest.fixture
+def guide(tmp_path, model, faces, monkeypatch):
+    """The guide's page, its folder /data being here, and detectors that learn in no time."""
+    data = tmp_path / "data"
+    numbers = {"good": 12, "bad": 6, "archive": 20, "products/a": 4, "products/b": 4}
+    for folder, n in numbers.items():
+        (data / folder).mkdir(parents=True)
+        for i, image in enumerate(faces[:n]):
+            Image.fromarray(image).save(data / folder / f"{i:02}.png")
+    copy(model, data / "part.skmkd")
+    archive = sorted((data / "archive").iterdir())
+    (data / "images.txt").write_text("".join(f"{path}\n" for path in archive))
+
+    def briefly(**parameters):
+        return MKDDetector(**{"contamination": 0.05, "validation_fraction": 0} | parameters | QUICK)
+
+    monkeypatch.setattr(skmkd, "MKDDetector", briefly)
+    page = Path(__file__).parents[2] / "docs" / "guide" / "many_machines.md"
+    return page.read_text().replace("/data/", f"{data}/")
 
 
 @pytest.fixture(scope="session")

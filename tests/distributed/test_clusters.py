@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from importlib.util import find_spec
@@ -92,6 +93,28 @@ def test_a_worker_of_dask_dies(client, model, paths, expected, dying):
     assert int(dying.read_text()) != os.getpid()
 
 
+def code_of(page, *, ray):
+    """Return the code of the guide's page, without the blocks that need Ray or with those only."""
+    blocks = re.findall(r"```python\n(.*?)```", page, re.S)
+    needs_ray = ["score_ray" in block for block in blocks]
+    assert sum(needs_ray) == 1
+    assert len(blocks) == 8
+    return "".join(block for block, needs in zip(blocks, needs_ray, strict=True) if needs == ray)
+
+
+@needs_dask
+def test_the_guide_on_dask(client, guide, tmp_path):
+    code = code_of(guide, ray=False).replace("tcp://scheduler:8786", client.scheduler.address)
+    names: dict = {}
+    exec(compile(code.replace("n_jobs=2", "n_jobs=1"), "many_machines.md", "exec"), names)
+    data = tmp_path / "data"
+    assert names["columns"]["id"] == [1, 2]
+    assert names["part"].name == "part-00003-of-00016.csv"
+    assert sorted(path.name for path in (data / "models").glob("*.skmkd")) == ["a.skmkd", "b.skmkd"]
+    assert names["failed"] == []
+    assert np.isfinite(names["search"].cv_results_["mean_test_score"]).all()
+
+
 @pytest.fixture(scope="module")
 def ray():
     import ray
@@ -148,6 +171,15 @@ def test_datasets_of_ray(ray, model, faces, tmp_path):
     score_ray(dataset, model, tmp_path / "scores", actors=(1, 2))
     table = parquet.read_table(tmp_path / "scores").sort_by("id")
     assert_array_equal(table["score"].to_numpy(), Scorer(model)(faces[:20])["score"])
+
+
+@pytest.mark.ray
+@needs_ray
+@quiet_ray
+def test_the_guide_on_ray(ray, guide, tmp_path):
+    exec(compile(code_of(guide, ray=True), "many_machines.md", "exec"), {})
+    archive = [str(path) for path in sorted((tmp_path / "data" / "archive").iterdir())]
+    check(columns_in(tmp_path / "data" / "ray"), Scorer(tmp_path / "data" / "part.skmkd")(archive))
 
 
 @pytest.mark.ray

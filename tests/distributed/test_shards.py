@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import errno
 import multiprocessing
+import os
 import random
+import re
 import subprocess
 import sys
 import time
@@ -22,6 +24,7 @@ from skmkd.distributed import Scorer, _shards, score_shard
 from skmkd.distributed._scorer import COLUMNS, TEXTS
 from skmkd.distributed._shards import chunks, part_of, read_list
 
+ROOT = Path(__file__).parents[2]
 N = 300
 BAD = 123
 needs_parquet = pytest.mark.skipif(find_spec("pyarrow") is None, reason="needs pyarrow")
@@ -324,3 +327,39 @@ def test_lists_in_parquet(tmp_path):
 
     parquet.write_table(pyarrow.table({"id": [1, 2], "path": ["a", "b"]}), tmp_path / "a.parquet")
     assert read_list(tmp_path / "a.parquet") == ["a", "b"]
+
+
+@pytest.fixture
+def commands(tmp_path, monkeypatch):
+    """Where a shell finds skmkd, and what Slurm brings."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, words in (("srun", ""), ("skmkd", f"{sys.executable} -m skmkd ")):
+        (folder / name).write_text(f'#!/bin/sh\nexec {words}"$@"\n')
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a shell")
+@pytest.mark.parametrize("scheduler", ["slurm", "kubernetes"])
+def test_the_scripts_of_the_guide(scheduler, commands, guide, tmp_path, monkeypatch):
+    data = tmp_path / "data"
+    if scheduler == "slurm":
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+        monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
+        (script,) = re.findall(r"```sh\n(#!/bin/bash.*?)```", guide, re.S)
+        command = ["bash", "-euc", script]
+        assert "--array=1-16\n" in script
+    else:
+        yaml = pytest.importorskip("yaml")
+        monkeypatch.setenv("JOB_COMPLETION_INDEX", "2")
+        (text,) = re.findall(r"```yaml\n(.*?)```", guide, re.S)
+        job = yaml.safe_load(text)["spec"]
+        assert job["completions"] == 16
+        (container,) = job["template"]["spec"]["containers"]
+        command = container["command"]
+    subprocess.run(command, check=True, capture_output=True)
+    part = data / scheduler / "part-00003-of-00016.csv"
+    images = sorted((data / "archive").iterdir())[2:3]
+    check([part], Scorer(data / "part.skmkd")([str(image) for image in images]))
