@@ -11,6 +11,8 @@ from skmkd.datasets import list_images
 from skmkd.distributed._scorer import Columns, Scorer, in_order
 from skmkd.distributed._shards import check_same, check_text, chunks, digest
 
+MAX_PARTS = 1000  # of a list of paths; the driver of Ray holds 0.1 MB for each
+
 
 def score_dask(
     images: Any,
@@ -85,7 +87,8 @@ def score_ray(
 ) -> Path:
     """Score images with Ray Data, into a folder of Parquet files; go on where an earlier run was.
 
-    Actors load the model once each. One that dies is replaced, and its batch scored again.
+    Actors load the model once each. One that dies is replaced, and the images that it had are
+    scored again: a batch, or a thousandth of a long list.
 
     Parameters
     ----------
@@ -141,7 +144,8 @@ def score_ray(
         check_text(left)
         if not left:
             return target
-        parts = [arrow.table({"path": part}) for part in chunks(left, batch_size)]
+        size = max(batch_size, len(left) // MAX_PARTS)
+        parts = [arrow.table({"path": part}) for part in chunks(left, size)]
         images = ray_data.from_arrow(parts)
         least = min(least, len(parts))
     scored = images.map_batches(

@@ -140,10 +140,11 @@ def score_shard(
         if part.exists():
             rows.unlink(missing_ok=True)
             return part, 0
-        with torch_threads(threads):
+        with torch_threads(threads), _named(rows):
             n_errors = _write_rows(detector, chosen, rows, verbose)
         if file_format == "parquet":
-            _write_parquet(rows, part)
+            with _named(part):
+                _write_parquet(rows, part)
             rows.unlink()
         else:
             rows.replace(part)
@@ -165,6 +166,8 @@ def check_text(paths: Iterable[str]) -> None:
 def check_same(folder: Path, run: dict[str, Any]) -> None:
     """Check that a folder is empty or of the same run; say in a file in it what its run is."""
     file = folder / ".run.json"
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"output must be a folder; {folder} is a file.")
     folder.mkdir(parents=True, exist_ok=True)
     if not file.exists():
         write_whole(file, json.dumps(run).encode())
@@ -195,6 +198,17 @@ def _alone(part: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _named(file: Path) -> Iterator[None]:
+    """Name a file in an error, such as of a full disk, that names none."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(file)) from error
+
+
 def _write_rows(detector: Any, paths: Sequence[str], file: Path, verbose: int) -> int:
     """Add the rows that are missing to a file of CSV; return how many of them are of errors."""
     n_done = _complete_rows(file, paths) if file.exists() else 0
@@ -222,12 +236,28 @@ def part_of(items: Sequence[Any], number: int, n_parts: int) -> Sequence[Any]:
 
 
 def read_list(file: Path) -> list[str]:
-    """Return the paths in a list: a line each of a text file, or a column "path" of Parquet."""
+    """Return the paths in a list: a line each of a text file, or a column "path" of Parquet.
+
+    Raises
+    ------
+    ValueError
+        If it lists nothing, or has no such column of text.
+    """
     if file.suffix == ".parquet":
-        pyarrow = needed("pyarrow.parquet", "parquet", f"{file}")
-        return pyarrow.read_table(file, columns=["path"])["path"].to_pylist()
-    with file.open(encoding="utf-8", errors=SURROGATES) as stream:
-        return [line.rstrip("\r\n") for line in stream if line.strip()]
+        arrow = needed("pyarrow", "parquet", f"{file}")
+        parquet = needed("pyarrow.parquet", "parquet", f"{file}")
+        try:
+            paths = parquet.read_table(file, columns=["path"])["path"].to_pylist()
+        except (arrow.ArrowInvalid, KeyError) as error:
+            raise ValueError(f"{file} must be Parquet with a column 'path'; it is not.") from error
+        if not all(isinstance(path, str) for path in paths):
+            raise ValueError(f"the column 'path' of {file} must hold text, without missing values.")
+    else:
+        with file.open(encoding="utf-8", errors=SURROGATES) as stream:
+            paths = [line.rstrip("\r\n") for line in stream if line.strip()]
+    if not paths:
+        raise ValueError(f"{file} must list at least one image; it lists none.")
+    return paths
 
 
 def _complete_rows(rows: Path, chosen: Sequence[str]) -> int:

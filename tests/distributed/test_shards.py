@@ -325,8 +325,49 @@ def test_lists_in_parquet(tmp_path):
     import pyarrow
     from pyarrow import parquet
 
-    parquet.write_table(pyarrow.table({"id": [1, 2], "path": ["a", "b"]}), tmp_path / "a.parquet")
-    assert read_list(tmp_path / "a.parquet") == ["a", "b"]
+    file = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"id": [1, 2], "path": ["a", "b"]}), file)
+    assert read_list(file) == ["a", "b"]
+    for columns in ({"path": ["a", None]}, {"path": [1, 2]}):
+        parquet.write_table(pyarrow.table(columns), file)
+        with pytest.raises(ValueError, match=f"the column 'path' of {file} must hold text"):
+            read_list(file)
+    parquet.write_table(pyarrow.table({"file": ["a"]}), file)
+    with pytest.raises(ValueError, match=f"{file} must be Parquet with a column 'path'"):
+        read_list(file)
+    file.write_text("no Parquet")
+    with pytest.raises(ValueError, match=f"{file} must be Parquet with a column 'path'"):
+        read_list(file)
+
+
+def test_empty_lists(tmp_path):
+    (tmp_path / "a.txt").write_text("\n")
+    with pytest.raises(ValueError, match="a.txt must list at least one image; it lists none"):
+        read_list(tmp_path / "a.txt")
+
+
+def test_output_is_a_file(model, some, tmp_path):
+    (tmp_path / "scores").touch()
+    with pytest.raises(ValueError, match="output must be a folder; .*scores is a file"):
+        score_shard(model, some, tmp_path / "scores")
+
+
+@pytest.mark.skipif(find_spec("resource") is None, reason="needs limits of files")
+def test_a_file_cannot_grow(model, some, tmp_path):
+    """As on a full disk, the error names the file; with room, the part goes on."""
+    import resource
+
+    out = tmp_path / "scores"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError, match=r"\[Errno \d+\] .*part-00001-of-00001.*csv'$"):
+            score_shard(model, some[:20], out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert size(out / ".part-00001-of-00001.partial.csv") == 1000
+    part, _ = score_shard(model, some[:20], out)
+    check([part], Scorer(model)(some[:20]))
 
 
 @pytest.fixture
