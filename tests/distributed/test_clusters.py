@@ -55,12 +55,28 @@ def check(columns, expected, n=None):
         assert_array_equal(columns[name], expected[name][:n])
 
 
+def check_fits(backend, faces, detector, folder):
+    """Check that fits on joblib's backend are those of this process."""
+    products = {name: faces[i : i + 4] for i, name in enumerate(["a", "b", "c"])}
+    fit_many(products, folder / "here", detector=detector)
+    with joblib.parallel_config(backend):
+        rows = fit_many(products, folder / "there", detector=detector)
+    assert sorted((row["name"], row["error"]) for row in rows) == [("a", ""), ("b", ""), ("c", "")]
+    for name in products:
+        scores = [
+            skmkd.load(folder / place / f"{name}.skmkd").score_samples(faces[:20])
+            for place in ("here", "there")
+        ]
+        assert_array_equal(*scores)
+        assert np.isfinite(scores[0]).all()
+
+
 @pytest.fixture(scope="module")
 def client():
     from dask.distributed import Client, LocalCluster
 
     with (
-        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
         Client(cluster) as client,
     ):
         yield client
@@ -100,6 +116,11 @@ def code_of(page, *, ray):
     assert sum(needs_ray) == 1
     assert len(blocks) == 8
     return "".join(block for block, needs in zip(blocks, needs_ray, strict=True) if needs == ray)
+
+
+@needs_dask
+def test_fits_on_dask(client, faces, detector, tmp_path):
+    check_fits("dask", faces, detector, tmp_path)
 
 
 @needs_dask
@@ -199,18 +220,8 @@ def test_what_ray_cannot_write(model, paths, tmp_path):
 def test_fits_on_ray(ray, faces, detector, tmp_path):
     from ray.util.joblib import register_ray
 
-    products = {name: faces[i : i + 4] for i, name in enumerate(["a", "b", "c"])}
-    fit_many(products, tmp_path / "here", detector=detector)
     register_ray()
-    with joblib.parallel_config("ray"):
-        rows = fit_many(products, tmp_path / "there", detector=detector)
-    assert [(row["name"], row["error"]) for row in rows] == [("a", ""), ("b", ""), ("c", "")]
-    for name in products:
-        scores = [
-            skmkd.load(tmp_path / place / f"{name}.skmkd").score_samples(faces[:20])
-            for place in ("here", "there")
-        ]
-        assert_array_equal(*scores)
+    check_fits("ray", faces, detector, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import csv
-from importlib.util import find_spec
 
-import joblib
-import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 from PIL import Image
@@ -88,28 +85,3 @@ def test_processes(products, detector, tmp_path):
     assert {row["name"]: bool(row["error"]) for row in rows} == {
         "of an array": False, "no images": True, "folder": False, "list.1": False
     }  # fmt: skip
-
-
-@pytest.mark.skipif(find_spec("distributed") is None, reason="needs Dask")
-def test_dask(faces, detector, tmp_path):
-    from dask.distributed import Client, LocalCluster
-
-    products = {str(i): faces[i : i + 4] for i in range(5)}
-    fit_many(products, tmp_path / "here", detector=detector)
-    with (
-        LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None
-        ) as cluster,
-        Client(cluster),
-        joblib.parallel_config("dask"),
-    ):
-        rows = fit_many(products, tmp_path / "there", detector=detector)
-    assert sorted(row["name"] for row in rows) == sorted(products)
-    assert not any(row["error"] for row in rows)
-    for name in products:
-        scores = [
-            skmkd.load(tmp_path / place / f"{name}.skmkd").score_samples(faces[:20])
-            for place in ("here", "there")
-        ]
-        assert_array_equal(*scores)
-        assert np.isfinite(scores[0]).all()
