@@ -68,6 +68,46 @@ def score(n: int, layers: str) -> dict:
     return result
 
 
+def photographs(n: int, kind: str) -> dict:
+    """Score n photographs of 3 megapixels at 32 px: JPEG files, or the images that Pillow opens."""
+    side = 32
+    detector = detector_of(textures(8, side), "features.4").set_params(image_size=side)
+    detector.fit(textures(8, side)[..., None].repeat(3, axis=3))
+    result = {"work": f"score_samples, photographs ({kind})", "images": n}
+    with TemporaryDirectory() as folder:
+        files = [Path(folder) / f"{i}.jpg" for i in range(n)]
+        for i, file in enumerate(files):
+            large(1500, 2000, 3, i).save(file)
+        X = files if kind == "paths" else [Image.open(file) for file in files]
+        with watched(result):
+            detector.score_samples(X)
+    return result
+
+
+def one(side: int, channels: int) -> dict:
+    """Score one large PNG file at 32 px."""
+    crops = textures(8, 32)[..., None].repeat(channels, axis=3)
+    crops[..., 3:] |= 1
+    detector = detector_of(crops[..., 0], "features.4").set_params(image_size=32).fit(crops)
+    detector.score_samples(crops)
+    result = {"work": f"score_samples, one PNG of {side} x {side} x {channels}", "images": 1}
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "large.png"
+        large(side, side, channels, 0).save(file, compress_level=1)
+        with watched(result):
+            detector.score_samples([file])
+    return result
+
+
+def large(height: int, width: int, channels: int, seed: int) -> Image.Image:
+    """Return a smooth image with noise, whose first channel is above 0."""
+    rng = np.random.default_rng(seed)
+    smooth = rng.integers(0, 200, (height // 64 + 1, width // 64 + 1, channels), dtype=np.uint8)
+    image = Image.fromarray(smooth).resize((width, height), Image.Resampling.BICUBIC)
+    noise = rng.integers(1, 32, (height, width, 1), dtype=np.uint8)
+    return Image.fromarray(np.asarray(image) // 2 + noise)
+
+
 def fit(n: int, budget: int) -> dict:
     """Fit n images within a budget; they need 1.15 MB each."""
     from skmkd import MKDDetector
@@ -109,17 +149,23 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--images", type=int, nargs="+", default=[200, 20_000])
     arguments.add_argument("--paths", type=int, nargs="+", default=[200, 10_000])
+    arguments.add_argument("--photographs", type=int, default=256)
+    arguments.add_argument("--side", type=int, default=8192, help="of one large image")
     arguments.add_argument("--layers", default="features.4", help="a layer's name, or auto")
     arguments.add_argument("--fit", type=int, default=400, help="images to fit")
     arguments.add_argument(
         "--cache", type=int, nargs="+", default=[0, 1_150_000], help="bytes an image: disk, memory"
     )
     arguments.add_argument("--maps", type=int, nargs="+", default=[500, 5_000])
-    arguments.add_argument("--only", choices=["score", "paths", "fit", "aupro"])
+    arguments.add_argument(
+        "--only", choices=["score", "paths", "photographs", "one", "fit", "aupro"]
+    )
     given = arguments.parse_args()
     cases = {
         "score": [("score", n, given.layers) for n in given.images],
         "paths": [("paths", n, given.layers) for n in given.paths],
+        "photographs": [("photographs", given.photographs, kind) for kind in ("paths", "opened")],
+        "one": [("one", given.side, channels) for channels in (1, 3, 4)],
         "aupro": [("aupro", n) for n in given.maps],
         "fit": [("fit", given.fit, given.fit * each) for each in given.cache],
     }

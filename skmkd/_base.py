@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -24,6 +25,7 @@ from skmkd._images.registration import TEMPLATE_IMAGES, Template
 from skmkd._images.roi import RoiLike
 from skmkd._images.sizes import network_size
 from skmkd._images.tiles import Tiles
+from skmkd._interrupts import outside
 from skmkd._maps.discrepancy import Features
 from skmkd._maps.usual import COVERED
 from skmkd._networks.engines import cloner_output
@@ -38,6 +40,7 @@ from skmkd._runtime import (
     private_generator,
     resolve_device,
     resolve_precision,
+    uninterrupted,
 )
 from skmkd._scoring import NetworkScoringMixin
 from skmkd._thresholds import ThresholdMixin
@@ -89,6 +92,7 @@ class BaseDistillationDetector(
     def _weigh_layers(self, dataset: Dataset) -> None:
         """Set how much each layer counts in maps, by the trained cloner, if that differs."""
 
+    @uninterrupted
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(
         self,
@@ -274,11 +278,12 @@ class BaseDistillationDetector(
                     self._learn_usual(dataset, held)
 
         def after_epoch(epoch: int) -> None:
+            assert callback is not None
             settle()
             self._sums_of_held = None  # a callback may save the detector
             parameters = self.get_params(deep=False)
             try:
-                callback(self, epoch)  # type: ignore[misc]
+                outside(partial(callback, self, epoch))
             finally:
                 self.__dict__.update(parameters)
 

@@ -8,12 +8,14 @@ from skmkd._ensemble import DetectorEnsemble
 from skmkd._files.persistence import Modules, Sources, load_detector
 from skmkd._memkd import MemKDDetector
 from skmkd._mkd import MKDDetector
+from skmkd._runtime import uninterrupted
 
 DETECTORS = {
     detector.__name__: detector for detector in (MKDDetector, MemKDDetector, DetectorEnsemble)
 }
 
 
+@uninterrupted
 def load(
     path: str | os.PathLike[str],
     *,

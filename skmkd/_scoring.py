@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
@@ -23,6 +23,7 @@ from skmkd._images.inputs import ImagesLike
 from skmkd._images.registration import Template
 from skmkd._images.roi import RoiLike
 from skmkd._images.tiles import Tiles
+from skmkd._interrupts import sheltered_steps
 from skmkd._maps.finishing import (
     Maps,
     Output,
@@ -34,7 +35,7 @@ from skmkd._maps.merging import image_output
 from skmkd._maps.usual import Sums, Usual
 from skmkd._networks.engines import OWN, replayed, resolve_engine, source_engine
 from skmkd._recording import waits
-from skmkd._runtime import CPU, one_behind, plain_arithmetic
+from skmkd._runtime import CPU, one_behind, plain_arithmetic, uninterrupted
 from skmkd._warnings import warn
 
 WEIGHTS = ("layer_weights_", "direction_weight_")  # learned numbers that a recording holds
@@ -82,6 +83,7 @@ class ScoringMixin(BaseEstimator, ABC):
     def _check_options(self, method: str | None = None) -> None:
         """Check what the limits of single parameters cannot say."""
 
+    @uninterrupted
     def score_samples(self, X: ImagesLike, *, roi: RoiLike = None) -> np.ndarray:
         """Compute how normal each image is.
 
@@ -110,6 +112,7 @@ class ScoringMixin(BaseEstimator, ABC):
         images = self._check_images(X, roi=roi)
         return np.array([output.score for output in self._outputs(images, maps=False)])
 
+    @uninterrupted
     def localize(self, X: ImagesLike, method: str | None = None, *, roi: RoiLike = None) -> Maps:
         """Compute maps of where each image is anomalous.
 
@@ -146,6 +149,7 @@ class ScoringMixin(BaseEstimator, ABC):
             maps[output.index] = output.map
         return maps
 
+    @uninterrupted
     def iter_results(
         self, X: ImagesLike, *, maps: bool = False, roi: RoiLike = None
     ) -> Iterator[Result]:
@@ -204,9 +208,9 @@ class ScoringMixin(BaseEstimator, ABC):
         tolerant.__dict__ = vars(self) | {"on_error": "skip"}  # so that images have no errors
         images = tolerant._check_images(X, roi=roi)
         images.silent = True
-        return tolerant._results(images, maps)
+        return sheltered_steps(tolerant._results(images, maps))
 
-    def _results(self, images: Images, maps: bool) -> Iterator[Result]:
+    def _results(self, images: Images, maps: bool) -> Generator[Result]:
         """Yield the result of each image; errors are those of the images."""
         threshold, calibration = self.offset_, self._score_calibration
         for output in self._outputs(images, maps=maps):

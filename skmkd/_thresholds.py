@@ -18,7 +18,7 @@ from skmkd._images.images import Images
 from skmkd._images.inputs import ImagesLike
 from skmkd._images.roi import RoiLike, as_roi
 from skmkd._maps.finishing import Maps
-from skmkd._runtime import draw_seed
+from skmkd._runtime import draw_seed, uninterrupted
 from skmkd._training import divergence
 from skmkd._warnings import warn
 
@@ -130,6 +130,7 @@ class ThresholdMixin(BaseEstimator, ABC):
             _peak_calibration=peaks, _thresholds_hold_for=copy.deepcopy(settings),
         )  # fmt: skip
 
+    @uninterrupted
     def calibrate(
         self,
         X: ImagesLike,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from functools import cache
 from pathlib import Path
 
@@ -27,6 +28,9 @@ from skmkd._networks.layers import LayerIndex
 from skmkd._networks.residual import Style, style_of
 
 settings.register_profile("same everywhere", deadline=None, derandomize=True, database=None)
+settings.register_profile(
+    "thorough", settings.get_profile("same everywhere"), max_examples=1000, deadline=10_000
+)
 settings.load_profile("same everywhere")
 
 
@@ -123,6 +127,33 @@ def images() -> np.ndarray:
 def detector(images: np.ndarray) -> MKDDetector:
     """A detector fitted to those images."""
     return tiny_detector().fit(images)
+
+
+@pytest.fixture(scope="session")
+def exported() -> tuple[MKDDetector, bytes]:
+    """A calibrated detector and the content of its exported file.
+
+    Warnings are errors meanwhile, and nothing global may change, inference mode included.
+    """
+    from skmkd._export.writing import exported_content
+
+    good = np.random.default_rng(0).integers(0, 256, (20, 20, 24, 3), dtype=np.uint8)
+    fitted = tiny_detector().fit(good[:12]).calibrate(good)
+    state = global_state()
+    with torch.inference_mode():
+        content = exported_content(fitted)
+        assert torch.is_inference_mode_enabled()
+    assert global_state() == state
+    return fitted, content
+
+
+def global_state() -> tuple:
+    """Return what an export might change."""
+    return (
+        torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_default_device(),
+        torch.random.get_rng_state().tolist(), np.random.get_state()[1].tolist(),
+        list(warnings.filters), torch.get_num_threads(), torch.is_autocast_enabled("cpu"),
+    )  # fmt: skip
 
 
 QUICK = "--image-size 32 --batch-size 8 --max-iter 2 --tol None --random-state 0 --device cpu"

@@ -7,7 +7,8 @@ import weakref
 
 import numpy as np
 import pytest
-from conftest import TINY, TinySource, tiny_detector
+import torch
+from conftest import TINY, TinySource, smooth_and_noisy, tiny_detector
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 from sklearn.exceptions import NotFittedError
@@ -352,8 +353,10 @@ def test_files_that_do_not_fit_to_tiles_or_regions_are_errors_of_their_own(large
     detector = tiny_detector(tile_size=16).fit(large)
     errors = [result.error for result in detector.iter_results(paths)]
     assert errors[::2] == [None, None]
-    assert "1.png) must be upright to be cut into tiles" in errors[1]
-    with pytest.raises(ValueError, match="must be upright to be cut into tiles"):
+    assert "1.png) must have the size in its header, (" in errors[1]
+    with pytest.raises(
+        ValueError, match="to be cut into tiles; got .*: its end says that it is turned"
+    ):
         detector.score_samples(paths)
     Image.fromarray(large[1, :30]).save(paths[1])
     errors = [result.error for result in detector.iter_results(paths, roi=(0, 0, 35, 20))]
@@ -419,3 +422,33 @@ def test_results_that_are_gone_leave_no_memory_behind(large):
         maps.append(weakref.ref(result.map))
         del result
         assert sum(map_() is not None for map_ in maps) < 100
+
+
+def test_scores_without_bfloat16_are_those_with_it_up_to_rounding(monkeypatch):
+    X, _ = smooth_and_noisy()
+    detector = tiny_detector(precision="bfloat16").fit(X[:20])
+    scores = {}
+    for native in (True, False):
+        for module in ("precision", "fusion"):
+            monkeypatch.setattr(
+                f"skmkd._networks.{module}.is_native", lambda _, native=native: native
+            )
+        fitted = pickle.loads(pickle.dumps(detector))  # nothing that was prepared before
+        scores[native] = fitted.score_samples(X)
+        assert_array_equal(fitted.score_samples(X), scores[native])
+    assert_allclose(scores[True], scores[False], rtol=0.02)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_scores_with_other_threads_differ_by_rounding(precision):
+    X, _ = smooth_and_noisy()
+    detector = tiny_detector(precision=precision).fit(X[:20])
+    n_threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = detector.score_samples(X)
+        torch.set_num_threads(2)
+        two = detector.score_samples(X)
+    finally:
+        torch.set_num_threads(n_threads)
+    assert_allclose(one, two, rtol=1e-5 if precision == "float32" else 0.02)

@@ -274,11 +274,6 @@ def export(args: argparse.Namespace) -> None:
     images of noise, and for the images of --check. If they differ, nothing is written.
     """
     detector = load(args.model, device="cpu")
-    if not hasattr(detector, "export"):
-        raise ValueError(
-            f"{args.model} must hold one detector to be exported; it holds an ensemble. Fit and "
-            "export its detectors one by one."
-        )
     images = new_images(args.check) if args.check else None
     parity = detector.export(args.output, check=images, tolerance=args.tolerance)
     print(f"{args.output}: {args.output.stat().st_size / 1e6:.1f} MB.")
@@ -365,8 +360,8 @@ def entry(result: Result, drawn: Image | None = None) -> Entry:
 
 def lowest_scores(entries: Sequence[Entry]) -> list[Entry]:
     """Return the entries with the lowest scores, as many as a report shows pictures of."""
-    finite = [each for each in entries if np.isfinite(each.score)]
-    return sorted(finite, key=attrgetter("score"))[:MAX_PICTURES]
+    scored = [each for each in entries if not np.isnan(each.score)]
+    return sorted(scored, key=attrgetter("score"))[:MAX_PICTURES]
 
 
 def save_report(

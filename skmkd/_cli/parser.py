@@ -11,6 +11,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,8 @@ from skmkd._packages import MissingExtraError
 from skmkd._runtime import ENGINES
 from skmkd._version import __version__
 
-EPILOG = """exit codes: 0 success, 1 error (see the message), 2 invalid command line, 130
-interrupted"""
+EPILOG = """exit codes: 0 success; 1 error (see the message), or, without a message, standard
+output was closed before all was written; 2 invalid command line; 130 interrupted"""
 HELD_OUT = "validation_fraction"
 USER_ERRORS = (
     ValueError, OSError, MemoryError, MissingExtraError, torch.cuda.OutOfMemoryError,
@@ -55,8 +56,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     code : int
-        0 success, 1 error, 130 interrupted. An invalid command line exits with 2.
+        0 success, 1 error, or nobody reads the standard output any more; 130 interrupted. An
+        invalid command line exits with 2.
     """
+    with ExitStack() as stack:
+        for name, redirect in (("stdout", redirect_stdout), ("stderr", redirect_stderr)):
+            if getattr(sys, name) is None:  # closed by whoever started the program
+                nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+                stack.enter_context(redirect(nowhere))
+        try:
+            try:
+                return parse_and_run(arguments)
+            finally:
+                sys.stdout.flush()
+        except BrokenPipeError:  # such as `| head`, which has enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+
+
+def parse_and_run(arguments: Sequence[str] | None) -> int:
+    """Run the command that the arguments name, and return the exit code."""
     parser = build_parser()
     args = parser.parse_args(arguments)
     for option in foreign_options(args):
@@ -71,9 +90,8 @@ def run_command(args: argparse.Namespace) -> int:
     try:
         args.run(args)
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader of standard output has closed it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    except BrokenPipeError:
+        raise
     except KeyboardInterrupt:
         print("skmkd: interrupted", file=sys.stderr)
         return 130

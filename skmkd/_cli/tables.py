@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from io import StringIO, TextIOWrapper
+from math import isnan
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -15,6 +16,7 @@ from skmkd._files.archive import write_whole
 
 FORMATS = ("csv", "jsonl")
 SURROGATES = "surrogateescape"  # writes file names that are not valid text byte for byte
+FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n")  # starts of cells that spreadsheets may compute
 
 
 class Table:
@@ -41,7 +43,7 @@ class Table:
         """Write rows."""
         text = StringIO()
         if self._form == "csv":
-            csv.writer(text, lineterminator="\n").writerows(rows)
+            text.writelines(map(csv_line, rows))
         else:
             named = (dict(zip(self._columns, row, strict=True)) for row in rows)
             text.writelines(to_json(row) + "\n" for row in named)
@@ -49,10 +51,36 @@ class Table:
         self._stream.flush()
 
 
+def csv_line(row: Iterable[Any]) -> str:
+    """Return a row of CSV, in which no text is a formula and every line break is quoted.
+
+    A path that begins as a formula does is relative, and "./" before it changes nothing for
+    programs that open the file.
+    """
+    line = StringIO()
+    csv.writer(line, lineterminator="\r\n").writerow(map(plain_text, row))  # it quotes both
+    return line.getvalue().removesuffix("\r\n") + "\n"
+
+
+def plain_text(cell: Any) -> Any:
+    """Return a cell; a path that a spreadsheet would take for a formula begins with "./"."""
+    return f"./{cell}" if isinstance(cell, str) and cell.startswith(FORMULAS) else cell
+
+
 def to_json(facts: dict[str, Any], indent: int | None = None) -> str:
-    """Return JSON, with NaN written as null."""
-    plain = {name: None if value != value else value for name, value in facts.items()}
-    return json.dumps(plain, indent=indent, default=repr, allow_nan=False)
+    """Return JSON, which has neither NaN nor infinity: they are null and the largest number."""
+    return json.dumps(json_value(facts), indent=indent, default=repr, allow_nan=False)
+
+
+def json_value(value: Any) -> Any:
+    """Return a value, and those in it, as JSON can hold them."""
+    if isinstance(value, dict):
+        return {name: json_value(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [json_value(each) for each in value]
+    if isinstance(value, float):
+        return None if isnan(value) else min(max(value, -sys.float_info.max), sys.float_info.max)
+    return value
 
 
 @contextmanager

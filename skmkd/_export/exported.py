@@ -16,16 +16,19 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.utils._param_validation import Interval, StrOptions
 
+from skmkd._export.description import read_description
 from skmkd._export.sessions import SESSIONS
 from skmkd._images.checks import check_images
+from skmkd._images.image_files import UnreadableImageError
 from skmkd._images.images import Images
 from skmkd._images.inputs import ImagesLike
-from skmkd._images.pixel_range import PixelRange, dtype_of
-from skmkd._images.roi import Roi
+from skmkd._images.pixel_range import rounded
 from skmkd._packages import MissingExtraError
 
 FORMAT = 1
 BATCH_PIXELS = 2**17  # of images of one size that an engine is given at once, raw or resized
+MOST_THREADS = 1024
+EXTERNAL = b"location"  # the key, in an ONNX file, of another file that holds numbers
 
 
 class ExportedDetector(BaseEstimator):
@@ -41,7 +44,7 @@ class ExportedDetector(BaseEstimator):
     engine : {"auto", "onnxruntime", "openvino"}, default="auto"
         What computes it; "auto" is the first of these that is installed.
     n_threads : int or None, default=None
-        Threads of the engine; None lets it choose.
+        Threads of the engine, 1 to 1024; None lets it choose.
     on_error : {"raise", "skip"}, default="raise"
         How to treat an image that cannot be read or does not fit the others. "skip" warns; its
         score and map are NaN, its prediction -1, its mask True.
@@ -75,7 +78,7 @@ class ExportedDetector(BaseEstimator):
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "path": [str, os.PathLike],
         "engine": [StrOptions({"auto", *SESSIONS})],
-        "n_threads": [Interval(Integral, 1, None, closed="left"), None],
+        "n_threads": [Interval(Integral, 1, MOST_THREADS, closed="both"), None],
         "on_error": [StrOptions({"raise", "skip"})],
         "max_pixels": [Interval(Integral, 1, None, closed="left")],
     }
@@ -103,11 +106,13 @@ class ExportedDetector(BaseEstimator):
         ------
         ValueError
             If a parameter is not as described, or a detector's method `export` did not write the
-            file, or that of a later version did.
+            file, that of a later version did, or it refers to other files.
         """
         self._validate_params()
         self.engine_ = _resolved(self.engine)
         content = Path(self.path).read_bytes()
+        if EXTERNAL in content:
+            raise ValueError(f"path must be one whole file; {self.path!r} refers to others.")
         try:
             self._session = SESSIONS[self.engine_](content, self.n_threads)
             told = json.loads(self._session.properties["skmkd"])
@@ -124,21 +129,23 @@ class ExportedDetector(BaseEstimator):
                 f"{os.fspath(self.path)!r} has the format {found}, written by skmkd {writer}; "
                 f"this version reads formats up to {FORMAT}."
             )
-        self._describe(told)
+        try:
+            self._describe(told)
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(self.path)!r}: {error}. Export it again.") from error
 
     def _describe(self, told: dict[str, Any]) -> None:
         """Set what checks of new images need to know."""
+        known = read_description(told)
         self.description_ = told
-        self.offset_, self.map_offset_ = told["offset"], told["map_offset"]
-        self.image_shape_ = tuple(told["image_shape"])
-        self.pixel_range_ = PixelRange(*told["pixel_range"])
+        self.offset_, self.map_offset_ = known.offset, known.map_offset
+        self.image_shape_, self.pixel_range_ = known.image_shape, known.pixel_range
         self.image_shape = None  # of rows; the shape at fit is known
-        self._seen_pixels = _as_tuple(told["seen_pixels"])
-        self._roi = None
-        if told["roi"] is not None:
-            self._roi = Roi(_as_tuple(told["roi"]), None, _as_tuple(told["frame"]))
-        if None not in self.image_shape_:
-            self.n_features_in_ = int(np.prod(self.image_shape_))
+        self._seen_pixels, self._roi = known.seen_pixels, known.roi
+        self._most_pixels = known.image_size[0] * known.image_size[1]
+        height, width, channels = known.image_shape
+        if height is not None and width is not None:
+            self.n_features_in_ = height * width * channels
 
     def set_params(self, **params: Any) -> Self:
         """Set parameters, and read the file again.
@@ -312,22 +319,24 @@ class ExportedDetector(BaseEstimator):
 
         Successive images of one size are computed together.
         """
-        dtype = dtype_of(self.pixel_range_.kind)
-        height, width = self.description_["image_size"]
         usable = self._usable(images)
         for shape, group in groupby(usable, lambda image: None if image is None else image.shape):
             if shape is None:
                 yield from group
                 continue
-            most = max(1, BATCH_PIXELS // max(height * width, shape[0] * shape[1]))
+            most = max(1, BATCH_PIXELS // max(self._most_pixels, shape[0] * shape[1]))
             while batch := list(islice(group, most)):
-                yield from self._session.run(name, np.stack(batch).astype(dtype, copy=False))
+                yield from self._session.run(name, np.stack(batch))
         images.warn_of_scale()
 
     def _usable(self, images: Images) -> Iterator[Any]:
         """Yield each image (H, W, C), None if it cannot be used; only the region of it is read."""
         for index in range(len(images)):
             image = images.read(index)
+            try:
+                image = rounded(image, self.pixel_range_)
+            except ValueError as error:
+                images.replaced(index, UnreadableImageError(f"{images.name(index)} {error}"))
             images.warn_of_unreadable([index])
             if index in images.unreadable:
                 yield None
@@ -346,10 +355,6 @@ def _resolved(engine: str) -> str:
     return next((name for name in SESSIONS if find_spec(name) is not None), "onnxruntime")
 
 
-def _as_tuple(values: list[Any] | None) -> Any:
-    return None if values is None else tuple(values)
-
-
 def load_exported(
     path: str | os.PathLike[str],
     *,
@@ -366,7 +371,7 @@ def load_exported(
     engine : {"auto", "onnxruntime", "openvino"}, default="auto"
         What computes it; "auto" is the first of these that is installed.
     n_threads : int or None, default=None
-        Threads of the engine; None lets it choose.
+        Threads of the engine, 1 to 1024; None lets it choose.
     on_error : {"raise", "skip"}, default="raise"
         How to treat an image that cannot be read or does not fit the others.
 

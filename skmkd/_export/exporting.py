@@ -14,6 +14,8 @@ from skmkd._export.parity import Parity, parity
 from skmkd._export.writing import UnfaithfulExportError, exported_content
 from skmkd._files.archive import check_target, write_whole
 from skmkd._images.inputs import ImagesLike
+from skmkd._runtime import uninterrupted
+from skmkd._writing import remove_leftovers
 
 TOLERANCES = {"float32": 1e-5, "bfloat16": 2e-2}  # relative difference of scores, by precision
 
@@ -21,6 +23,7 @@ TOLERANCES = {"float32": 1e-5, "bfloat16": 2e-2}  # relative difference of score
 class ExportMixin(BaseEstimator):
     """Export to one ONNX file."""
 
+    @uninterrupted
     def export(
         self,
         path: str | os.PathLike[str],
@@ -57,9 +60,9 @@ class ExportMixin(BaseEstimator):
             If the detector is not fitted.
         ValueError
             If the detector cannot be exported: it draws maps from gradients, cuts images into
-            tiles, has a pose, has a region of interest for each image, or has a source or cloner of
-            yours that torch cannot export; or if the file's scores differ by more than `tolerance`.
-            Then no file is written.
+            tiles, has a pose, has a region of interest for each image, has a source or cloner of
+            yours that torch cannot export, or is an ensemble; or if the file's scores differ by
+            more than `tolerance`. Then no file is written.
         ImportError
             If the extra is not installed: ``pip install "skmkd[onnx]"``.
         OSError
@@ -120,5 +123,6 @@ class ExportMixin(BaseEstimator):
                     f"of the largest, more than tolerance={limit:g}; {found.n_labels_changed} of "
                     f"{found.n_images} labels change."
                 )
+        remove_leftovers(path)
         write_whole(path, content)
         return found

@@ -47,7 +47,11 @@ class OpenVINO:
         told = model.get_rt_info(["framework", "skmkd"]).astype(str)
         self.properties = {"skmkd": told}
         self.outputs = [output.get_any_name() for output in model.outputs]
-        threads = {} if n_threads is None else {"INFERENCE_NUM_THREADS": n_threads}
+        threads: dict[str, Any] = {"ENABLE_CPU_PINNING": False}  # others may use these cores
+        if n_threads is not None:
+            threads["INFERENCE_NUM_THREADS"] = n_threads
+        if n_threads == 1:
+            threads["NUM_STREAMS"] = 0  # in the caller's thread
 
         def compiled(part: Any, precision: str) -> Any:
             hint = {"INFERENCE_PRECISION_HINT": precision}

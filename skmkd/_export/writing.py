@@ -44,6 +44,10 @@ def check_exportable(detector: Any) -> None:
         If it cannot.
     """
     name = type(detector).__name__
+    if hasattr(detector, "detectors_"):
+        raise ValueError(
+            f"A {name} cannot be exported as one file: fit and export its detectors one by one."
+        )
     localization = getattr(detector, "localization", "discrepancy")
     if localization != "discrepancy":
         raise ValueError(
@@ -76,9 +80,9 @@ def exported_content(detector: Any) -> bytes:
     UnfaithfulExportError
         If the content's answers differ from the detector's.
     """
+    check_exportable(detector)
     for package in ("onnx", "onnxscript", "onnxruntime"):
         needed(package, "onnx", "export")
-    check_exportable(detector)
     graph = Graph(detector)
     content = _converted(graph, detector)
     _check_answers(graph, content, detector)

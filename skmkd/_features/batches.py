@@ -16,6 +16,7 @@ from torch import Tensor
 from skmkd._images.preparation import Preprocessing
 from skmkd._images.registration import Template
 from skmkd._images.tiles import Tiles
+from skmkd._interrupts import stop_if_interrupted
 from skmkd._maps.discrepancy import Features
 from skmkd._networks.precision import run_in_batches
 from skmkd._runtime import CPU, gpu_memory, plain_arithmetic
@@ -126,6 +127,7 @@ class ImageDataset:
         n_pixels = RUN_PIXELS[self._prepared_on.type]
         runs = ((indices, self.tiles.runs(indices, n_pixels)) for indices in batches)
         for indices, parts in (self._prefetched if self.prefetch else self._in_turn)(runs):
+            stop_if_interrupted()
             images = torch.cat(parts)
             self.tiles.warn_of_unreadable(indices)
             yield images.to(self.device, memory_format=torch.channels_last)

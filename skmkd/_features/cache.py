@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from skmkd._features.batches import Batch, Dataset, ImageDataset, consecutive
 from skmkd._images.tiles import Tiles
+from skmkd._interrupts import stop_if_interrupted
 from skmkd._maps.discrepancy import Features
 from skmkd._runtime import CACHE_SHARE, CPU, gpu_memory, sent
 from skmkd._warnings import warn
@@ -67,6 +68,7 @@ class CachedDataset:
 
     def _take(self, indices: Sequence[int]) -> Rows:
         """Return rows by their indices, as (n, C, h, w) with channels last in memory."""
+        stop_if_interrupted()
         chosen = sent(torch.as_tensor(np.asarray(indices)), self.rows[IMAGES].device)
         return {
             name: sent(rows.index_select(0, chosen), self.origin.device).permute(0, 3, 1, 2)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-import secrets
-from collections.abc import Callable, MutableMapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, MutableMapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -17,15 +17,19 @@ from torch import Tensor, fx, nn
 
 from skmkd._maps.discrepancy import Features
 from skmkd._warnings import warn
+from skmkd._writing import remove_leftovers, write_file
 
+LAYOUT = 2  # of the files; those of another are not looked for
+CHECKSUM_BYTES = 16
 KEYS: MutableMapping[nn.Module, dict[str, str]] = WeakKeyDictionary()  # of frozen sources
 
 
 class FeatureStore:
     """A source that keeps its features in a folder: one ``.npy`` file per image and layer.
 
-    A file that is missing or damaged is computed and written again. Files are written whole, so
-    that several processes may share a folder.
+    A checksum follows the numbers of each file, of these and of what they are the features of. A
+    file that is missing or damaged is computed and written again; of a damaged one, a warning
+    tells. Files are written whole, so that several processes may share a folder.
 
     Parameters
     ----------
@@ -50,10 +54,12 @@ class FeatureStore:
         if source not in KEYS:
             KEYS[source] = layer_keys(source)
         self._folders = {
-            layer: Path(folder) / joblib.hash(f"{key} {conditions}")
+            layer: Path(folder) / joblib.hash(f"{LAYOUT} {key} {conditions}")
             for layer, key in KEYS[source].items()
         }
         self._writable = True
+        self._told = False
+        self._tidied: set[Path] = set()
 
     def __call__(self, images: Tensor) -> Features:  # (n, 3, H, W)
         """Return the features of every layer; images with missing files are computed together."""
@@ -75,29 +81,71 @@ class FeatureStore:
         """Return the stored features of an image, of those layers that can be read."""
         rows = {}
         for layer, folder in self._folders.items():
-            with (
-                suppress(Exception),  # the errors of a damaged header are of many kinds
-                (folder / f"{name}.npy").open("rb") as file,
-            ):
-                rows[layer] = np.lib.format.read_array(file, allow_pickle=False)
+            path = folder / f"{name}.npy"
+            try:
+                rows[layer] = unpacked(path.read_bytes(), path)
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except Exception as error:  # those of a forged header are of many kinds
+                self._tell(path, error)
         return rows
+
+    def _tell(self, path: Path, error: Exception) -> None:
+        """Warn of the first damaged file."""
+        if not self._told:
+            self._told = True
+            warn(
+                f"The feature store has a damaged file, {path} ({error}): what it held is computed "
+                "and written again, as with any other that is damaged."
+            )
 
     def _write(self, path: Path, row: np.ndarray) -> None:
         if not self._writable:
             return
-        temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                with temporary.open("xb") as file:
-                    np.save(file, row)
-                temporary.replace(path)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
+            if path.parent not in self._tidied:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                remove_leftovers(path)
+                self._tidied.add(path.parent)
+            write_file(path, packed(row, path), durable=False)
+        except IsADirectoryError:  # somebody's own, in the file's place
+            return
         except OSError as error:
             self._writable = False
             warn(f"The feature store cannot be written, and features are computed: {error}.")
+
+
+def packed(row: np.ndarray, path: Path) -> list[Any]:
+    """Return the parts of a file: those of a ``.npy`` file, and a checksum."""
+    header = BytesIO()
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(row))
+    content = [header.getvalue(), row.data]
+    return [*content, checksum(content, path)]
+
+
+def unpacked(content: bytes, path: Path) -> np.ndarray:
+    """Return the array that a file holds; nothing else is read of it, and no code.
+
+    Raises
+    ------
+    ValueError
+        If the file is not one that `packed` made for this path.
+    """
+    whole = memoryview(content)
+    if checksum([whole[:-CHECKSUM_BYTES]], path) != whole[-CHECKSUM_BYTES:]:
+        raise ValueError("its checksum does not match its content")
+    file = BytesIO(content)
+    np.lib.format.read_magic(file)
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    return np.frombuffer(whole[file.tell() : -CHECKSUM_BYTES], dtype).reshape(shape)
+
+
+def checksum(parts: Iterable[Any], path: Path) -> bytes:
+    """Return the checksum of a file's content and of its name, in its folder's."""
+    digest = hashlib.blake2b(f"{path.parent.name}/{path.name}".encode(), digest_size=CHECKSUM_BYTES)
+    for part in parts:
+        digest.update(part)
+    return digest.digest()
 
 
 def _as_array(activations: Tensor) -> np.ndarray:  # (C, h, w) -> (h, w, C)

@@ -10,7 +10,6 @@ import hashlib
 import json
 import math
 import os
-import secrets
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path, PurePath
@@ -35,6 +34,7 @@ from skmkd._networks.recall import MemoryPlan
 from skmkd._networks.residual import Style
 from skmkd._networks.sources import Origin
 from skmkd._version import __version__
+from skmkd._writing import remove_leftovers, write_file
 
 MAX_HEADER = 10**8  # bytes, the limit of safetensors itself
 MAX_MASK = 2**31  # pixels; few bytes may claim any number
@@ -71,6 +71,7 @@ def write_archive(
     content = bytearray(save({name: _plain(tensor) for name, tensor in tensors.items()}, metadata))
     _, field = _parse_header(content)
     content[field] = _checksum(content, field).encode()
+    remove_leftovers(path)
     write_whole(path, content)
 
 
@@ -254,16 +255,7 @@ def write_whole(path: str | os.PathLike[str], content: bytes | bytearray) -> Non
     """Write a file atomically: at any time, the path is that of the old file or the new one."""
     check_target(path)
     path = Path(os.path.realpath(path))
-    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_file(path, [content], durable=True)
     with suppress(OSError):  # some systems cannot open folders
         folder = os.open(path.parent, os.O_RDONLY)
         try:

@@ -9,7 +9,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from skmkd._files.persistence import save_detector
-from skmkd._runtime import portable_state, restored_device
+from skmkd._runtime import portable_state, restored_device, uninterrupted
 from skmkd._version import __version__
 from skmkd._warnings import warn
 
@@ -17,6 +17,7 @@ from skmkd._warnings import warn
 class SavingMixin(BaseEstimator):
     """Save to one file, and pickle so that a detector fitted on a GPU loads without one."""
 
+    @uninterrupted
     def save(self, path: str | os.PathLike[str], *, include_source: bool = True) -> Self:
         """Write the fitted detector into one file, which `skmkd.load` reads.
 

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
 
 from skmkd._images.channels import common_channels
+from skmkd._images.image_files import UnreadableImageError
 from skmkd._images.images import Images, as_numbers
 from skmkd._images.inputs import as_images, listed
 from skmkd._images.pixel_range import (
@@ -19,10 +20,12 @@ from skmkd._images.pixel_range import (
     OPAQUE,
     Extent,
     PixelRange,
+    Reach,
     extent,
     kind_of,
     learned_range,
     seen_in,
+    without_strays,
 )
 from skmkd._images.roi import as_rois
 from skmkd._warnings import warn
@@ -54,13 +57,13 @@ def check_images(estimator: BaseEstimator, X: Any, *, reset: bool, roi: Any = No
         images.pixel_range = _given_range(images, estimator.pixel_range)
         if skip:
             images = images.usable()
-            if len(images) < 2:
-                raise ValueError("X must hold two images at least that can be used; got one.")
+        if images.pixel_range is None:
+            images = _with_learned_range(images, skip)
+        if skip and len(images) < 2:
+            raise ValueError("X must hold two images at least that can be used; got one.")
         estimator.image_shape_ = images.shape
         if None not in images.shape:
             estimator.n_features_in_ = prod(images.shape)
-        if images.pixel_range is None:
-            _warn_of_isolated(images, _learn_range(images))
         estimator.pixel_range_ = images.pixel_range
         estimator._seen_pixels = images.seen
         return images
@@ -91,7 +94,9 @@ def image_list(items: np.ndarray | Sequence[ArrayLike]) -> Images:
     _settle(images, tolerant=False)
     images.pixel_range = _given_range(images, "auto")
     if images.pixel_range is None:
-        _learn_range(images)
+        extents = [extent(image) for image in images]
+        images.pixel_range = learned_range(extents, str(images.kind), images.shape[2] == 4)
+        images.seen = seen_in(extents)
     return images
 
 
@@ -131,24 +136,68 @@ def _given_range(images: Images, given: Any) -> PixelRange | None:
     return PixelRange(*FIXED[kind], kind) if kind in FIXED else None
 
 
-def _learn_range(images: Images) -> list[Extent]:
-    """Set the range of pixels as the images use it, and return what each uses."""
-    extents = [extent(image) for image in images]
-    images.pixel_range = learned_range(extents, str(images.kind), images.shape[2] == 4)
-    images.seen = seen_in(extents)
-    return extents
+def _with_learned_range(images: Images, skip: bool) -> Images:
+    """Return the images that are at one scale, with the range of their pixels.
+
+    A few pixels that are far from all others do not count for the range; a warning names them.
+
+    Raises
+    ------
+    ValueError
+        If an image is at another scale than most; with `skip`, it is left out with a warning.
+    """
+    extents: Sequence[Extent] = [extent(image) for image in images]
+    alpha = images.shape[2] == 4
+    if not alpha:
+        at_scale = _at_one_scale(images, extents, skip)
+        images, extents = images.only(at_scale), [extents[i] for i in at_scale]
+    everything = learned_range(extents, str(images.kind), alpha)
+    near = extents if alpha else without_strays(extents, images.read)
+    images.pixel_range = learned_range(near, str(images.kind), alpha)
+    if images.pixel_range == everything:
+        near = extents  # a far pixel that is within the range needs no word
+    images.seen = seen_in(near)
+    _warn_of_far(images, near)
+    return images
 
 
-def _warn_of_isolated(images: Images, extents: Sequence[Extent]) -> None:
-    """Warn of a value that is far from all others and alone sets the range of pixels."""
+def _at_one_scale(images: Images, extents: Sequence[Extent], skip: bool) -> list[int]:
+    """Return the indices of all images, or with `skip` of those at the scale of most."""
+    reach = Reach.of(extents)
+    others = [i for i, each in enumerate(extents) if reach.is_beyond(each)]
+    for i in others:
+        message = (
+            f"{images.name(i)} must be at the scale of the other images, most of whose pixels are "
+            f"between {reach.low:g} and {reach.high:g}; most of its own are between "
+            f"{extents[i].usual_low:g} and {extents[i].usual_high:g}."
+        )
+        if not skip:
+            raise UnreadableImageError(
+                f"{message} Scale it like the others, leave it out, or set pixel_range=(low, high)."
+            )
+        warn(f"{message} It is left out.")
+    return [i for i in range(len(images)) if i not in others]
+
+
+def _warn_of_far(images: Images, extents: Sequence[Extent]) -> None:
+    """Warn of pixels that do not count for the range, and of a single one that sets it."""
     assert images.pixel_range is not None  # learned from the extents
     low, high, _ = images.pixel_range
+    remedy = "replace it by a likely value; or set pixel_range=(low, high)."
+    strays = [i for i, each in enumerate(extents) if each.stray is not None]
+    if strays:
+        others = f", and so have {len(strays) - 1} other image(s)" if len(strays) > 1 else ""
+        warn(
+            f"{images.name(strays[0])} has pixels of up to {extents[strays[0]].stray:g}, far from "
+            f"all others{others}. They do not count for the pixel range, {low:g} to {high:g}, and "
+            f"are clipped. If such a value marks missing pixels, {remedy}"
+        )
     isolated = [i for i, each in enumerate(extents) if each.isolated in (low, high)]
     if isolated:
         warn(
             f"{images.name(isolated[0])} has a pixel of {extents[isolated[0]].isolated:g}, far "
             f"from all others, so that the pixel range is {low:g} to {high:g}. If it marks missing "
-            "pixels, replace it by a likely value; or set pixel_range=(low, high)."
+            f"pixels, {remedy}"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
@@ -16,6 +17,11 @@ from skmkd._images.contents import Contents
 
 MAX_PIXELS = 2**28  # of one image: a small file may declare any size
 SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO)  # not the file's fault
+SPECIAL = {
+    stat.S_IFDIR: "folder", stat.S_IFIFO: "named pipe", stat.S_IFSOCK: "socket",
+    stat.S_IFCHR: "device", stat.S_IFBLK: "device",
+}  # fmt: skip
+CHANGED = "it was replaced or written to while it was read"
 START = dicom.PREAMBLE + 4  # bytes that tell the format
 
 
@@ -79,8 +85,13 @@ class ImageFile:
 
 @contextmanager
 def opened(path: str, max_pixels: int = MAX_PIXELS) -> Iterator[Contents]:
-    """Open an image of at most `max_pixels`; all failures raise UnreadableImageError."""
+    """Open an image of at most `max_pixels`; all failures raise UnreadableImageError.
+
+    That the file is another one in the end is a failure, too: some formats are read in steps.
+    """
+    before: tuple[int, ...] = ()
     try:
+        before = signature(path)
         with of_its_format(path) as contents:
             height, width = contents.shape[:2]
             if height * width > max_pixels:
@@ -89,10 +100,33 @@ def opened(path: str, max_pixels: int = MAX_PIXELS) -> Iterator[Contents]:
                     f"{max_pixels}: raise that if you trust the file, or cut the image up"
                 )
             yield contents
+        if is_changed(path, before):
+            raise ValueError
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error and more
         if isinstance(error, MemoryError) or getattr(error, "errno", None) in SHORTAGES:
             raise
-        raise UnreadableImageError(f"{path} cannot be read as an image: {reason(error)}") from error
+        why = CHANGED if before and is_changed(path, before) else reason(error)
+        raise UnreadableImageError(f"{path} cannot be read as an image: {why}") from error
+
+
+def signature(path: str) -> tuple[int, ...]:
+    """Return what tells a file from others and earlier states of it; it must be a regular one.
+
+    To open a named pipe would wait for a writer, perhaps for ever.
+    """
+    state = os.stat(path)
+    kind = stat.S_IFMT(state.st_mode)
+    if kind != stat.S_IFREG:
+        raise ValueError(f"it is a {SPECIAL.get(kind, 'special file')}")
+    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns
+
+
+def is_changed(path: str, before: tuple[int, ...]) -> bool:
+    """Tell whether there is another file now, or another state of it."""
+    try:
+        return signature(path) != before
+    except FileNotFoundError:  # after it was read
+        return False
 
 
 def reason(error: Exception) -> str:

@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from PIL.Image import Image
 
 from skmkd._conformal import as_groups
 from skmkd._images.channels import with_channels
 from skmkd._images.image_files import ImageFile, UnreadableImageError
-from skmkd._images.pictures import plain_pixels
+from skmkd._images.opened import OpenedImage
 from skmkd._images.pixel_range import (
     FIXED,
     LARGEST,
@@ -23,6 +22,7 @@ from skmkd._images.pixel_range import (
     plausible,
 )
 from skmkd._images.roi import Roi
+from skmkd._interrupts import stop_if_interrupted
 from skmkd._warnings import warn
 
 SEVERAL = 5  # images that show whether they are on the scale of those of fit
@@ -92,7 +92,7 @@ class Images:
         self.errors: dict[int, str] = {}
         self.silent = False
         self._blank = blank
-        self._plausible: list[bool] = []  # by several threads, in any order
+        self._plausible: dict[int, bool] = {}  # by several threads, in any order
 
     def __len__(self) -> int:
         return len(self.items)
@@ -108,11 +108,11 @@ class Images:
     @property
     def are_files(self) -> bool:
         """Whether an image has to be decoded each time that it is read."""
-        return isinstance(self.items[0], ImageFile | Broken)
+        return isinstance(self.items[0], ImageFile | OpenedImage | Broken)
 
     def name(self, index: int) -> str:
-        """Name an image in an error, by its path if it has one."""
-        return named(self.items[index], index)
+        """Name an image of X in an error, by its path if it has one."""
+        return named(self.items[index], int(np.flatnonzero(self.kept)[index]))
 
     def path(self, index: int) -> str | None:
         """Return the path of an image, if it is a file."""
@@ -163,6 +163,7 @@ class Images:
 
     def read(self, index: int) -> np.ndarray:
         """Return an image of shape (H, W, C), or the blank if it cannot be read."""
+        stop_if_interrupted()
         try:
             return self._read(index)
         except UnreadableImageError as error:
@@ -208,7 +209,7 @@ class Images:
                 image = self.regions[index].cut(image)
             image = with_channels(image, self.shape[2])
             if kind not in FIXED:
-                image = self._checked(image)
+                image = self._checked(image, index)
         except ValueError as error:
             raise UnreadableImageError(f"{named(item, index)} {error}") from None
         return image
@@ -221,7 +222,7 @@ class Images:
             f"fit; got {kind} pixels."
         )
 
-    def _checked(self, image: np.ndarray) -> np.ndarray:
+    def _checked(self, image: np.ndarray, index: int) -> np.ndarray:
         """Check the values of an image, and clip those that are far from the known range."""
         low, high = float(image.min()), float(image.max())
         if np.isnan(low):
@@ -235,7 +236,7 @@ class Images:
             return image
         image = clipped(image, (low, high), self.pixel_range, self.shape[2] == 4)
         if self.seen is not None:
-            self._plausible.append(plausible(image, self.seen))
+            self._plausible[index] = plausible(image, self.seen)
         return image
 
     def usable(self) -> Images:
@@ -256,8 +257,15 @@ class Images:
                 kept.append(index)
         if not kept:
             raise ValueError(f"X must hold images that can be read; got {len(self)}, and none can.")
-        images = self.of(kept)
-        images.kept = np.isin(np.arange(len(self)), kept)
+        return self.only(kept)
+
+    def only(self, indices: Sequence[int]) -> Images:
+        """Return the images at the indices as those of X that can be used; all, if they are."""
+        if len(indices) == len(self):
+            return self
+        images = self.of(indices)
+        images.kept = np.zeros_like(self.kept)
+        images.kept[np.flatnonzero(self.kept)[list(indices)]] = True
         return images
 
     def groups_of(self, groups: ArrayLike | None) -> np.ndarray | None:
@@ -285,14 +293,17 @@ class Images:
 
     def warn_of_scale(self) -> None:
         """Warn if nearly all of several images seem to be on another scale than those of fit."""
-        found, self._plausible = self._plausible, []  # told once, whoever reads the images
-        if self.seen is None or len(found) < SEVERAL or sum(found) > FEW * len(found):
+        found, self._plausible = self._plausible, {}  # told once, whoever reads the images
+        n_plausible = sum(found.values())
+        if self.seen is None or len(found) < SEVERAL or n_plausible > FEW * len(found):
             return
+        first = min(index for index, is_plausible in found.items() if not is_plausible)
         low, high, contrast = self.seen
         warn(
             "Nearly none of the images of X seem to be on the scale of those of fit, most of whose "
             f"pixels are between {low:g} and {high:g} and differ by at least {contrast:g} in each "
-            "image. Scale X as it was scaled for fit."
+            f"image. The first that does not is {self.name(first)}. Scale X as it was scaled for "
+            "fit."
         )
 
 
@@ -302,15 +313,13 @@ def named(item: Any, index: int) -> str:
 
 
 def as_numbers(item: Any, index: int) -> np.ndarray:
-    """Return an image as an array of numbers; Pillow's are converted as files are.
+    """Return an image as an array of numbers.
 
     Raises
     ------
     ValueError
         If it does not hold real numbers.
     """
-    if isinstance(item, Image):
-        return _pixels(item, index)
     if isinstance(item, np.ma.MaskedArray) and np.ma.is_masked(item):
         raise UnreadableImageError(
             f"X[{index}] has masked pixels; fill them with a likely value: X.filled(value)."
@@ -327,14 +336,3 @@ def as_numbers(item: Any, index: int) -> np.ndarray:
     if array.dtype.kind not in "biuf":
         raise ValueError(f"{named(item, index)} must hold real numbers; got dtype {array.dtype}.")
     return array
-
-
-def _pixels(image: Image, index: int) -> np.ndarray:
-    """Convert an image of Pillow as files are converted."""
-    try:
-        return plain_pixels(image, in_place=False)
-    except (OSError, SyntaxError, ValueError, AssertionError) as error:
-        name = getattr(image, "filename", "")
-        raise UnreadableImageError(
-            f"X[{index}] ({name or 'an image of Pillow'}) cannot be read: {error or 'it is closed'}"
-        ) from error

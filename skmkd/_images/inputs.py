@@ -16,7 +16,9 @@ from sklearn.utils.validation import validate_data
 from skmkd._images.channels import CHANNELS, common_channels
 from skmkd._images.image_files import ImageFile, UnreadableImageError, is_path_list
 from skmkd._images.images import Broken, Images, ImageShape, as_numbers, named
+from skmkd._images.opened import OpenedImage
 from skmkd._images.pixel_range import kind_of
+from skmkd._interrupts import stop_if_interrupted
 from skmkd._warnings import warn
 
 ImagesLike = ArrayLike | Sequence[ArrayLike] | Sequence[str | os.PathLike[str]]
@@ -145,8 +147,11 @@ def listed(items: list[Any], skip: bool = False) -> Images:
     """
     images = Images(items, (None, None, 1))
     for i, item in enumerate(items):
+        stop_if_interrupted()
+        if isinstance(item, Image):
+            item = items[i] = OpenedImage(item, i)
         try:
-            array = item if isinstance(item, ImageFile) else as_numbers(item, i)
+            array = item if isinstance(item, ImageFile | OpenedImage) else as_numbers(item, i)
             images.headers[i] = _channels(array.shape, named(item, i)), kind_of(array.dtype)
         except UnreadableImageError as error:
             if not skip:

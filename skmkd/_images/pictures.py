@@ -29,6 +29,7 @@ READERS: dict[bytes, Callable[..., Image.Image]] = {
     b"BM": BmpImageFile,
     b"RIFF": WebPImageFile,
 }
+STRIP_PIXELS = 2**16  # converted at once, so that copies stay small and in the cache
 DEEP = {"RGB;16B": 3, "RGBA;16B": 4, "LA;16B": 4}  # raw modes of PNG, and channels that they give
 
 
@@ -44,16 +45,14 @@ def open_picture(path: str, start: bytes) -> Iterator[Contents]:
     with reader(path) as image:
         if (count := frames(image)) > 1:
             raise ValueError(SEVERAL.format(count=count, reader="PIL.ImageSequence"))
-        height_width, orientation = image.size[::-1], orientation_of(image)
         if isinstance(image, PngImageFile) and raw_mode(image) in DEEP:
             channels = 4 if "transparency" in image.info else DEEP[raw_mode(image)]
+            shape: tuple[int, ...] = (*image.size[::-1], channels)
             dtype, read = np.dtype(np.uint16), partial(deep_pixels, image, path)
         else:
             mode, dtype = plain_mode(image)
-            channels = len(Image.new(mode, (1, 1)).getbands())
-            read = partial(plain_pixels, image)
-        shape = height_width if channels == 1 else (*height_width, channels)
-        yield Contents(upright_shape(shape, orientation), dtype, read)
+            shape, read = shape_as(mode, image), partial(plain_pixels, image)
+        yield Contents(upright_shape(shape, orientation_of(image)), dtype, read)
 
 
 def frames(image: Image.Image) -> int:
@@ -97,28 +96,60 @@ def plain_pixels(image: Image.Image, in_place: bool = True) -> np.ndarray:
         ImageOps.exif_transpose(image, in_place=True)
     else:
         image = ImageOps.exif_transpose(image)
-    converted = image if image.mode == mode else image.convert(mode)
-    return np.asarray(converted).astype(dtype, copy=False)
+    return numbers(image, mode, dtype)
+
+
+def shape_as(mode: str, image: Image.Image) -> tuple[int, ...]:
+    """Return the shape of an image's pixels in a mode: (H, W) or (H, W, C)."""
+    channels = len(Image.new(mode, (1, 1)).getbands())
+    return image.size[::-1] if channels == 1 else (*image.size[::-1], channels)
+
+
+def numbers(image: Image.Image, mode: str, dtype: Any) -> np.ndarray:
+    """Return the pixels of an image in a mode."""
+    pixels = np.empty(shape_as(mode, image), dtype)
+    for rows, strip in strips(image, mode):
+        pixels[rows] = strip
+    return pixels
+
+
+def strips(image: Image.Image, mode: str) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield rows of an image and their pixels in a mode; Pillow converts by two copies or more."""
+    width, height = image.size
+    step = max(1, STRIP_PIXELS // width)
+    for top in range(0, height, step):
+        box = 0, top, width, min(top + step, height)
+        # cuts the strip out, as crop would, which has a limit on pixels that is a global one
+        strip = image.resize((width, box[3] - top), Image.Resampling.NEAREST, box=box)
+        converted = strip if strip.mode == mode else strip.convert(mode)
+        yield slice(top, top + step), np.asarray(converted)
 
 
 def deep_pixels(image: PngImageFile, path: str) -> np.ndarray:
     """Decode a PNG of 16 bits a channel, of which Pillow's modes hold one byte at a time."""
     raw = raw_mode(image)
     if raw == "LA;16B":
-        pixels = with_grey_as_colour(decoded(image, "RGBA").view(">u2")).astype(np.uint16)
+        grey_and_alpha = np.asarray(as_stored(image, "RGBA")).view(">u2")
+        pixels = with_grey_as_colour(grey_and_alpha).astype(np.uint16)
     else:
-        with PngImageFile(path) as again:
-            low = decoded(again, raw.replace("16B", "16L"))  # takes the other byte
-        pixels = np.left_shift(decoded(image, raw), 8, dtype=np.uint16) | low
+        pixels = low_bytes(path, raw)
+        for rows, high in strips(as_stored(image, raw), image.mode):
+            pixels[rows] |= np.left_shift(high, 8, dtype=np.uint16)
     if (clear := image.info.get("transparency")) is not None:
         alpha = np.where((pixels == clear).all(axis=-1), 0, 65535).astype(np.uint16)
         pixels = np.dstack([pixels, alpha])
     return upright(pixels, orientation_of(image))
 
 
-def decoded(image: PngImageFile, raw: str) -> np.ndarray:
-    """Decode a PNG as if its pixels were stored in another raw mode of as many bytes."""
+def low_bytes(path: str, raw: str) -> np.ndarray:
+    """Decode the lower byte of each number of a PNG in such a raw mode, as uint16."""
+    with PngImageFile(path) as image:
+        return numbers(as_stored(image, raw.replace("16B", "16L")), image.mode, np.uint16)
+
+
+def as_stored(image: PngImageFile, raw: str) -> PngImageFile:
+    """Return a PNG to be decoded as if its pixels were stored in another raw mode of their size."""
     codec, extents, offset, _ = image.tile[0]
     tile: Any = (codec, extents, offset, raw)
     image.tile = [tile]
-    return np.asarray(image)
+    return image

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import NamedTuple
+from itertools import count
+from typing import NamedTuple, Self
 
 import numpy as np
 
 FIXED = {"bool": (0.0, 1.0), "uint8": (0.0, 255.0)}  # kinds of number whose range is their type's
 OPAQUE = {"bool": 1.0, "uint8": 255.0, "uint16": 65535.0, "float": 1.0}  # alpha, by kind
 LARGEST = float(np.finfo(np.float32).max)
+SMALLEST = float(np.finfo(np.float32).tiny)
 FAR = 10.0  # widths of the range beyond which pixels are clipped, or a whole image is refused
 FAR_ALPHA = 0.01  # the same for images with alpha, which has no meaning outside of the range
 BESIDE = 0.5  # of the range of most pixels at fit: images beyond are at another scale
 LESS = 0.5  # of the least contrast at fit: below, they are, too
+APART = 3.0  # times as far as others, with none between, are pixels that do not count at fit
+MOST = (0.1, 0.9)  # quantiles, over the images at fit, of what most pixels are between
 GAP = 0.5  # of the distance to most pixels that holds no other value, if an extreme is isolated
 DEPTHS = (8, 10, 12, 14, 16)  # bits of cameras
 CLOSE = 1 / 8  # of the range of the bits in use, below which integers have their extremes
+ROUNDED = 1e-6  # of the range: the largest change when pixels become float32
 SAMPLE = 2000  # values of an image, drawn at random, that show what most pixels are
 
 
@@ -42,6 +47,51 @@ class Extent(NamedTuple):
     usual_low: float
     usual_high: float
     isolated: float | None  # an extreme that is far from all other values
+    stray: float | None = None  # one that is so far that it does not count for the range
+
+
+class Reach(NamedTuple):
+    """What pixels are compared with that may be too far from most others to count for the range."""
+
+    low: float
+    high: float
+    width: float
+
+    @classmethod
+    def of(cls, extents: Sequence[Extent]) -> Self:
+        """Return what most pixels of most images are between, so that a few images do not count."""
+        low = float(np.quantile([each.usual_low for each in extents], MOST[0]))
+        high = float(np.quantile([each.usual_high for each in extents], MOST[1]))
+        return cls(low, high, high - low)
+
+    def near(self, widths: float = FAR) -> tuple[float, float]:
+        """Return the lowest and the highest value that are not further away."""
+        return self.low - widths * self.width, self.high + widths * self.width
+
+    def is_beyond(self, each: Extent) -> bool:
+        """Return whether most pixels of an image are too far away: it is at another scale."""
+        lowest, highest = self.near(APART * FAR)
+        far = each.usual_high < lowest or highest < each.usual_low
+        return far and self.width >= SMALLEST
+
+    def extremes(self, image: np.ndarray) -> tuple[dict[int, float], dict[int, float]]:
+        """Return the lowest values of an image, and the highest, by steps of their distance.
+
+        Step -1 is what is near; each further step ends at three times the distance.
+        """
+        lowest, highest = map(np.float64, self.near())
+        inside = (image >= lowest) & (image <= highest)
+        if not inside.any():
+            inside[...] = True
+        lows, highs = {-1: float(image[inside].min())}, {-1: float(image[inside].max())}
+        below, above = (image[far].astype(np.float64) for far in (image < lowest, image > highest))
+        for values, end, found in ((below, self.low, lows), (above, self.high, highs)):
+            widths = np.abs(values - end) / (FAR * self.width)
+            steps = np.maximum(np.floor(np.log(widths) / np.log(APART)), 0)
+            for step in np.unique(steps).astype(int).tolist():
+                chosen = values[steps == step]
+                found[step] = float(chosen.min() if found is lows else chosen.max())
+        return lows, highs
 
 
 @cache
@@ -74,6 +124,49 @@ def quantiles(image: np.ndarray, shares: Sequence[float]) -> list[float]:
     places = np.random.default_rng(0).integers(0, image.size, SAMPLE)
     values = image[np.unravel_index(places, image.shape)].astype(np.float64)
     return np.quantile(values, shares).tolist()
+
+
+def without_strays(
+    extents: Sequence[Extent], read: Callable[[int], np.ndarray]
+) -> Sequence[Extent]:
+    """Return extents without pixels that are so far from all others that they do not count.
+
+    Pixels count within ten widths of what most are between, and beyond as long as there are others
+    at less than a third of the distance, as where bright spots fade into a dark ground.
+
+    Parameters
+    ----------
+    extents : sequence of n Extent
+        What images use.
+    read : callable
+        Returns the image of an index.
+    """
+    reach = Reach.of(extents)
+    lowest, highest = reach.near()
+    far = [i for i, each in enumerate(extents) if each.low < lowest or highest < each.high]
+    if reach.width < SMALLEST or not far:
+        return extents
+    lows, highs = zip(*(reach.extremes(read(i)) for i in far), strict=True)
+    ends = first_gap(lows), first_gap(highs)
+    found = list(extents)
+    for i, low, high in zip(far, lows, highs, strict=True):
+        kept_low, kept_high = (
+            steps[max(step for step in steps if step < end)]
+            for steps, end in zip((low, high), ends, strict=True)
+        )
+        strays = [v for v in (extents[i].low, extents[i].high) if not kept_low <= v <= kept_high]
+        if strays:
+            found[i] = Extent(
+                kept_low, kept_high, max(kept_low, extents[i].usual_low),
+                min(kept_high, extents[i].usual_high), None, max(strays, key=abs),
+            )  # fmt: skip
+    return found
+
+
+def first_gap(of_images: Sequence[Mapping[int, float]]) -> int:
+    """Return the first step of distance at which no image has a pixel."""
+    taken = set().union(*of_images)
+    return next(step for step in count() if step not in taken)
 
 
 def learned_range(extents: Sequence[Extent], kind: str, has_alpha: bool) -> PixelRange:
@@ -125,6 +218,26 @@ def clipped(
             f"values from {low:g} to {high:g}. Scale X as it was scaled for fit."
         )
     return image.clip(known.low - reach, known.high + reach)
+
+
+def rounded(image: np.ndarray, known: PixelRange) -> np.ndarray:
+    """Return an image in the type that holds pixels of its kind.
+
+    Raises
+    ------
+    ValueError
+        If float32 does not hold them.
+    """
+    found = image.astype(dtype_of(known.kind), copy=False)
+    if not np.can_cast(image.dtype, found.dtype):
+        error = float(np.abs(image - found).max())
+        if error > ROUNDED * known.width:
+            raise ValueError(
+                f"must hold pixels that float32 tells apart; rounding changes them by {error:.2g}, "
+                f"in a range of {known.width:g}. Subtract a constant from all images, then fit and "
+                "export again."
+            )
+    return found
 
 
 def drawable(image: np.ndarray, known: PixelRange) -> np.ndarray:

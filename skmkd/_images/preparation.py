@@ -18,7 +18,7 @@ from skmkd._runtime import CPU, sent
 
 MAX_ROTATION = 20.0  # degrees; this and the scales are MKD's for small sets (section 4.2.3)
 SCALES = (0.9, 1.05)
-STRIP_PIXELS = 2**18  # converted at once, so that their floats stay in the processor's cache
+STRIP_PIXELS = 2**17  # converted at once, so that their floats stay in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,16 @@ class Preprocessing:
         low, high, _ = self.pixel_range
         white = (high - low) or 1.0
         pixels = np.stack(images) if len(images) > 1 else images[0][None]
-        n, height, width, _ = pixels.shape
+        n, height, width, channels = pixels.shape
         rows = max(1, STRIP_PIXELS // (n * width)) if device == CPU else height
-        strips = [
-            self._strip(as_floats(pixels[:, i : i + rows], device), white)
-            for i in range(0, height, rows)
-        ]
-        resized = transforms.resize(torch.cat(strips, dim=2), list(self.size), antialias=True)
+        # made before the floats of any strip, which else would leave gaps that none of them fits
+        narrow = torch.empty(
+            (n, height, self.size[1], min(channels, 3)), dtype=float_type(pixels), device=device
+        ).permute(0, 3, 1, 2)  # (n, C, H, width), channels last
+        for i in range(0, height, rows):
+            strip = as_floats(pixels[:, i : i + rows], device)
+            narrow[:, :, i : i + rows] = self._strip(strip, white)
+        resized = transforms.resize(narrow, list(self.size), antialias=True)
         scaled = (resized / white).float()
         mean, std = _of_channels(self.mean, device), _of_channels(self.std, device)
         return (scaled - mean).div_(std)
@@ -76,9 +79,14 @@ def as_floats(pixels: np.ndarray, device: torch.device) -> Tensor:
     """Return a copy of pixels, on a device, as floats that hold them; bytes travel as bytes."""
     if device != CPU and pixels.dtype == np.uint8:
         return sent(torch.from_numpy(pixels.copy()), device).float()
-    single = np.result_type(pixels.dtype, np.float32) == np.float32
-    kind: Any = np.float32 if single else np.float64  # torch has no longdouble
+    kind: Any = np.float32 if float_type(pixels) == torch.float32 else np.float64
     return sent(torch.from_numpy(pixels.astype(kind)), device)
+
+
+def float_type(pixels: np.ndarray) -> torch.dtype:
+    """Return the type of floats that hold pixels, as far as torch has one."""
+    single = np.result_type(pixels.dtype, np.float32) == np.float32
+    return torch.float32 if single else torch.float64
 
 
 @lru_cache(maxsize=8)

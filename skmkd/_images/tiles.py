@@ -203,8 +203,9 @@ class Tiles:
             return image
         if image.shape[:2] != cut.size:
             turned = UnreadableImageError(
-                f"{self.images.name(index)} must be upright to be cut into tiles: it is turned at "
-                "the end of the file."
+                f"{self.images.name(index)} must have the size in its header, {cut.size}, to be "
+                f"cut into tiles; got {image.shape[:2]}: its end says that it is turned, or it was "
+                "replaced meanwhile."
             )
             return self.images.replaced(index, turned)
         return image[cut.box(number)]

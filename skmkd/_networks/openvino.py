@@ -17,7 +17,7 @@ from skmkd._networks.cloners import plain_copy
 from skmkd._networks.precision import is_native
 from skmkd._networks.tracing import TRACING
 from skmkd._packages import needed
-from skmkd._runtime import CPU, plain_arithmetic
+from skmkd._runtime import CPU, note_threads, plain_arithmetic
 
 COMPILED: MutableSet[Any] = WeakSet()
 
@@ -98,6 +98,7 @@ class _Compiled:
                 }
                 compiled = _openvino().Core().compile_model(model, "CPU", settings)
                 COMPILED.add(compiled)
+                note_threads()
                 self._known[key] = compiled, layers
         return self._known[key]
 

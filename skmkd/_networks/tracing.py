@@ -12,6 +12,8 @@ import torchvision
 from torch import fx, nn
 from torchvision.models.feature_extraction import NodePathTracer
 
+from skmkd._runtime import uninterrupted
+
 TRACING = RLock()  # one trace at a time: torch.fx patches nn.Module while it traces
 if hasattr(os, "register_at_fork"):  # else a child could inherit the lock from another thread
     os.register_at_fork(
@@ -58,12 +60,14 @@ class FeatureExtractor(fx.GraphModule):
         return _unpickle, super().__reduce__()
 
 
+@uninterrupted
 def _unpickle(restore: Callable[..., fx.GraphModule], arguments: Any) -> FeatureExtractor:
     with TRACING:
         module = restore(*arguments)
     return FeatureExtractor(module, module.graph)
 
 
+@uninterrupted
 def trace(network: nn.Module) -> tuple[fx.GraphModule, dict[fx.Node, str]]:
     """Return a network in eval mode as a graph, and the names of its nodes in order."""
     with TRACING:

@@ -327,3 +327,27 @@ def test_a_closed_pipe_prints_no_error(place, monkeypatch, capsys):
         monkeypatch.setattr(sys, "stdout", stream)
         assert main(["info", str(place / "model.skmkd")]) == 1
     assert capsys.readouterr().err == ""
+
+
+def test_a_program_whose_reader_has_gone_ends_without_a_word(place):
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "skmkd", "info", place / "model.skmkd"]
+    run = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert (run.returncode, run.stderr) == (1, b"")
+
+
+@pytest.mark.filterwarnings("always")
+def test_streams_may_be_closed_from_the_start(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    model = str(place / "model.skmkd")
+    assert main(["info", model]) == 0
+    assert main(["score", model, str(place / "learn/0.png")]) == 0
+    assert main(["score", model, "none.png"]) == 1
+    new = tmp_path / "model.skmkd"
+    words = ["fit", str(place / "learn"), "-o", str(new), *QUICK.split()]
+    assert main(words) == 0
+    assert new.exists()
+    assert sys.stdout is sys.stderr is None

@@ -90,6 +90,18 @@ def test_ramp_ends_half_the_threshold_above_it(threshold, red):
     assert at == beyond == [153, 0, 0]
 
 
+@pytest.mark.parametrize(
+    ("threshold", "expected"),
+    [(math.inf, "....."), (-math.inf, "rrrrr"), (NAN, "....."), (5e-324, ".yrrr"),
+     (1e-310, ".rrrr"), (1e300, "....r"), (-1e300, "rrrrr")],
+)  # fmt: skip
+def test_overlay_of_extreme_thresholds(threshold, expected):
+    single = np.array([[0, 1e-40, 1, 3e38, math.inf]], np.float32)
+    found = np.asarray(overlay(np.zeros((1, 5), np.float32), single, threshold))[0]
+    colours = {".": (0, 0, 0), "y": (153, 153, 0), "r": (153, 0, 0)}
+    assert_array_equal(found, [colours[each] for each in expected])
+
+
 def test_overlay_of_colours_transparency_and_nan():
     colour = np.random.default_rng(0).random((4, 5, 3))
     expected = np.rint(255 * colour)
@@ -178,6 +190,7 @@ def test_the_report_of_many_images_is_small():
     assert page.texts["b"][:3] == ["20000", str((scores < 0).sum()), "7"]
     sentence = "The 1000 images with the lowest scores are listed; 19000 others are not."
     assert sentence in page.texts["caption"][0]
+    assert "so is the table that skmkd score writes" in page.texts["caption"][0]
     counts = [int(count) for count in page.attributes("title", "data-count")]
     assert sum(counts) == n - 7  # the histogram is that of all
 
@@ -198,10 +211,13 @@ SCORES = {
     "outlier": [*np.linspace(0, 1, 50), -1e6],
     "tiny": [1e-300, 5e-324, 0.0],
     "some unreadable": [NAN, 1.0, NAN, -1.0],
+    "subnormal": [5e-324, 1e-323, -5e-324],
+    "largest": [-1.7e308, 1.7e308, 0.0],
+    "all large": [1e305, 1.1e305],
 }
 
 
-@pytest.mark.parametrize("threshold", [0.1, 0.0, -2.0, 1.5])
+@pytest.mark.parametrize("threshold", [0.1, 0.0, -2.0, 1.5, 5e-324, -1.7e308])
 @pytest.mark.parametrize("name", SCORES)
 def test_bars_contain_every_score_on_its_side(name, threshold):
     scores = np.array(SCORES[name])
@@ -215,18 +231,47 @@ def test_bars_contain_every_score_on_its_side(name, threshold):
         numbers = [float(value) for value in page.attributes("rect", name)]
         assert 0 <= min(numbers) <= max(numbers) <= 640
     edges, _ = bars(scores[~np.isnan(scores)], threshold)
-    assert threshold in edges
+    assert np.clip(threshold, -1e300, 1e300) in edges
+
+
+@pytest.mark.parametrize("threshold", [NAN, math.inf, -math.inf])
+def test_a_threshold_that_is_no_number_is_not_drawn(threshold):
+    entries = [Entry(str(score), score, NAN, None) for score in (-1.0, 2.0, 2.5)]
+    page = Page(written(entries, threshold))
+    assert "threshold" not in page.attributes("path", "class")
+    counts = [int(count) for count in page.attributes("title", "data-count")]
+    assert sum(counts) == 3
+    label = "unknown" if math.isnan(threshold) else "anomaly" if threshold > 0 else "normal"
+    assert [row[4] for row in page.rows[1:]] == [label] * 3
+    if label != "unknown":
+        assert set(page.attributes("rect", "class")) == {label}
+
+
+def test_infinite_scores_are_listed_and_counted_but_not_drawn():
+    scores = [math.inf, -math.inf, 1.0, NAN, -1.0]
+    page = Page(written([Entry(str(score), score, NAN, PICTURE) for score in scores]))
+    assert [row[0] for row in page.rows[1:]] == ["-inf", "-1.0", "1.0", "inf", "nan"]
+    verdicts = ["anomaly", "anomaly", "normal", "normal", "unreadable"]
+    assert [row[4] for row in page.rows[1:]] == verdicts
+    assert page.attributes("td", "data-value")[0::3] == ["-Infinity", "-1.0", "1.0", "Infinity",
+                                                         "NaN"]  # fmt: skip
+    assert page.texts["b"] == ["5", "2", "1", "0", "2"]
+    assert page.texts["p"] == [" infinite scores are not in the histogram."]
+    assert sum(int(count) for count in page.attributes("title", "data-count")) == 2
 
 
 @pytest.mark.parametrize("scores", [[], [NAN, NAN]])
 def test_no_scores_no_histogram(scores):
     page = Page(written([Entry("a", score, NAN, None) for score in scores]))
-    assert "No image has a score." in page.texts["p"]
+    assert "No image has a finite score." in page.texts["p"]
     assert len(page.rows) == 1 + len(scores)
-    assert histogram(np.array([]), 0.0) == "<p>No image has a score.</p>"
+    assert histogram(np.array([]), 0.0) == "<p>No image has a finite score.</p>"
 
 
-@pytest.mark.parametrize(("low", "high"), [(0, 1), (-0.37, 0.112), (1e-9, 3e-9), (-5e7, 2e8)])
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [(0, 1), (-0.37, 0.112), (1e-9, 3e-9), (-5e7, 2e8), (-1e300, 1e300), (-1e-300, 1e-300)],
+)
 def test_ticks_are_few_round_and_within(low, high):
     found = list(ticks(low, high))
     assert 2 <= len(found) <= 6
@@ -255,7 +300,8 @@ def test_sorting_in_a_browser(tmp_path):
         assert "CI" not in os.environ, "a browser is required in CI"
         pytest.skip(f"none of {', '.join(names)} is installed")
     figures = {
-        "2": (-2.0, 0.3), "0": (NAN, NAN), "10": (10.0, 0.2), "4": (9.0, 1.0), "5": (-10.0, 0.9),
+        "2": (-2.0, 0.3), "0": (NAN, NAN), "10": (math.inf, 0.2), "4": (9.0, 1.0),
+        "5": (-math.inf, 0.9),
     }  # fmt: skip
     entries = [Entry(f"img{name}.png", *each, PICTURE) for name, each in figures.items()]
     file = tmp_path / "report.html"

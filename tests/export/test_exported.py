@@ -25,6 +25,7 @@ from sklearn.base import clone
 
 import skmkd
 from skmkd import MemKDDetector, load_exported
+from skmkd._images.pixel_range import PixelRange
 from skmkd._packages import MissingExtraError
 
 if not all(map(find_spec, ("onnxscript", "onnxruntime", "openvino"))):
@@ -174,6 +175,18 @@ def test_nothing_outside_of_the_rectangle_is_looked_at(made):
     assert_allclose(detector.score_samples(image), expected, rtol=RELATIVE)
 
 
+def test_images_that_float32_would_round_are_refused(made, monkeypatch):
+    _, path = made("rectangle, grey")
+    exported, image = load_exported(path), pixels("float32", 1, n=1)
+    expected = exported.score_samples(image)
+    assert_array_equal(exported.score_samples(image.astype(float)), expected)
+    far = PixelRange(1e6, 1e6 + 1, "float")
+    monkeypatch.setattr(exported, "pixel_range_", far)
+    monkeypatch.setattr(exported, "_seen_pixels", None)
+    with pytest.raises(ValueError, match=r"X\[0\] must hold pixels that float32 tells apart"):
+        exported.score_samples(image + np.float64(1e6))
+
+
 def test_images_on_another_scale_are_warned_of(made):
     _, path = made("region, alpha")
     dark = [image // 1000 for image in pixels("uint16", 4, n=6)]
@@ -243,7 +256,9 @@ def test_parameters_take_effect(made):
     assert exported.offset_ == other.offset_ != detector.offset_
 
 
-@pytest.mark.parametrize("given", [{"engine": "torch"}, {"n_threads": 0}, {"on_error": "ignore"}])
+@pytest.mark.parametrize(
+    "given", [{"engine": "torch"}, {"n_threads": 0}, {"n_threads": 10**6}, {"on_error": "ignore"}]
+)
 def test_wrong_parameters_are_refused(made, given):
     _, path = made("colour")
     with pytest.raises(ValueError, match=f"The '{next(iter(given))}' parameter of Exported"):
@@ -269,12 +284,32 @@ def test_other_files_are_refused(engine, tmp_path):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+def test_files_that_refer_to_others_are_refused(made, engine, tmp_path):
+    model = onnx.load(made("colour")[1])
+    onnx.save(model, tmp_path / "model.onnx", save_as_external_data=True, location="weights")
+    assert (tmp_path / "weights").exists()
+    with pytest.raises(ValueError, match="path must be one whole file; .* refers to others"):
+        load_exported(tmp_path / "model.onnx", engine=engine)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_newer_formats_are_refused(made, engine, tmp_path):
     model = onnx.load(made("colour")[1])
     told = json.loads(model.metadata_props[0].value)
     onnx.helper.set_model_props(model, {"skmkd": json.dumps(told | {"format": 2, "skmkd": "9.0"})})
     onnx.save(model, tmp_path / "model.onnx")
     with pytest.raises(ValueError, match=r"format 2, written by skmkd 9.0; .* up to 1\."):
+        load_exported(tmp_path / "model.onnx", engine=engine)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_files_whose_metadata_was_edited_are_refused(made, engine, tmp_path):
+    model = onnx.load(made("colour")[1])
+    told = json.loads(model.metadata_props[0].value)
+    del told["image_shape"]
+    onnx.helper.set_model_props(model, {"skmkd": json.dumps(told)})
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(ValueError, match=r"'.*model.onnx': metadata must .* 'image_shape'; got no"):
         load_exported(tmp_path / "model.onnx", engine=engine)
 
 

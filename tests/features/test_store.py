@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 import warnings
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from sklearn.model_selection import KFold
 from torch import nn
 
 from skmkd._features.batches import ImageDataset
-from skmkd._features.store import FeatureStore, layer_keys
+from skmkd._features.store import CHECKSUM_BYTES, FeatureStore, checksum, layer_keys
 from skmkd._images.checks import Images, PixelRange
 from skmkd._images.preparation import Preprocessing
 from skmkd._images.tiles import Tiles, Tiling
@@ -168,6 +169,12 @@ def flipped(content, position):
     return content[:position] + bytes([content[position] ^ 0x55]) + content[position + 1 :]
 
 
+def array_file(array):
+    file = BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
 DAMAGES = {
     "empty": lambda _: b"",
     "half a header": lambda whole: whole[:40],
@@ -185,6 +192,11 @@ DAMAGES = {
     "huge shape": lambda whole: whole.replace(b"(4, 4, 4), }   ", b"(4, 4, 4000000)}"),
     "key": lambda whole: whole.replace(b"'descr'", b"'descx'"),
     "quote": lambda whole: whole.replace(b"'descr'", b"'descr "),
+    "no checksum": lambda whole: whole[:-CHECKSUM_BYTES],
+    "checksum": lambda whole: flipped(whole, len(whole) - 1),
+    "number": lambda whole: flipped(whole, 200),
+    "other shape": lambda _: array_file(np.zeros((4, 4, 5), np.float32)),
+    "other type": lambda _: array_file(np.zeros((4, 4, 4))),
     "brackets": lambda whole: whole.replace(b"(4, 4, 4)", b"(4, 4, 4["),
 }
 
@@ -201,7 +213,10 @@ def test_damaged_files_are_computed_and_written_again(tmp_path, damage):
     first.write_bytes(DAMAGES[damage](contents[first]))
     assert first.read_bytes() != contents[first]
     source.passes.clear()
-    features = FeatureStore(tmp_path, source, "x")(images)
+    with pytest.warns(UserWarning, match=f"damaged file, .*{first.name}.*computed and") as caught:
+        features = FeatureStore(tmp_path, source, "x")(images)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
     assert source.passes == [1]
     for layer, activations in expected.items():
         torch.testing.assert_close(features[layer], activations)
@@ -210,6 +225,76 @@ def test_damaged_files_are_computed_and_written_again(tmp_path, damage):
     source.passes.clear()
     FeatureStore(tmp_path, source, "x")(images)
     assert source.passes == []
+
+
+def test_no_flipped_bit_changes_scores(images, tmp_path):
+    detector = tiny_detector(feature_store=tmp_path).fit(images)
+    scores = detector.score_samples(images)
+    contents = {path: path.read_bytes() for path in stored(tmp_path)}
+    rng = np.random.default_rng(0)
+    n_flips = 0
+    while n_flips < 250:
+        for path, content in contents.items():
+            damaged = bytearray(content)
+            damaged[rng.integers(len(content))] ^= 1 << int(rng.integers(8))
+            path.write_bytes(damaged)
+            n_flips += 1
+        with pytest.warns(UserWarning, match="damaged file") as caught:
+            assert_array_equal(detector.score_samples(images), scores)
+        assert len(caught) == 1  # a call
+        assert {path: path.read_bytes() for path in stored(tmp_path)} == contents
+
+
+@pytest.mark.parametrize("across", ["images", "layers"])
+def test_files_that_are_swapped_are_noticed(tmp_path, across):
+    source = Counting(built(nn.Sequential(nn.MaxPool2d(2), nn.ReLU()), ["0", "1"]))
+    images = some()
+    expected = FeatureStore(tmp_path, source, "x")(images)
+    files = stored(tmp_path)
+    contents = {path: path.read_bytes() for path in files}
+    other = next(
+        path for path in files[1:] if (path.parent == files[0].parent) == (across == "images")
+    )
+    files[0].write_bytes(contents[other])
+    other.write_bytes(contents[files[0]])
+    with pytest.warns(UserWarning, match="damaged file") as caught:
+        features = FeatureStore(tmp_path, source, "x")(images)
+    assert len(caught) == 1
+    assert all(torch.equal(features[layer], a) for layer, a in expected.items())
+    assert {path: path.read_bytes() for path in stored(tmp_path)} == contents
+
+
+def test_a_folder_in_the_place_of_a_file_stays(tmp_path):
+    source = Counting(built(TinySource()))
+    images = some()
+    expected = FeatureStore(tmp_path, source, "x")(images)
+    first, second, *_ = stored(tmp_path)
+    first.unlink()
+    first.mkdir()
+    second.unlink()
+    with pytest.warns(UserWarning, match="damaged file") as caught:
+        features = FeatureStore(tmp_path, source, "x")(images)
+    assert len(caught) == 1
+    for layer, activations in expected.items():
+        torch.testing.assert_close(features[layer], activations)
+    assert first.is_dir()
+    assert second.is_file()
+    assert len(list(tmp_path.rglob("*"))) == 2 + 2 * 4  # nothing else is left
+
+
+def test_a_forged_checksum_runs_no_code(tmp_path):
+    folder, trace = tmp_path / "store", tmp_path / "trace"
+    source = Counting(built(TinySource()))
+    images = some()
+    expected = FeatureStore(folder, source, "x")(images)
+    file = BytesIO()
+    np.save(file, np.array([Bomb(trace)], dtype=object), allow_pickle=True)
+    for path in stored(folder):
+        path.write_bytes(file.getvalue() + checksum([file.getvalue()], path))
+    with pytest.warns(UserWarning, match="damaged file"):
+        features = FeatureStore(folder, source, "x")(images)
+    assert not trace.exists()
+    assert all(torch.equal(features[layer], a) for layer, a in expected.items())
 
 
 @pytest.mark.parametrize("as_array", [True, False])
@@ -225,7 +310,8 @@ def test_pickles_are_neither_read_nor_written(tmp_path, as_array):
             np.save(path, np.array([Bomb(trace)], dtype=object), allow_pickle=True)
         else:
             path.write_bytes(pickle.dumps(Bomb(trace)))
-    features = FeatureStore(folder, source, "x")(images)
+    with pytest.warns(UserWarning, match="damaged file"):
+        features = FeatureStore(folder, source, "x")(images)
     assert source.passes == [4, 4]
     assert not trace.exists()
     for layer, activations in expected.items():
@@ -267,11 +353,11 @@ def test_scores_without_a_store_that_can_be_written(images, tmp_path):
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_what_was_half_written_is_removed(tmp_path, monkeypatch, error):
-    def fill(file, _):
+    def fill(file, *_):
         file.write(b"\x93NUMPY")
         raise error
 
-    monkeypatch.setattr(np, "save", fill)
+    monkeypatch.setattr("skmkd._writing._fill", fill)
     source = Counting(built(TinySource()))
     expected = source.source(some())
     if isinstance(error, OSError):

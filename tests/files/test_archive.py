@@ -274,7 +274,7 @@ def test_no_file(tmp_path):
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="signals of Unix")
 @pytest.mark.parametrize("moment", ["os.fsync", "pathlib.Path.replace"])
-def test_being_killed_leaves_the_old_file(archive, moment):
+def test_being_killed_leaves_the_old_file(archive, moment, monkeypatch):
     old = archive.read_bytes()
     program = (
         "import os, pathlib, signal, torch\n"
@@ -287,8 +287,10 @@ def test_being_killed_leaves_the_old_file(archive, moment):
     assert killed.returncode == -signal.SIGKILL
     assert archive.read_bytes() == old
     assert read_archive(archive)[0] == VALUES
+    monkeypatch.setattr("skmkd._writing.AGE", -1)
     write_archive(archive, {"new": 1}, {})
     assert read_archive(archive)[0] == {"new": 1}
+    assert os.listdir(archive.parent) == [archive.name]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(errno.ENOSPC, "full")])

@@ -322,7 +322,12 @@ def test_a_given_range_wins():
 def test_a_pixel_far_from_most_is_warned_of_by_name(tmp_path):
     heights = [noise((20, 20), seed=i) + 25 for i in range(4)]
     heights[2][5, 5] = -9999
-    with pytest.warns(UserWarning, match=r"X\[2\] has a pixel of -9999, far .* set pixel_range="):
+    with pytest.warns(
+        UserWarning, match=r"X\[2\] has pixels of up to -9999, far .* set pixel_range="
+    ):
+        fitted_to(heights)
+    heights[2][5, 5] = 48
+    with pytest.warns(UserWarning, match=r"X\[2\] has a pixel of 48, far .* is 25.* to 48.*range="):
         fitted_to(heights)
     fitted_to(heights, pixel_range=(20, 30))  # a warning would be an error
 
@@ -396,6 +401,7 @@ def test_images_at_another_scale_are_warned_of_once(learned, change):
     with pytest.warns(UserWarning, match="Nearly none of the images of X seem to be") as caught:
         images.warn_of_scale()
     assert len(caught) == 1
+    assert "The first that does not is X[0]." in str(caught[0].message)
     for some in ([*change(X), X[0]], change(X)[:4]):  # one is as at fit; too few to say
         images = check_images(fitted_to(X), some, reset=False)
         list(images)
@@ -452,3 +458,44 @@ def test_a_given_range_may_be_wider_than_the_type(tmp_path, given):
     estimator = fitted_to([GREY, GREY], on_error="skip", pixel_range=given)
     images = check_images(estimator, [tmp_path / "nowhere.png"], reset=False)
     assert [image.shape for image in images] == [(1, 1, 1)]
+
+
+@pytest.mark.parametrize("value", [1e10, -9999.0, 3e38])
+def test_a_far_pixel_is_named_and_the_range_is_that_without_it(value):
+    X = 25 + 8 * noise((30, 9, 9))
+    expected = fitted_to(X)
+    X[[4, 20], 3, 3] = value
+    with pytest.warns(UserWarning, match="far from all others") as caught:
+        estimator = fitted_to(X)
+    assert str(caught[0].message).startswith(f"X[4] has pixels of up to {value:g}, far from")
+    assert "and so have 1 other image(s)" in str(caught[0].message)
+    low, high, _ = expected.pixel_range_
+    assert estimator.pixel_range_[:2] == pytest.approx((low, high), rel=0.01)
+    assert estimator._seen_pixels == pytest.approx(expected._seen_pixels, rel=0.05)
+    for image in check_images(estimator, X, reset=False):
+        assert low - 11 * (high - low) <= image.min() <= image.max() <= high + 11 * (high - low)
+
+
+def test_an_image_at_another_scale_than_the_others_of_a_fit_is_named(tmp_path):
+    X = 25 + 8 * noise((20, 9, 9))
+    X[0, 0, 0] = np.nan  # left out first, and counted
+    X[7] *= 1000
+    with pytest.raises(ValueError, match=r"X\[6\] must be at the scale of the other images.*leave"):
+        fitted_to(X[1:])
+    with pytest.warns(UserWarning, match="It is left out") as caught:
+        images = check_images(Estimator(on_error="skip"), X, reset=True)
+    assert [str(each.message)[:4] for each in caught] == ["X[0]", "X[7]"]
+    assert np.flatnonzero(~images.kept).tolist() == [0, 7]
+    assert images.pixel_range.high < 34
+    assert len(list(images)) == 18
+    given = fitted_to(X[1:], pixel_range=(0, 33_000))
+    assert given.pixel_range_[:2] == (0, 33_000)
+
+
+def test_a_hot_pixel_of_a_camera_does_not_set_the_range():
+    X = 500 + noise((12, 20, 20), np.uint16) // 2
+    expected = fitted_to(X).pixel_range_
+    assert expected.high < 600
+    X[5, 3, 3] = 65535
+    with pytest.warns(UserWarning, match=r"X\[5\] has pixels of up to 65535"):
+        assert fitted_to(X).pixel_range_ == expected

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import errno
+import os
+import socket
 import struct
 import subprocess
 import sys
 import tracemalloc
 import zlib
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +21,7 @@ import tifffile
 from numpy.testing import assert_array_equal
 from PIL import Image
 
+from skmkd._images import image_files
 from skmkd._images.image_files import (
     MAX_PIXELS,
     ImageFile,
@@ -292,3 +297,65 @@ def test_folders_paths_and_arrays_are_the_same_images(tmp_path):
     for path in paths:
         for name in (path, str(path)):
             assert_array_equal(ImageFile(name), images[int(path.stem)], strict=True)
+
+
+def replaced_while(monkeypatch, path, later):
+    """Let a file be another one as soon as its header has been read."""
+    real = image_files.of_its_format
+
+    @contextmanager
+    def of_its_format(name):
+        with real(name) as contents:
+
+            def read():
+                os.replace(later, path)
+                return contents.read()
+
+            yield replace(contents, read=read)
+
+    monkeypatch.setattr(image_files, "of_its_format", of_its_format)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "options"),
+    [("png", {}), ("jpg", {}), ("bmp", {}), ("pgm", {}), ("tif", {}),
+     ("tif", {"compression": "tiff_adobe_deflate"})],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "pixels", [GREY[:3, :4], GREY.T, 255 - GREY], ids=["small", "turned", "new"]
+)
+def test_a_file_that_is_replaced_meanwhile_is_named(tmp_path, monkeypatch, suffix, options, pixels):
+    path, later = tmp_path / f"image.{suffix}", tmp_path / f"later.{suffix}"
+    Image.fromarray(GREY).save(path, **options)
+    Image.fromarray(np.ascontiguousarray(pixels)).save(later, **options)
+    with monkeypatch.context() as patched:
+        replaced_while(patched, path, later)
+        with pytest.raises(UnreadableImageError) as error:
+            np.asarray(ImageFile(path))
+    reason = "it was replaced or written to while it was read"
+    assert str(error.value) == f"{path} cannot be read as an image: {reason}"
+    assert np.asarray(ImageFile(path)).shape == pixels.shape  # and now it is read
+
+
+def test_a_file_may_be_deleted_once_it_is_read(tmp_path, monkeypatch):
+    path = tmp_path / "image.png"
+    Image.fromarray(GREY).save(path)
+    replaced_while(monkeypatch, tmp_path / "elsewhere.png", path)
+    assert_array_equal(ImageFile(path), GREY)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such files")
+def test_what_is_no_regular_file_is_refused_without_waiting(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "link.png").symlink_to("pipe.png")
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(os.path.relpath(tmp_path / "socket.png"))  # a long path is no address
+    kinds = {
+        tmp_path / "pipe.png": "named pipe", tmp_path / "link.png": "named pipe",
+        tmp_path / "socket.png": "socket", tmp_path: "folder", "/dev/null": "device",
+    }  # fmt: skip
+    for path, kind in kinds.items():
+        for ask in (lambda file: file.shape, np.asarray):
+            with pytest.raises(UnreadableImageError, match=f"as an image: it is a {kind}$"):
+                ask(ImageFile(path))
+    server.close()

@@ -6,13 +6,16 @@ from numpy.testing import assert_array_equal
 
 from skmkd._images.pixel_range import (
     PixelRange,
+    Reach,
     clipped,
     extent,
     kind_of,
     learned_range,
     plausible,
     quantiles,
+    rounded,
     seen_in,
+    without_strays,
 )
 
 RNG = np.random.default_rng(0)
@@ -138,3 +141,83 @@ def test_a_hot_spot_is_on_the_scale():
     seen = seen_in([extent(image)])
     image[3, 3] = 50
     assert plausible(image, seen)
+
+
+@pytest.mark.parametrize(
+    ("image", "kept"),
+    [
+        (np.array([0.1, 1.0]), True),
+        (np.array([0, 2**24 - 1]), True),
+        (np.array([2**24, 2**24 + 1]), False),
+        (np.array([1e6, 1e6 + 0.1]), False),
+        (np.array([-1e30, 1e30]), True),
+    ],
+)
+def test_what_float32_would_round_is_refused(image, kept):
+    known = PixelRange(float(image.min()), float(image.max()), "float")
+    if kept:
+        found = rounded(image, known)
+        assert found.dtype == np.float32
+        assert np.abs(found - image).max() <= 1e-6 * known.width
+        return
+    with pytest.raises(ValueError, match="float32 tells apart; rounding changes them by"):
+        rounded(image, known)
+
+
+def learned_with(changes):
+    """Return the range of 40 images, some of whose pixels were changed, and who has strays."""
+    images = [np.clip(RNG.normal(25, 2, (30, 30, 1)), 17, 33) for _ in range(40)]
+    for i, values in changes.items():
+        images[i].flat[: np.size(values)] = values
+    extents = [extent(image) for image in images]
+    near = without_strays(extents, images.__getitem__)
+    low, high, _ = learned_range(near, "float", False)
+    strays = [i for i, each in enumerate(near) if each.stray is not None]
+    return low, high, strays
+
+
+@pytest.mark.parametrize("value", [1e10, -1e10, -9999, 3e38, -3e38, 500, 1e6])
+@pytest.mark.parametrize("holders", [[3], [3, 9, 20], list(range(40))])
+def test_far_pixels_do_not_count_for_the_range(value, holders):
+    low, high, strays = learned_with(dict.fromkeys(holders, [value] * 5))
+    assert 17 <= low < high <= 33
+    assert strays == holders
+
+
+def test_far_pixels_of_any_values_in_any_place():
+    changes = {3: [1e10, 7e9, 5e9], 5: [-9999, 1e5], 6: [-3e38, 3e38, 1e20, 400]}
+    _, high, strays = learned_with(changes)
+    assert high <= 33
+    assert strays == [3, 5, 6]
+    tails = {i: [50, 100, 250, 600] for i in range(40)} | {7: [50, 1e10]}
+    _, high, strays = learned_with(tails)
+    assert high == 600  # values fade out to it, which 1e10 does not
+    assert strays == [7]
+
+
+def test_pixels_that_count_keep_their_extents():
+    scenes = {
+        "hot": {7: [60, 90]}, "fading": {7: [40, 90, 200, 500, 1200]}, "none": {},
+    }  # fmt: skip
+    for changes in scenes.values():
+        _, high, strays = learned_with(changes)
+        assert strays == []
+        assert high == max([33, *(v for values in changes.values() for v in values)])
+    for image in (SCENE, PRINT, SPOTS, np.full((9, 9, 1), 3.0)):
+        extents = [extent(image)] * 12
+        assert without_strays(extents, lambda _, image=image: image) == extents
+
+
+def test_whole_images_far_away_are_beyond_the_reach_of_others():
+    extents = [extent(SCENE + i) for i in range(20)]
+    reach = Reach.of([*extents, extent(1000 * SCENE)])
+    assert 250 < reach.low < 270 < 300 < reach.high < 325
+    assert [reach.is_beyond(each) for each in extents] == [False] * 20
+    assert reach.is_beyond(extent(1000 * SCENE))
+    assert reach.is_beyond(extent(SCENE - 5000))
+    assert not reach.is_beyond(extent(2 * SCENE))
+    hole = SCENE.copy()
+    hole[:20] = -9999  # a third
+    assert not reach.is_beyond(extent(hole))
+    constant = Reach.of([extent(np.full((9, 9, 1), 3.0))] * 3)
+    assert not constant.is_beyond(extent(SCENE))
