@@ -55,12 +55,12 @@ def check(columns, expected, n=None):
         assert_array_equal(columns[name], expected[name][:n])
 
 
-def check_fits(backend, faces, detector, folder):
+def check_fits(backend, faces, brief, folder):
     """Check that fits on joblib's backend are those of this process."""
     products = {name: faces[i : i + 4] for i, name in enumerate(["a", "b", "c"])}
-    fit_many(products, folder / "here", detector=detector)
+    fit_many(products, folder / "here", detector=brief)
     with joblib.parallel_config(backend):
-        rows = fit_many(products, folder / "there", detector=detector)
+        rows = fit_many(products, folder / "there", detector=brief)
     assert sorted((row["name"], row["error"]) for row in rows) == [("a", ""), ("b", ""), ("c", "")]
     for name in products:
         scores = [
@@ -119,8 +119,8 @@ def code_of(page, *, ray):
 
 
 @needs_dask
-def test_fits_on_dask(client, faces, detector, tmp_path):
-    check_fits("dask", faces, detector, tmp_path)
+def test_fits_on_dask(client, faces, brief, tmp_path):
+    check_fits("dask", faces, brief, tmp_path)
 
 
 @needs_dask
@@ -217,11 +217,11 @@ def test_what_ray_cannot_write(model, paths, tmp_path):
 @pytest.mark.ray
 @needs_ray
 @quiet_ray
-def test_fits_on_ray(ray, faces, detector, tmp_path):
+def test_fits_on_ray(ray, faces, brief, tmp_path):
     from ray.util.joblib import register_ray
 
     register_ray()
-    check_fits("ray", faces, detector, tmp_path)
+    check_fits("ray", faces, brief, tmp_path)
 
 
 @pytest.mark.parametrize(

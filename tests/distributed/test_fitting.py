@@ -32,9 +32,9 @@ def table_in(folder):
         return list(csv.DictReader(stream))
 
 
-def test_detectors_are_as_if_fitted_alone(products, detector, faces, tmp_path):
+def test_detectors_are_as_if_fitted_alone(products, brief, faces, tmp_path):
     out = tmp_path / "new" / "fits"
-    rows = fit_many(products, out, detector=detector)
+    rows = fit_many(products, out, detector=brief)
     assert {row["name"] for row in rows} == set(products)
     for row in rows:
         failed = row["name"] == "no images"
@@ -46,28 +46,28 @@ def test_detectors_are_as_if_fitted_alone(products, detector, faces, tmp_path):
         assert ("none" in row["error"]) == bool(row["error"]) == failed
         assert row["seconds"] > 0
     assert [{k: str(v) for k, v in row.items()} for row in rows] == table_in(out)
-    alone = clone(detector).fit(faces[:8])
+    alone = clone(brief).fit(faces[:8])
     loaded = skmkd.load(out / "of an array.skmkd")
     assert_array_equal(loaded.score_samples(faces), alone.score_samples(faces))
-    assert not hasattr(detector, "cloner_")
+    assert not hasattr(brief, "cloner_")
 
 
-def test_what_is_done_is_left_out(products, detector, faces, tmp_path):
+def test_what_is_done_is_left_out(products, brief, faces, tmp_path):
     first = {name: products[name] for name in ("folder", "no images")}
-    fit_many(first, tmp_path / "fits", detector=detector)
+    fit_many(first, tmp_path / "fits", detector=brief)
     before = (tmp_path / "fits" / "folder.skmkd").stat()
     products["no images"] = faces[:4]  # which have come in the meantime
-    rows = fit_many(products, tmp_path / "fits", detector=detector)
+    rows = fit_many(products, tmp_path / "fits", detector=brief)
     assert {row["name"] for row in rows} == {"of an array", "no images", "list.1"}
     assert not any(row["error"] for row in rows)
     assert (tmp_path / "fits" / "folder.skmkd").stat() == before
     assert len(table_in(tmp_path / "fits")) == 2 + 3
-    assert fit_many(products, tmp_path / "fits", detector=detector) == []
+    assert fit_many(products, tmp_path / "fits", detector=brief) == []
 
 
-def test_files_are_small(faces, detector, tmp_path):
+def test_files_are_small(faces, brief, tmp_path):
     for include, name in ((True, "with"), (False, "without")):
-        fit_many({name: faces[:4]}, tmp_path, detector=detector, include_source=include)
+        fit_many({name: faces[:4]}, tmp_path, detector=brief, include_source=include)
     assert (
         2 * (tmp_path / "without.skmkd").stat().st_size < (tmp_path / "with.skmkd").stat().st_size
     )
@@ -80,8 +80,8 @@ def test_names_are_those_of_files(name, faces, tmp_path):
     assert not (tmp_path / "fits").exists()
 
 
-def test_processes(products, detector, tmp_path):
-    rows = fit_many(products, tmp_path / "fits", detector=detector, n_jobs=2)
+def test_processes(products, brief, tmp_path):
+    rows = fit_many(products, tmp_path / "fits", detector=brief, n_jobs=2)
     assert {row["name"]: bool(row["error"]) for row in rows} == {
         "of an array": False, "no images": True, "folder": False, "list.1": False
     }  # fmt: skip

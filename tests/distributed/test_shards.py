@@ -185,12 +185,12 @@ def test_without_resume_all_is_scored_again(model, some, faces, tmp_path):
 
 
 @pytest.mark.parametrize("resume", [False, True])
-def test_a_folder_is_of_one_run(model, some, detector, faces, tmp_path, resume):
+def test_a_folder_is_of_one_run(model, some, brief, faces, tmp_path, resume):
     out = tmp_path / "scores"
     part, _ = score_shard(model, some[:10], out)
     before = part.read_bytes()
     other = Path(copy(model, tmp_path / "other.skmkd"))
-    detector.set_params(random_state=1).fit(faces[:4]).save(other)
+    brief.set_params(random_state=1).fit(faces[:4]).save(other)
     for changed, noun in (
         ({"model": other}, "model"),
         ({"paths": some[:9]}, "list of images"),
