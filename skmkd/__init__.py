@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from skmkd._version import __version__
 
 if TYPE_CHECKING:
-    from skmkd import datasets, inspection, metrics, model_selection, monitoring
+    from skmkd import datasets, distributed, inspection, metrics, model_selection, monitoring
     from skmkd._ensemble import DetectorEnsemble
     from skmkd._export.exported import ExportedDetector, load_exported
     from skmkd._loading import load
@@ -31,6 +31,7 @@ __all__ = [
     "MemKDDetector",
     "__version__",
     "datasets",
+    "distributed",
     "inspection",
     "load",
     "load_exported",

@@ -23,9 +23,10 @@ from skmkd._cli.evaluation import StoredArrays, image_metrics, pixel_metrics
 from skmkd._cli.localization import COLUMNS as REGION_COLUMNS
 from skmkd._cli.localization import compact_map, picture, region_rows, write_files
 from skmkd._cli.outputs import Failures, about, check_complete, in_threads, map_shape, usable
+from skmkd._cli.parts import score_part
 from skmkd._cli.paths import counted, good_images, is_within, new_images, output_paths
 from skmkd._cli.report import THUMBNAIL, Entry, write_report
-from skmkd._cli.tables import SURROGATES, Table, output_stream, to_json
+from skmkd._cli.tables import FORMATS, SURROGATES, Table, output_stream, to_json
 from skmkd._conformal import check_fpr, held_out
 from skmkd._ensemble import OWN, DetectorEnsemble
 from skmkd._files.archive import check_target
@@ -128,7 +129,13 @@ def score(args: argparse.Namespace) -> None:
     anomalous; it is nan (null in JSON) for a model without calibration images. An image that cannot
     be scored has no row, and is an error after all others have theirs; with --on-error skip its
     score is nan.
+
+    With --shard, each part of the images is a command of its own, whose rows are written as they
+    come, into a file of the folder --output.
     """
+    if args.shard is not None or args.resume or args.format not in FORMATS:
+        score_part(args)
+        return
     for target in filter(None, (args.output, args.report)):
         check_target(target)
     detector, paths = load_model(args), new_images(args.images)

@@ -30,6 +30,7 @@ from skmkd._cli.commands import (
     localize,
     score,
 )
+from skmkd._cli.parts import PARTS
 from skmkd._cli.tables import FORMATS
 from skmkd._ensemble import COMBINATIONS
 from skmkd._packages import MissingExtraError
@@ -194,7 +195,11 @@ def build_parser() -> argparse.ArgumentParser:
     for run in (score, localize):
         sub = command(run)
         sub.add_argument("model", type=Path, help="model file")
-        sub.add_argument("images", type=Path, nargs="+", help="folders of images, or files")
+        sub.add_argument(
+            "images", type=Path, nargs="+",
+            help="folders of images, files, or lists of files: .txt, a path in each line, or "
+            ".parquet with a column path",
+        )  # fmt: skip
         if run is score:
             sub.add_argument(
                 "-o", "--output", type=Path, metavar="FILE",
@@ -204,12 +209,22 @@ def build_parser() -> argparse.ArgumentParser:
                 "--drift", action="store_true",
                 help="say on standard error whether the scores are those of the calibration images",
             )  # fmt: skip
+            sub.add_argument(
+                "--shard", type=shard, metavar="I/N",
+                help="score the I-th of N parts of the images into a file of its own in the folder "
+                "--output; images without a score have a row that says why",
+            )  # fmt: skip
+            sub.add_argument(
+                "--resume", action="store_true",
+                help="keep the rows that an earlier, killed run of the part has written",
+            )  # fmt: skip
         else:
             add_localize_options(sub)
         sub.add_argument(
-            "--format", choices=FORMATS, default="csv",
-            help=f"{'rows' if run is score else 'table of regions'} as CSV or JSON lines "
-            "(default: csv)",
+            "--format", default="csv",
+            choices=sorted({*FORMATS, *PARTS}) if run is score else FORMATS,
+            help=f"{'rows' if run is score else 'table of regions'} as CSV or JSON lines"
+            f"{', or a part as Parquet' if run is score else ''} (default: csv)",
         )  # fmt: skip
         sub.add_argument(
             "--report", type=Path, metavar="HTML",
@@ -249,6 +264,18 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command(info)
     sub.add_argument("model", type=Path, help="model file")
     return parser
+
+
+def shard(text: str) -> tuple[int, int]:
+    """Return the number of a part and how many there are, from a text such as 3/16."""
+    number, _, n_parts = text.partition("/")
+    try:
+        found = int(number), int(n_parts)
+    except ValueError:
+        found = (0, 0)
+    if not 1 <= found[0] <= found[1]:
+        raise argparse.ArgumentTypeError(f"must be I/N with I from 1 to N; got {text}")
+    return found
 
 
 class Parameter(argparse.Action):

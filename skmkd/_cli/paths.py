@@ -9,12 +9,17 @@ from pathlib import Path
 
 from skmkd.datasets import list_images
 from skmkd.datasets._mixtures import check_good_images, label_images
+from skmkd.distributed._shards import read_list
+
+LISTS = (".txt", ".parquet")  # suffixes of files that list images
 
 
 def images_of(place: Path) -> list[Path]:
-    """Return the images in a folder, or the file itself."""
+    """Return the images in a folder or a list, or the file itself."""
     if not place.exists():
         raise ValueError(f"{place} must be a folder or a file; it does not exist.")
+    if place.suffix in LISTS:
+        return [Path(path) for path in read_list(place)]
     return list_images(place).tolist() if place.is_dir() else [place]
 
 

@@ -80,3 +80,11 @@ def test_the_table_replaces_no_image(folder):
     image = (folder / "good/2.png").rename(folder / "good/regions.csv")
     with pytest.raises(ValueError, match=r"regions\.csv would be written over \S*regions\.csv\."):
         output_paths([image], folder, image)
+
+
+def test_images_of_a_list(folder):
+    (folder / "images.txt").write_text("b.png\n\na c.png\n")
+    assert images_of(folder / "images.txt") == [Path("b.png"), Path("a c.png")]
+    assert new_images([folder / "good", folder / "images.txt"])[2:] == [
+        Path("b.png"), Path("a c.png"),
+    ]  # fmt: skip
