@@ -351,13 +351,12 @@ class MemKDDetector(BaseDistillationDetector):
         """Build the cloner of the paradigm for the source's critical layers."""
         stages = tuple(stage for stage in source.stages if stage.critical)
         signed = tuple(n for n, activations in first.target.items() if activations.min() < 0)
-        style = style_of(source.whole)
+        style, temperature = style_of(source.whole), float(self.memory_temperature)
         n_levels = len(stages) - (self.paradigm == "forward")
         given = self.memory_levels if self.memory_size else ()
         self.memory_levels_ = chosen_levels(given, n_levels, self.paradigm)
-        size, temperature = self._prepare.size, float(self.memory_temperature)
         plan = MemoryPlan(self.memory_size, self.memory_levels_, temperature, of_source=True)
-        generator = private_generator(self._seed)
+        size, generator = self._prepare.size, private_generator(self._seed)
         kind: type[ReverseCloner | ForwardCloner] = ReverseCloner
         if self.paradigm == "forward":
             kind, style = ForwardCloner, style._replace(width=1)
