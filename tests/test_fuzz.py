@@ -32,6 +32,8 @@ import skmkd
 from skmkd import MemKDDetector, MKDDetector, datasets, inspection, metrics, monitoring
 from skmkd.model_selection import NormalOnlySplit, mean_normal_score
 
+pytestmark = pytest.mark.slow
+
 CLEAR = (ValueError, TypeError, OSError, MemoryError)  # NotFittedError is a ValueError
 TOLD = {Path(__file__), Path(ranking.__file__)}  # where warnings point to: ours, and documented
 SOURCE = TinySource()

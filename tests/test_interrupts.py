@@ -170,6 +170,7 @@ def test_a_callback_runs_where_the_user_called_fit(images):
     assert threads == [threading.main_thread()] * 2
 
 
+@pytest.mark.slow
 @alarms
 def test_interrupts_tear_nothing(tmp_path):
     run = subprocess.run(

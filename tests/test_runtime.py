@@ -413,6 +413,7 @@ print(json.dumps(results))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are spawned there")
 def test_forked_processes_compute(tmp_path):
     folders = os.pathsep.join(str(folder) for folder in list(Path(__file__).parents)[:2])
@@ -457,6 +458,7 @@ os.wait()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are spawned there")
 def test_a_process_forked_from_openvino_says_what_to_do():
     pytest.importorskip("openvino")

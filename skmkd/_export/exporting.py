@@ -9,13 +9,13 @@ from tempfile import TemporaryDirectory
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
+from skmkd._atomic import remove_leftovers
 from skmkd._export.exported import load_exported
 from skmkd._export.parity import Parity, parity
 from skmkd._export.writing import UnfaithfulExportError, exported_content
 from skmkd._files.archive import check_target, write_whole
 from skmkd._images.inputs import ImagesLike
 from skmkd._runtime import uninterrupted
-from skmkd._writing import remove_leftovers
 
 TOLERANCES = {"float32": 1e-5, "bfloat16": 2e-2}  # relative difference of scores, by precision
 

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from skmkd._atomic import remove_leftovers, write_file
 from skmkd._maps.discrepancy import Features
 from skmkd._warnings import warn
-from skmkd._writing import remove_leftovers, write_file
 
 LAYOUT = 2  # of the files; those of another are not looked for
 CHECKSUM_BYTES = 16

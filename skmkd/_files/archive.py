@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from skmkd._atomic import remove_leftovers, write_file
 from skmkd._conformal import Calibration
 from skmkd._files.migration import FORMAT
 from skmkd._images.pixel_range import PixelRange
@@ -34,7 +35,6 @@ from skmkd._networks.recall import MemoryPlan
 from skmkd._networks.residual import Style
 from skmkd._networks.sources import Origin
 from skmkd._version import __version__
-from skmkd._writing import remove_leftovers, write_file
 
 MAX_HEADER = 10**8  # bytes, the limit of safetensors itself
 MAX_MASK = 2**31  # pixels; few bytes may claim any number

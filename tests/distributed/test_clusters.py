@@ -19,6 +19,8 @@ import skmkd
 from skmkd.distributed import Scorer, _clusters, fit_many, score_dask, score_ray
 from skmkd.distributed._scorer import COLUMNS
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 FEW = 400  # images
 needs_dask = pytest.mark.skipif(find_spec("distributed") is None, reason="needs Dask")

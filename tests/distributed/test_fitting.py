@@ -12,6 +12,8 @@ from sklearn.base import clone
 import skmkd
 from skmkd.distributed import fit_many
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def products(faces, tmp_path):

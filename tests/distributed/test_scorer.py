@@ -18,6 +18,8 @@ import skmkd
 from skmkd.distributed import Scorer, _scorer
 from skmkd.distributed._scorer import COLUMNS, in_order
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def few(paths):

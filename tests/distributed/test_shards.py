@@ -24,6 +24,8 @@ from skmkd.distributed import Scorer, _shards, score_shard
 from skmkd.distributed._scorer import COLUMNS, TEXTS
 from skmkd.distributed._shards import chunks, part_of, read_list
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 N = 300
 BAD = 123

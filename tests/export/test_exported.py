@@ -28,6 +28,8 @@ from skmkd import MemKDDetector, load_exported
 from skmkd._images.pixel_range import PixelRange
 from skmkd._packages import MissingExtraError
 
+pytestmark = pytest.mark.slow
+
 if not all(map(find_spec, ("onnxscript", "onnxruntime", "openvino"))):
     pytest.skip("needs onnxscript, onnxruntime and OpenVINO", allow_module_level=True)
 

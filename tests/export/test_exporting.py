@@ -16,6 +16,8 @@ from skmkd._export import exporting
 from skmkd._export.sessions import OUTPUTS
 from skmkd._export.writing import UnfaithfulExportError
 
+pytestmark = pytest.mark.slow
+
 if not all(map(find_spec, ("onnxscript", "onnxruntime"))):
     pytest.skip("needs onnxscript and onnxruntime", allow_module_level=True)
 

@@ -15,6 +15,8 @@ from skmkd._export.graph import Graph
 from skmkd._export.sessions import OUTPUTS, SESSIONS, OpenVINO
 from skmkd._export.writing import exported_content
 
+pytestmark = pytest.mark.slow
+
 if not all(map(find_spec, ("onnxscript", "onnxruntime", "openvino"))):
     pytest.skip("needs onnxscript, onnxruntime and OpenVINO", allow_module_level=True)
 

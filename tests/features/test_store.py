@@ -357,7 +357,7 @@ def test_what_was_half_written_is_removed(tmp_path, monkeypatch, error):
         file.write(b"\x93NUMPY")
         raise error
 
-    monkeypatch.setattr("skmkd._writing._fill", fill)
+    monkeypatch.setattr("skmkd._atomic._fill", fill)
     source = Counting(built(TinySource()))
     expected = source.source(some())
     if isinstance(error, OSError):

@@ -287,7 +287,7 @@ def test_being_killed_leaves_the_old_file(archive, moment, monkeypatch):
     assert killed.returncode == -signal.SIGKILL
     assert archive.read_bytes() == old
     assert read_archive(archive)[0] == VALUES
-    monkeypatch.setattr("skmkd._writing.AGE", -1)
+    monkeypatch.setattr("skmkd._atomic.AGE", -1)
     write_archive(archive, {"new": 1}, {})
     assert read_archive(archive)[0] == {"new": 1}
     assert os.listdir(archive.parent) == [archive.name]

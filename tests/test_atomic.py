@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from skmkd import _writing
-from skmkd._writing import AGE, PREFIX, SUFFIX, remove_leftovers, write_file
+from skmkd._atomic import AGE, PREFIX, SUFFIX, remove_leftovers, write_file
 
 ROOT = Path(__file__).parents[1]
 posix = pytest.mark.skipif(os.name != "posix", reason="locks and signals of Unix")
@@ -109,7 +109,7 @@ def test_what_another_still_writes_is_left_alone(tmp_path, monkeypatch):
 WRITER = """
 import os, sys
 sys.path.insert(0, {root!r})
-from skmkd._writing import write_file
+from skmkd._atomic import write_file
 from pathlib import Path
 if sys.argv[2] == "with a name" and hasattr(os, "O_TMPFILE"):
     del os.O_TMPFILE
