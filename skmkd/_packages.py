@@ -11,6 +11,7 @@ from threading import RLock
 from typing import Any
 
 QUIET = {"openvino": "openvino_telemetry"}  # what tells a package's makers of its use
+CORES: list[Any] = []  # at most one
 IMPORTING = RLock()  # one import at a time: others would miss what is hidden from it
 if hasattr(os, "register_at_fork"):  # else a child could inherit the lock from another thread
     os.register_at_fork(
@@ -39,6 +40,17 @@ def needed(package: str, extra: str, what: str) -> Any:
             return importlib.import_module(package)
     except ImportError as error:
         raise MissingExtraError(f'{what} needs {package}: pip install "skmkd[{extra}]"') from error
+
+
+def openvino_core() -> Any:
+    """Return OpenVINO's core, the same one for the whole process.
+
+    A process that has had several has been seen to crash at a later signal, such as Ctrl-C.
+    """
+    with IMPORTING:
+        if not CORES:
+            CORES.append(needed("openvino", "openvino", "engine='openvino'").Core())
+        return CORES[0]
 
 
 @contextmanager

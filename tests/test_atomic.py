@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from skmkd import _writing
+from skmkd import _atomic
 from skmkd._atomic import AGE, PREFIX, SUFFIX, remove_leftovers, write_file
 
 ROOT = Path(__file__).parents[1]
@@ -90,7 +90,7 @@ def test_old_leftovers_are_removed_and_nothing_else(tmp_path):
 
 @posix
 def test_what_another_still_writes_is_left_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(_writing, "AGE", -1)
+    monkeypatch.setattr(_atomic, "AGE", -1)
     monkeypatch.delattr(os, "O_TMPFILE", raising=False)
     seen = []
 
@@ -134,6 +134,6 @@ def test_killed_writers_leave_whole_files_only(tmp_path, monkeypatch, way):
             content = path.read_bytes()
             assert len(content) == 10**6
             assert content == content[:1] * 10**6
-    monkeypatch.setattr(_writing, "AGE", -1)
+    monkeypatch.setattr(_atomic, "AGE", -1)
     remove_leftovers(path)
     assert set(os.listdir(tmp_path)) <= {"file"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
 import subprocess
 import sys
@@ -117,6 +118,23 @@ def test_memory_of_each_case_is_watched(case, arguments, monkeypatch):
 
     result = getattr(memory, case)(*arguments)
     assert result["peak MB"] >= result["before MB"] > 0
+
+
+def test_nothing_grows(tmp_path):
+    output = tmp_path / "soak.json"
+    times = {"score": 20_000, "fit": 20, "save": 40, "kill": 4}
+    options = [f"--{work}={n}" for work, n in times.items()]
+    run = [sys.executable, FOLDER / "soak.py", *options, "--output", output]
+    subprocess.run(run, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    rows = json.loads(output.read_text())["rows"]
+    assert {row["work"]: row["times"] for row in rows} == times
+    for row in rows:
+        assert row["MB added"] < 10
+        assert row["files added"] <= 0
+        assert row["threads added"] <= 0
+        assert row["tasks added"] <= 0
+        assert row["left added"] <= 0
+    assert rows[-1]["left"] == 0
 
 
 def test_the_way_through_the_library_is_short(monkeypatch):

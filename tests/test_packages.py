@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
-from skmkd._packages import QUIET, MissingExtraError, needed
+import skmkd
+from skmkd._packages import QUIET, MissingExtraError, needed, openvino_core
 
 
 def test_a_package_that_is_there_is_imported():
@@ -71,3 +75,13 @@ def test_threads_import_one_at_a_time(telling):
         thread.join()
     assert [each.send for each in found] == [None] * 8
     assert "telling_its_makers" not in sys.modules
+
+
+@pytest.mark.skipif(find_spec("openvino") is None, reason="needs OpenVINO")
+def test_there_is_one_core_of_openvino():
+    with ThreadPoolExecutor(4) as pool:
+        cores = list(pool.map(lambda _: openvino_core(), range(8)))
+    assert all(core is openvino_core() for core in cores)
+    package = Path(skmkd.__file__).parent
+    users = [path.name for path in package.rglob("*.py") if "Core()" in path.read_text()]
+    assert users == ["_packages.py"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from skmkd._packages import needed
+from skmkd._packages import needed, openvino_core
 
 INPUT, PREPARED = "images", "prepared"  # tensors: raw images, and what the networks take
 OUTPUTS = ("score", "decision", "label", "map", "mask", "p_value")
@@ -42,7 +42,7 @@ class OpenVINO:
 
     def __init__(self, content: bytes, n_threads: int | None) -> None:
         self._openvino = needed("openvino", "openvino", "engine='openvino'")
-        core = self._openvino.Core()
+        core = openvino_core()
         model = core.read_model(content)
         told = model.get_rt_info(["framework", "skmkd"]).astype(str)
         self.properties = {"skmkd": told}

@@ -16,7 +16,7 @@ from skmkd._maps.discrepancy import Features
 from skmkd._networks.cloners import plain_copy
 from skmkd._networks.precision import is_native
 from skmkd._networks.tracing import TRACING
-from skmkd._packages import needed
+from skmkd._packages import needed, openvino_core
 from skmkd._runtime import CPU, note_threads, plain_arithmetic
 
 COMPILED: MutableSet[Any] = WeakSet()
@@ -96,7 +96,7 @@ class _Compiled:
                     "NUM_STREAMS": int(threads > 1),  # none: in the caller's thread
                     "ENABLE_CPU_PINNING": False,  # to the first cores, as every other process
                 }
-                compiled = _openvino().Core().compile_model(model, "CPU", settings)
+                compiled = openvino_core().compile_model(model, "CPU", settings)
                 COMPILED.add(compiled)
                 note_threads()
                 self._known[key] = compiled, layers
