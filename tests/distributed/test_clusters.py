@@ -13,6 +13,7 @@ from shutil import copy
 import joblib
 import numpy as np
 import pytest
+import torch
 from numpy.testing import assert_array_equal
 
 import skmkd
@@ -60,7 +61,12 @@ def check(columns, expected, n=None):
 def check_fits(backend, faces, brief, folder):
     """Check that fits on joblib's backend are those of this process."""
     products = {name: faces[i : i + 4] for i, name in enumerate(["a", "b", "c"])}
-    fit_many(products, folder / "here", detector=brief)
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in workers; training differs with the number
+    try:
+        fit_many(products, folder / "here", detector=brief)
+    finally:
+        torch.set_num_threads(n_threads)
     with joblib.parallel_config(backend):
         rows = fit_many(products, folder / "there", detector=brief)
     assert sorted((row["name"], row["error"]) for row in rows) == [("a", ""), ("b", ""), ("c", "")]
