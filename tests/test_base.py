@@ -868,6 +868,7 @@ def test_memory_of_none_is_no_store(images, tmp_path):
     assert stored(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_grid_search_shares_features_between_processes(tmp_path):
     X, y = smooth_and_noisy()
     folds = list(StratifiedKFold(3, shuffle=True, random_state=0).split(X, y))

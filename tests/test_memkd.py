@@ -95,6 +95,7 @@ def test_memories_begin_as_normal_features_that_weigh_nothing(images, paradigm):
     assert_array_equal(detector.score_samples(images), scores)
 
 
+@pytest.mark.slow
 def test_recall_tells_normal_details_only():
     """With memories, the cloner reconstructs normal images better, but no others."""
     images = lfw_subset()

@@ -434,6 +434,7 @@ print(sum(source.passes))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_have_the_same_keys_and_share_a_folder(tmp_path):
     folders = [str(folder) for folder in list(Path(__file__).parents)[:2]]
     run = [sys.executable, "-W", "error", "-c", PROCESS.format(folders=folders), str(tmp_path)]
