@@ -94,7 +94,7 @@ def grown(work: Callable[[int], object], n: int) -> dict[str, float]:
     """Work n times; return how much more the process holds at the end than once warm."""
     warm: dict[str, float] = {}
     for i in range(n):
-        if i == int(WARM * n):
+        if i == max(1, int(WARM * n)):
             warm = held()
         work(i)
     return {f"{name} added": end - warm[name] for name, end in held().items()}
