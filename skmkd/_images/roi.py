@@ -111,6 +111,8 @@ def as_roi(roi: Any, name: str = "roi") -> Roi:
         array = np.asarray(roi)
     except ValueError:
         raise ValueError(f"{name} must be {WANTED}; got ragged sequences.") from None
+    except RuntimeError as error:  # of a tensor that requires gradients
+        raise ValueError(f"{name} must be {WANTED}; got {error}") from error
     if array.ndim == 2 and array.dtype.kind in "biuf":
         if np.isnan(array).any():
             raise ValueError(f"{name} must be a mask without NaN, 0 outside; got NaN.")
@@ -174,6 +176,8 @@ def _is_one_each(roi: Any) -> bool:
         array = np.asarray(roi)
     except ValueError:  # of different shapes
         return True
+    except RuntimeError:  # a tensor that requires gradients
+        return False
     if array.ndim == 2 and array.shape[1] == 4 and array.dtype.kind in "iu":
         return True
     return array.ndim == 3 or (array.ndim > 0 and array.dtype.kind not in "biuf")

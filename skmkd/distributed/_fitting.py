@@ -33,7 +33,7 @@ def fit_many(
 
     Fits run side by side in joblib's workers. Those of a Dask or Ray cluster do them in
     ``joblib.parallel_config("dask")`` or, after ``ray.util.joblib.register_ray()``, in
-    ``joblib.parallel_config("ray")``.
+    ``joblib.parallel_config("ray", n_jobs=-1)``.
 
     Parameters
     ----------

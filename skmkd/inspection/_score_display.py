@@ -166,7 +166,7 @@ class ScoreDisplay:
             If y_true holds anything but +1 and -1, differs in length from y_score, or a score is
             not finite.
         """
-        labels, scores = check_labels(self.y_true), column_or_1d(self.y_score)
+        labels, scores = check_labels(self.y_true), column_or_1d(self.y_score, dtype=np.float64)
         check_consistent_length(labels, scores)
         assert_all_finite(scores, input_name="y_score")
         edges = np.histogram_bin_edges(scores, bins)

@@ -151,7 +151,10 @@ def check_level(alpha: float, contamination: float) -> None:
 def check_scores(scores: ArrayLike, name: str) -> np.ndarray:
     """Return scores as a new array of shape (n,), float64; NaN is allowed."""
     try:
-        array = np.array(np.asarray(scores), dtype=np.float64)
+        given = np.asarray(scores)
+        if given.dtype.kind not in "biufO":
+            raise TypeError(f"the dtype {given.dtype}")
+        array = np.array(given, dtype=np.float64)
     except (TypeError, ValueError, RuntimeError) as error:  # the last, of tensors with gradients
         raise ValueError(f"{name} must be numbers of shape (n,); got {error}.") from error
     if array.ndim != 1:

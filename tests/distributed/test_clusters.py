@@ -67,7 +67,7 @@ def check_fits(backend, faces, brief, folder):
         fit_many(products, folder / "here", detector=brief)
     finally:
         torch.set_num_threads(n_threads)
-    with joblib.parallel_config(backend):
+    with joblib.parallel_config(backend, n_jobs=2):  # Ray's is 1 by default: here
         rows = fit_many(products, folder / "there", detector=brief)
     assert sorted((row["name"], row["error"]) for row in rows) == [("a", ""), ("b", ""), ("c", "")]
     for name in products:
@@ -151,7 +151,7 @@ def ray():
     places = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
     ray.init(
         num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False,
-        runtime_env={"env_vars": {"PYTHONPATH": places}},
+        runtime_env={"env_vars": {"PYTHONPATH": places, "OMP_NUM_THREADS": "1"}},
     )  # fmt: skip
     yield ray
     ray.shutdown()

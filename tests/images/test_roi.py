@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from numpy.testing import assert_array_equal
 from PIL import Image
 
@@ -53,6 +54,7 @@ def test_a_region_is_itself():
         (3, "rectangle .* got 3"),
         (np.zeros((3, 4, 5)), r"got ndarray of shape \(3, 4, 5\)"),
         ([[1], [1, 2]], "ragged"),
+        (torch.ones((4, 4), requires_grad=True), "requires grad"),
         (np.zeros((4, 4)), "a mask without any"),
         (np.full((2, 2), "a"), "rectangle"),
         (np.full((4, 4), np.nan), "mask without NaN"),

@@ -174,6 +174,7 @@ def test_as_many_scores_are_asked_for_as_a_small_p_value_takes(m, alpha, contami
         ({"s": np.zeros((5, 8, 8))}, r"scores must be numbers of shape \(n,\); .* \(5, 8, 8\)"),
         ({"s": ["a.png", "b.png"]}, r"scores must be numbers of shape \(n,\)"),
         ({"s": [[1], [1, 2]]}, r"scores must be numbers of shape \(n,\)"),
+        ({"s": [1j, 2]}, r"scores must be numbers of shape \(n,\); got the dtype complex128"),
         ({"s": 0.5}, r"scores must be numbers of shape \(n,\); got .* \(\)"),
     ],
 )
