@@ -280,7 +280,8 @@ def better_line(X: np.ndarray, width: int) -> int | None:
     n = pixels.shape[1]
 
     def difference(lag: int) -> float:
-        return float(np.abs(pixels[:, lag:] - pixels[:, :-lag]).mean())
+        with np.errstate(over="ignore", invalid="ignore"):  # of infinite pixels, told later
+            return float(np.abs(pixels[:, lag:] - pixels[:, :-lag]).mean())
 
     lines = [k for k in range(max(SHORTEST, width // 4 if width < n else 0), n // 2) if n % k == 0]
     found = {k: difference(k) for k in lines}
