@@ -42,7 +42,7 @@ def write_file(path: Path, parts: Sequence[Any], *, durable: bool) -> None:
         except (OSError, AttributeError):  # no such files in this system, or they get no name
             with temporary.open("xb") as file:
                 with suppress(OSError):  # of a system without locks
-                    _lock(file)
+                    lock(file)
                 _fill(file, parts, durable)
         temporary.replace(path)
     except BaseException:
@@ -56,7 +56,7 @@ def _without_name(path: Path) -> Iterator[IO[bytes]]:
     number = os.open(path.parent, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o666)
     with open(number, "wb") as file:
         with suppress(OSError):
-            _lock(file)
+            lock(file)
         yield file
         os.link(f"/proc/self/fd/{number}", path, src_dir_fd=number)  # so that links are followed
 
@@ -69,8 +69,16 @@ def _fill(file: IO[bytes], parts: Sequence[Any], durable: bool) -> None:
         os.fsync(file.fileno())
 
 
-def _lock(file: IO[bytes]) -> None:
-    """Lock a file until it is closed or the process ends, or raise OSError if another has."""
+def lock(file: IO[Any]) -> None:
+    """Lock a file until it is closed or the process ends, where the system has such locks.
+
+    Raises
+    ------
+    BlockingIOError
+        If another has locked it.
+    OSError
+        If its file system has no locks.
+    """
     if fcntl is not None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
@@ -92,5 +100,5 @@ def _remove_if_abandoned(entry: os.DirEntry[str]) -> None:
     age = time.time() - entry.stat(follow_symlinks=False).st_mtime
     if entry.is_file(follow_symlinks=False) and age > AGE:
         with open(entry.path, "r+b") as file:
-            _lock(file)
+            lock(file)
         os.unlink(entry.path)

@@ -14,14 +14,10 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from skmkd._atomic import lock
 from skmkd._files.archive import write_whole
 from skmkd._packages import needed
 from skmkd.distributed._scorer import COLUMNS, TEXTS, Scorer, row_of, torch_threads
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 FORMATS = ("csv", "parquet")
 CHUNK = 512  # images that are opened at once
@@ -186,15 +182,14 @@ def _alone(part: Path) -> Iterator[None]:
     A lock ends with its process, however that ends.
     """
     with part.with_name(f".{part.stem}.lock").open("a") as stream:
-        if fcntl is not None:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise BlockingIOError(
-                    f"{part} is being written by another process. Wait for it, or end it."
-                ) from error
-            except OSError:  # not on this file system
-                pass
+        try:
+            lock(stream)
+        except BlockingIOError as error:
+            raise BlockingIOError(
+                f"{part} is being written by another process. Wait for it, or end it."
+            ) from error
+        except OSError:  # not on this file system
+            pass
         yield
 
 

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
+from skmkd import _atomic
 from skmkd.distributed import Scorer, _shards, score_shard
 from skmkd.distributed._scorer import COLUMNS, TEXTS
 from skmkd.distributed._shards import chunks, part_of, read_list
@@ -205,7 +206,7 @@ def test_a_folder_is_of_one_run(model, some, brief, faces, tmp_path, resume):
     assert part.read_bytes() == before
 
 
-@pytest.mark.skipif(_shards.fcntl is None, reason="needs locks of files")
+@pytest.mark.skipif(_atomic.fcntl is None, reason="needs locks of files")
 @pytest.mark.parametrize("resume", [False, True])
 def test_one_process_a_part(model, some, tmp_path, resume):
     """A second process is refused, until the first has ended, however it did."""
@@ -233,7 +234,7 @@ def test_a_file_system_without_locks(model, some, tmp_path, monkeypatch):
         raise OSError(errno.ENOSYS, "Function not implemented")
 
     for broken in (SimpleNamespace(flock=unknown, LOCK_EX=0, LOCK_NB=0), None):
-        monkeypatch.setattr(_shards, "fcntl", broken)
+        monkeypatch.setattr(_atomic, "fcntl", broken)
         part, _ = score_shard(model, some[:3], tmp_path / "scores", resume=False)
         check([part], Scorer(model)(some[:3]))
 
