@@ -1,9 +1,12 @@
-"""What an open image file holds, whatever its format."""
+"""What an image holds that is not decoded yet, whatever its format."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -39,6 +42,42 @@ class Contents:
     shape: tuple[int, ...]
     dtype: np.dtype
     read: Callable[[], np.ndarray]
+
+
+class LazyImage(ABC):
+    """An image that is decoded whenever it converts to an array; shape and dtype come before."""
+
+    @abstractmethod
+    def header(self) -> tuple[tuple[int, ...], np.dtype]:
+        """Return shape and dtype, as far as they are known before the image is decoded."""
+
+    @abstractmethod
+    def decode(self) -> np.ndarray:
+        """Return the pixels."""
+
+    @cached_property
+    def _kind(self) -> tuple[tuple[int, ...], np.dtype]:
+        return self.header()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(H, W) or (H, W, C)."""
+        return self._kind[0]
+
+    @property
+    def ndim(self) -> int:
+        """2 for grey, 3 for colours."""
+        return len(self.shape)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the pixels."""
+        return self._kind[1]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        array = self.decode()
+        self._kind = array.shape, array.dtype  # EXIF may be at the end of a file
+        return array if dtype is None else array.astype(dtype)
 
 
 def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:

@@ -7,13 +7,12 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from skmkd._images import dicom, netpbm, pictures, tiff
-from skmkd._images.contents import Contents
+from skmkd._images.contents import Contents, LazyImage
 
 MAX_PIXELS = 2**28  # of one image: a small file may declare any size
 SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO)  # not the file's fault
@@ -29,7 +28,7 @@ class UnreadableImageError(ValueError):
     """A file is not an image that can be read."""
 
 
-class ImageFile:
+class ImageFile(LazyImage):
     """An image file that converts to an array; shape and dtype are read from its header.
 
     Grey images become (H, W), colours (H, W, 3), and with transparency (H, W, 4). Integers and
@@ -55,32 +54,15 @@ class ImageFile:
         self.path = os.fspath(path)
         self.max_pixels = max_pixels
 
-    @cached_property
-    def _kind(self) -> tuple[tuple[int, ...], np.dtype]:
-        """Shape and dtype, as far as the file's header tells."""
+    def header(self) -> tuple[tuple[int, ...], np.dtype]:
+        """Return shape and dtype, as far as the file's header tells."""
         with opened(self.path, self.max_pixels) as contents:
             return contents.shape, contents.dtype
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(H, W) or (H, W, C)."""
-        return self._kind[0]
-
-    @property
-    def ndim(self) -> int:
-        """2 for grey, 3 for colours."""
-        return len(self.shape)
-
-    @property
-    def dtype(self) -> np.dtype:
-        """Type of the pixels."""
-        return self._kind[1]
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    def decode(self) -> np.ndarray:
+        """Return the pixels."""
         with opened(self.path, self.max_pixels) as contents:
-            array = contents.read()
-        self._kind = array.shape, array.dtype  # EXIF may be at the end of a file
-        return array if dtype is None else array.astype(dtype)
+            return contents.read()
 
 
 @contextmanager

@@ -10,8 +10,8 @@ from numpy.typing import ArrayLike
 
 from skmkd._conformal import as_groups
 from skmkd._images.channels import with_channels
+from skmkd._images.contents import LazyImage
 from skmkd._images.image_files import ImageFile, UnreadableImageError
-from skmkd._images.opened import OpenedImage
 from skmkd._images.pixel_range import (
     FIXED,
     LARGEST,
@@ -108,7 +108,7 @@ class Images:
     @property
     def are_files(self) -> bool:
         """Whether an image has to be decoded each time that it is read."""
-        return isinstance(self.items[0], ImageFile | OpenedImage | Broken)
+        return isinstance(self.items[0], LazyImage | Broken)
 
     def name(self, index: int) -> str:
         """Name an image of X in an error, by its path if it has one."""

@@ -14,6 +14,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import validate_data
 
 from skmkd._images.channels import CHANNELS, common_channels
+from skmkd._images.contents import LazyImage
 from skmkd._images.image_files import ImageFile, UnreadableImageError, is_path_list
 from skmkd._images.images import Broken, Images, ImageShape, as_numbers, named
 from skmkd._images.opened import OpenedImage
@@ -151,7 +152,7 @@ def listed(items: list[Any], skip: bool = False) -> Images:
         if isinstance(item, Image):
             item = items[i] = OpenedImage(item, i)
         try:
-            array = item if isinstance(item, ImageFile | OpenedImage) else as_numbers(item, i)
+            array = item if isinstance(item, LazyImage) else as_numbers(item, i)
             images.headers[i] = _channels(array.shape, named(item, i)), kind_of(array.dtype)
         except UnreadableImageError as error:
             if not skip:

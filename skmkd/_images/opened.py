@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from io import BytesIO
 from threading import Lock
-from typing import Any
 
 import numpy as np
 from PIL import ExifTags
@@ -13,7 +11,7 @@ from PIL.Image import Image
 from PIL.ImageFile import ImageFile
 from PIL.PngImagePlugin import PngImageFile
 
-from skmkd._images.contents import upright_shape
+from skmkd._images.contents import LazyImage, upright_shape
 from skmkd._images.image_files import UnreadableImageError
 from skmkd._images.pictures import plain_mode, plain_pixels, shape_as
 
@@ -21,7 +19,7 @@ FAILURES = (OSError, SyntaxError, ValueError, AssertionError)  # of Pillow's, or
 READING = Lock()  # several threads may read the same image, whose file has one position
 
 
-class OpenedImage:
+class OpenedImage(LazyImage):
     """An image of Pillow that converts to an array as its file would.
 
     One that was opened but not decoded stays so: else all images of a list would be in memory
@@ -39,38 +37,21 @@ class OpenedImage:
         self._image = image
         self._index = index
 
-    @cached_property
-    def _kind(self) -> tuple[tuple[int, ...], np.dtype]:
-        """Shape and dtype, as far as they are known before the image is decoded."""
+    def header(self) -> tuple[tuple[int, ...], np.dtype]:
+        """Return shape and dtype, as far as they are known before the image is decoded."""
         mode, dtype = plain_mode(self._image)
         return upright_shape(shape_as(mode, self._image), _orientation(self._image)), dtype
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(H, W) or (H, W, C)."""
-        return self._kind[0]
-
-    @property
-    def ndim(self) -> int:
-        """2 for grey, 3 for colours."""
-        return len(self.shape)
-
-    @property
-    def dtype(self) -> np.dtype:
-        """Type of the pixels."""
-        return self._kind[1]
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    def decode(self) -> np.ndarray:
+        """Return the pixels."""
         try:
             image = again(self._image)
-            array = plain_pixels(image, in_place=image is not self._image)
+            return plain_pixels(image, in_place=image is not self._image)
         except FAILURES as error:
             name = getattr(self._image, "filename", "") or "an image of Pillow"
             raise UnreadableImageError(
                 f"X[{self._index}] ({name}) cannot be read: {error or 'it is closed'}"
             ) from error
-        self._kind = array.shape, array.dtype  # EXIF may be at the end of a file
-        return array if dtype is None else array.astype(dtype)
 
 
 def again(image: Image) -> Image:
