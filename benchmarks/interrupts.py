@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import sklearn
 import torch
-from timing import parser, report
+from timing import Tiny, parser, report
 from torch import nn
 from tqdm import tqdm
 
@@ -38,24 +38,6 @@ from skmkd._runtime import GENERATORS
 KINDS = ("line", "opcode", "moment")
 LOCKS = GENERATORS, TRACING, PREPARING, IMPORTING
 DEAF = 30  # seconds after which a lock counts as lost
-
-
-class Source(nn.Module):
-    """Two convolutions."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(0)
-        self.features = nn.Sequential(
-            nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(4, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-        )  # fmt: skip
-        for parameter in self.parameters():
-            nn.init.normal_(parameter, std=0.5, generator=generator)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Compute features of images (n, 3, H, W)."""
-        return self.features(images)
 
 
 class Interrupter:
@@ -104,7 +86,7 @@ class Trial:
     def __init__(self, folder: Path) -> None:
         rng = np.random.default_rng(0)
         self._images = rng.integers(0, 256, (12, 20, 24, 3), dtype=np.uint8)
-        self._path, self._source = folder / "detector.skmkd", Source()
+        self._path, self._source = folder / "detector.skmkd", Tiny()
         self._detector = skmkd.MKDDetector(**self._parameters(1)).fit(self._images)
         self._detector.set_params(random_state=0).save(self._path)
         self.calls: dict[str, Callable[[], Any]] = {

@@ -29,33 +29,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from timing import anonymous, parser, report
-from torch import nn
+from timing import Tiny, anonymous, parser, report
 
 from skmkd import MKDDetector, load
 
 WARM = 0.1  # of the work, before which what a process holds may grow
 BATCH = 1000  # images of one call
 LONGEST = 1.5  # seconds after which a fit is killed at the latest
-
-
-class Tiny(nn.Module):
-    """A source of two convolutions."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        with torch.device("meta"):
-            first, second = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 8, 3, padding=1)
-        self.features = nn.Sequential(
-            first, nn.ReLU(), nn.MaxPool2d(2), second, nn.ReLU(), nn.MaxPool2d(2)
-        ).to_empty(device="cpu")
-        generator = torch.Generator().manual_seed(0)
-        for parameter in self.parameters():
-            nn.init.normal_(parameter, std=0.5, generator=generator)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Return activations (n, 8, H / 4, W / 4)."""
-        return self.features(images)
 
 
 def images(n: int) -> np.ndarray:

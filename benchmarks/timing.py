@@ -18,6 +18,7 @@ import numpy as np
 import skimage
 import torch
 from skimage import data
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from skmkd import __version__
@@ -30,6 +31,30 @@ INSTRUCTIONS = {
     "avx512f": "AVX512",
     "avx2": "AVX2",
 }
+
+
+class Tiny(nn.Module):
+    """A source of two convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.device("meta"):
+            first, second = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 8, 3, padding=1)
+        self.features = nn.Sequential(
+            first,
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            second,
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+        ).to_empty(device="cpu")
+        generator = torch.Generator().manual_seed(0)
+        for parameter in self.parameters():
+            nn.init.normal_(parameter, std=0.5, generator=generator)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return activations (n, 8, H / 4, W / 4)."""
+        return self.features(images)
 
 
 def parser(description: str | None, runs: int | None = None) -> argparse.ArgumentParser:
@@ -98,7 +123,7 @@ def product(dtype: torch.dtype) -> Callable[[], Any]:
     return lambda: left @ right
 
 
-def operations(network: torch.nn.Module, *inputs: Any) -> int:
+def operations(network: nn.Module, *inputs: Any) -> int:
     """Count additions and multiplications of one forward pass."""
     counter = FlopCounterMode(display=False)
     with counter, torch.enable_grad():  # else oneDNN's own, which are not counted

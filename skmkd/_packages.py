@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import RLock
 from typing import Any
+
+from skmkd._locks import lock_that_forks
 
 QUIET = {"openvino": "openvino_telemetry"}  # what tells a package's makers of its use
 CORES: list[Any] = []  # at most one
-IMPORTING = RLock()  # one import at a time: others would miss what is hidden from it
-if hasattr(os, "register_at_fork"):  # else a child could inherit the lock from another thread
-    os.register_at_fork(
-        before=IMPORTING.acquire,
-        after_in_parent=IMPORTING.release,
-        after_in_child=IMPORTING.release,
-    )
+IMPORTING = lock_that_forks()  # one import at a time: others would miss what is hidden from it
 
 
 class MissingExtraError(ImportError):

@@ -314,19 +314,12 @@ def test_fit_again(fitted: MKDDetector, X: Any, roi: Any) -> None:
     tried(lambda: detector.fit(X, roi=roi), detector)
 
 
+@pytest.mark.parametrize("kind", [MKDDetector, MemKDDetector])
 @fuzz(1.5)
-@given(settings_of(MKDDetector))
-def test_parameters(given: dict[str, Any]) -> None:
+@given(st.data())
+def test_parameters(kind: type[MKDDetector] | type[MemKDDetector], data: st.DataObject) -> None:
     X = np.random.default_rng(0).integers(0, 256, (12, 16, 16, 3), np.uint8)
-    detector = tiny(MKDDetector, **given)
-    tried(lambda: detector.fit(X).predict(X), detector)
-
-
-@fuzz(1.5)
-@given(settings_of(MemKDDetector))
-def test_parameters_of_memories(given: dict[str, Any]) -> None:
-    X = np.random.default_rng(0).integers(0, 256, (12, 16, 16, 3), np.uint8)
-    detector = tiny(MemKDDetector, **given)
+    detector = tiny(kind, **data.draw(settings_of(kind)))
     tried(lambda: detector.fit(X).predict(X), detector)
 
 

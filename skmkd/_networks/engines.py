@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable, MutableMapping
 from functools import partial
 from itertools import chain
-from threading import RLock
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -15,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from skmkd._locks import lock_that_forks
 from skmkd._maps.discrepancy import Features
 from skmkd._networks.cloners import Cloner
 from skmkd._networks.fusion import fold, version
@@ -26,13 +25,7 @@ from skmkd._recording import Replayed, waits
 Run = Callable[[Any], Features]
 
 OWN = (Cloner, MemoryCloner)  # cloners whose structure is known
-PREPARING = RLock()
-if hasattr(os, "register_at_fork"):  # else a child could inherit the lock from another thread
-    os.register_at_fork(
-        before=PREPARING.acquire,
-        after_in_parent=PREPARING.release,
-        after_in_child=PREPARING.release,
-    )
+PREPARING = lock_that_forks()
 PREPARED: MutableMapping[nn.Module, dict[Any, tuple[Any, Any]]] = WeakKeyDictionary()
 
 

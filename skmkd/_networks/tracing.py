@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
-from threading import RLock, get_ident
+from threading import get_ident
 from typing import Any
 
 import torchvision
 from torch import fx, nn
 from torchvision.models.feature_extraction import NodePathTracer
 
+from skmkd._locks import lock_that_forks
 from skmkd._runtime import uninterrupted
 
-TRACING = RLock()  # one trace at a time: torch.fx patches nn.Module while it traces
-if hasattr(os, "register_at_fork"):  # else a child could inherit the lock from another thread
-    os.register_at_fork(
-        before=TRACING.acquire, after_in_parent=TRACING.release, after_in_child=TRACING.release
-    )
+TRACING = lock_that_forks()  # one trace at a time: torch.fx patches nn.Module while it traces
 LEAVES = tuple(
     each
     for each in vars(torchvision.ops).values()
