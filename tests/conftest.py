@@ -36,6 +36,11 @@ settings.register_profile(
 )
 settings.load_profile("same everywhere")
 
+needs_bfloat16 = pytest.mark.skipif(  # if slowly
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+    reason="this processor has no products in bfloat16",
+)
+
 
 @cache
 def layers_and_style(name: str) -> tuple[LayerIndex, Style]:

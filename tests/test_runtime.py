@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_detector
+from conftest import needs_bfloat16, tiny_detector
 from torch import nn
 
 from skmkd._networks.precision import is_native
@@ -255,7 +255,10 @@ def capabilities(monkeypatch):
 
 @pytest.mark.parametrize(
     ("found", "expected"),
-    [({"avx512_bf16": True}, "bfloat16"), ({"avx2": True, "avx512_bf16": False}, "float32")],
+    [
+        pytest.param({"avx512_bf16": True}, "bfloat16", marks=needs_bfloat16),
+        ({"avx2": True, "avx512_bf16": False}, "float32"),
+    ],
 )
 def test_detectors_have_the_precision_of_the_processor(capabilities, images, found, expected):
     capabilities(**found)

@@ -42,12 +42,13 @@ class FusedConv(nn.Conv2d):
         dtype = self.weight.dtype
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self._in_steps(images, self.weight)
-        if images.device.type == "cpu" and _computes(dtype):
+        if images.device.type == "cpu" and torch.backends.mkldnn.is_available():
             stride, padding, *others = settings
-            packed, rows = _packed(self), images.to(dtype)
+            packed, bias = _packed(self)
             return torch.ops.mkldnn._convolution_pointwise(
-                rows, packed, self.bias, padding, stride, *others, *POINTWISE[self.activation]
-            )
+                images.to(dtype).to(packed.dtype), packed, bias, padding, stride, *others,
+                *POINTWISE[self.activation],
+            ).to(dtype)  # fmt: skip
         nvidia = images.device.type == "cuda" and torch.version.cuda is not None
         if not (nvidia and dtype == torch.bfloat16 and is_native(images.device)):
             return self._in_steps(images, self.weight)
@@ -86,29 +87,27 @@ class FastMaxPool(nn.MaxPool2d):
         return torch.amax(windows, (3, 5), out=maxima)
 
 
-def _computes(dtype: torch.dtype) -> bool:
-    """Return whether this build's oneDNN computes in a number format on this CPU."""
-    if not torch.backends.mkldnn.is_available():
-        return False
-    return dtype == torch.float32 or (dtype == torch.bfloat16 and is_native(CPU))
-
-
 def version(tensor: Tensor) -> tuple[int, int]:
     """Return what is another once a tensor is another, or has changed other than by `.data`."""
     return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
 
 
-def _packed(convolution: nn.Conv2d) -> Tensor:
-    """Return the weights of a convolution in oneDNN's layout, as long as they do not change."""
-    weight = convolution.weight
+def _packed(convolution: nn.Conv2d) -> tuple[Tensor, Tensor | None]:
+    """Return the weights of a convolution in oneDNN's layout, as long as they do not change.
+
+    They and the bias are in a number format that the CPU computes in: those in bfloat16 are in
+    float32 where it would be much slower.
+    """
+    weight, bias = convolution.weight, convolution.bias
+    dtype = weight.dtype if is_native(CPU) else torch.float32
     state = version(weight)
     if (known := PACKED.get(convolution)) is None or known[0] != state:
         packed = torch.ops.mkldnn._reorder_convolution_weight(
-            weight, convolution.padding, convolution.stride, convolution.dilation,
+            weight.to(dtype), convolution.padding, convolution.stride, convolution.dilation,
             convolution.groups,
         )  # fmt: skip
         known = PACKED[convolution] = state, packed
-    return known[1]
+    return known[1], bias if bias is None else bias.to(dtype)
 
 
 def fuse(network: fx.GraphModule) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torchvision
 from torch import fx, nn
+from torch.fx.graph import PythonCode
 from torchvision.models.feature_extraction import NodePathTracer
 
 from skmkd._locks import lock_that_forks
@@ -52,6 +53,18 @@ class FeatureExtractor(fx.GraphModule):
     A pickle holds its code, which is traced again when it is loaded.
     """
 
+    def recompile(self) -> PythonCode:
+        """Make `forward` from the graph.
+
+        The method of torch.fx keeps all code that it has ever compiled, for tracebacks.
+        """
+        code = self.graph.python_code("self")
+        self._code = code.src  # torch.fx pickles it
+        names = dict(code.globals)
+        exec(compile(code.src, "<torch.fx>", "exec"), names)
+        type(self).forward = names["forward"]  # each has a class of its own
+        return code
+
     def __reduce__(self) -> tuple[Any, ...]:
         return _unpickle, super().__reduce__()
 
@@ -64,12 +77,12 @@ def _unpickle(restore: Callable[..., fx.GraphModule], arguments: Any) -> Feature
 
 
 @uninterrupted
-def trace(network: nn.Module) -> tuple[fx.GraphModule, dict[fx.Node, str]]:
+def trace(network: nn.Module) -> tuple[FeatureExtractor, dict[fx.Node, str]]:
     """Return a network in eval mode as a graph, and the names of its nodes in order."""
     with TRACING:
         tracer = Tracer()
         graph = tracer.trace(network)
-    return fx.GraphModule(tracer.root, graph), dict(tracer.node_to_qualname)
+    return FeatureExtractor(tracer.root, graph), dict(tracer.node_to_qualname)
 
 
 def extract_features(network: nn.Module, layers: Sequence[str]) -> FeatureExtractor:

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, TinySource, tiny_detector
+from conftest import TINY, TinySource, needs_bfloat16, tiny_detector
 from numpy.testing import assert_allclose, assert_array_equal
 from torch import nn
 
@@ -41,12 +41,15 @@ def computed(cloner, inputs, precision="float32", folded=True):
         return cloner_output(cloner, inputs, precision, CPU, "torch", folded)
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("precision", "native"),
+    [("float32", True), ("bfloat16", False), pytest.param("bfloat16", True, marks=needs_bfloat16)],
+)
 def test_a_folded_cloner_computes_what_the_trained_one_does(
-    detector, batch, precision, monkeypatch
+    detector, batch, precision, native, monkeypatch
 ):
-    for module in ("precision", "fusion"):  # slow if it is not
-        monkeypatch.setattr(f"skmkd._networks.{module}.is_native", lambda _: True)
+    for module in ("precision", "fusion"):
+        monkeypatch.setattr(f"skmkd._networks.{module}.is_native", lambda _: native)
     tolerance = 1e-5 if precision == "float32" else 0.02
     with torch.no_grad(), products_in(precision, CPU):
         expected = detector.cloner_(batch)

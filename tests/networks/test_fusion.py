@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import needs_bfloat16
 from torch import nn
 from torchvision.models import get_model
 
@@ -123,11 +124,18 @@ def test_what_hooks_do_and_arguments_by_name_stay(pixels):
 
 
 @pytest.mark.parametrize("grouped", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("dtype", "native"),
+    [
+        (torch.float32, True),
+        (torch.bfloat16, False),
+        pytest.param(torch.bfloat16, True, marks=needs_bfloat16),
+    ],
+)
 @pytest.mark.parametrize("activation", [None, "relu", "relu6"])
 @pytest.mark.parametrize("biased", [False, True])
-def test_one_pass_computes_what_steps_do(monkeypatch, grouped, dtype, activation, biased):
-    monkeypatch.setattr("skmkd._networks.fusion.is_native", lambda _: True)  # slow if it is not
+def test_one_pass_computes_what_steps_do(monkeypatch, grouped, dtype, native, activation, biased):
+    monkeypatch.setattr(fusion, "is_native", lambda _: native)
     generator = torch.Generator().manual_seed(0)
     groups = 8 if grouped else 1
     convolution = FusedConv(8, 16, 3, 2, 1, groups=groups, bias=biased).requires_grad_(False)
@@ -150,8 +158,11 @@ def test_one_pass_computes_what_steps_do(monkeypatch, grouped, dtype, activation
     )
 
 
+@pytest.mark.parametrize("native", [False, pytest.param(True, marks=needs_bfloat16)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_an_image_s_features_do_not_depend_on_the_batch(pixels, dtype):
+def test_an_image_s_features_do_not_depend_on_the_batch(monkeypatch, pixels, dtype, native):
+    for module in (precision, fusion):
+        monkeypatch.setattr(module, "is_native", lambda _: native)
     network = cut("vgg16", ["features.9", "features.30"])
     fuse(network)
     if dtype == torch.bfloat16:
@@ -183,6 +194,7 @@ def test_packed_weights_follow_the_weights_and_are_not_pickled():
     assert len(PACKED) == n - 1
 
 
+@needs_bfloat16
 def test_bfloat16_is_emulated_where_the_hardware_lacks_it(monkeypatch, pixels):
     network = cut("vgg16", ["features.9"])
     fuse(network)

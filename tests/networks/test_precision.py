@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
+from conftest import needs_bfloat16
 from torch import nn
 
 from skmkd._networks import precision
@@ -31,7 +34,7 @@ def test_bfloat16_rounds_only_products_and_stores_their_weights():
     assert network[1].weight.dtype == torch.float32
 
 
-@pytest.mark.parametrize(
+LAYERS = pytest.mark.parametrize(
     ("layer", "shape"),
     [
         (nn.Conv2d(64, 32, 3), (4, 64, 9, 9)),
@@ -39,6 +42,21 @@ def test_bfloat16_rounds_only_products_and_stores_their_weights():
         (nn.Linear(576, 32), (200, 576)),
     ],
 )
+
+
+@LAYERS
+def test_emulated_products_round_factors_and_results(layer, shape, monkeypatch):
+    monkeypatch.setattr(precision, "is_native", lambda _: False)
+    images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found = BFloat16(copy.deepcopy(layer))(images)
+        exact = copy.deepcopy(layer).bfloat16().double()(images.bfloat16().double())
+    assert found.dtype == torch.bfloat16
+    assert (found == exact.bfloat16()).float().mean() > 0.99
+
+
+@needs_bfloat16
+@LAYERS
 def test_emulated_products_match_native_bfloat16(layer, shape, monkeypatch):
     generator = torch.Generator().manual_seed(0)
     for parameter in layer.requires_grad_(False).parameters():
