@@ -2,7 +2,7 @@
 
 Run as ``python benchmarks/soak.py`` on Linux; it takes about an hour on two cores. Each case runs
 in a process of its own, with a tiny source. What the process holds is noted once it has warmed up,
-after a tenth of the work, and at the end:
+after two fifths of the work (the allocator settles within 500 fits), and at the end:
 
 - ``score``: images from memory, scored a thousand at a time and one at a time;
 - ``fit``: fits, each with scores after it;
@@ -33,7 +33,7 @@ from timing import Tiny, anonymous, parser, report
 
 from skmkd import MKDDetector, load
 
-WARM = 0.1  # of the work, before which what a process holds may grow
+WARM = 0.4  # of the work, before which what a process holds may grow
 BATCH = 1000  # images of one call
 LONGEST = 1.5  # seconds after which a fit is killed at the latest
 
