@@ -1,9 +1,11 @@
 """What does a GPU compute, and how fast?
 
 Run as ``python benchmarks/gpu.py`` on a machine with CUDA, in the project folder; it takes some
-minutes. It runs the tests that need a GPU, then measures. The plain loop runs on the same card, and
-so does the product of two bfloat16 matrices, the card's own limit. Rows are written as they come:
-a run that is cut off keeps what it had.
+minutes. It runs the tests that need a GPU (of loads to and from the CPU, places of the cache, too
+little memory, threads, MemKD and more), then measures. The plain loop runs on the same card, and so
+does the product of two bfloat16 matrices, the card's own limit. Rows are written as they come: a
+run that is cut off keeps what it had. ``--device cpu`` tries the script itself, with
+few ``--images`` and ``--files``, where there is no GPU.
 """
 
 from __future__ import annotations
@@ -31,17 +33,24 @@ import skmkd
 from skmkd import MKDDetector
 
 SIDE = 128
-PRODUCT_SIDE = 8192  # of the square matrices whose product is the card's peak
+DEVICE = "cuda"  # as the command line says
+PRODUCT_SIDE = {"cuda": 8192, "cpu": 512}  # of the square matrices whose product is the peak
 FASHION_EPOCHS = 51
 Row = dict[str, Any]
 
 
+def wait() -> None:
+    """Wait until the card is done."""
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+
+
 def took(work: Callable[[], Any]) -> float:
     """Time one call, until the card is done."""
-    torch.cuda.synchronize()
+    wait()
     start = time.perf_counter()
     work()
-    torch.cuda.synchronize()
+    wait()
     return time.perf_counter() - start
 
 
@@ -67,62 +76,65 @@ def tests() -> Iterator[Row]:
     yield {"what": "tests", **counts}
 
 
-def differences() -> Iterator[Row]:
-    """Compare scores of a detector that was fitted on the CPU, on both."""
-    images = textures(256, SIDE)
+def differences(n: int = 256) -> Iterator[Row]:
+    """Compare what a detector that was fitted on the CPU says on both, and two fits of a seed."""
+    images, few = textures(n, SIDE), n // 4
     for precision in ("float32", "bfloat16"):
-        detector = MKDDetector(
-            contamination=0.05, device="cpu", precision=precision, max_iter=2, random_state=0
-        )
-        detector.fit(images[:64])
-        here, labels = detector.score_samples(images), detector.predict(images)
+        options = {"contamination": 0.05, "precision": precision, "random_state": 0}
+        here = MKDDetector(**options, device="cpu", max_iter=2).fit(images[:few])
         with tempfile.TemporaryDirectory() as folder:
-            detector.save(Path(folder) / "model.skmkd")
-            detector = skmkd.load(Path(folder) / "model.skmkd", device="cuda")
-        for fast in (False, True) if precision == "float32" else (False,):
+            here.save(Path(folder) / "model.skmkd")
+            there = skmkd.load(Path(folder) / "model.skmkd", device=DEVICE)
+        scores, maps = here.score_samples(images), here.localize(images[:few])
+        labels = here.predict(images)
+        for fast in (True, False) if precision == "float32" else (False,):
             torch.backends.cudnn.allow_tf32 = fast
-            scores = detector.score_samples(images)
-            alone = np.concatenate([detector.score_samples(image[None]) for image in images])
+            found = there.score_samples(images)
+            alone = np.concatenate([there.score_samples(image[None]) for image in images])
             yield {
                 "what": f"scores in {precision}" + ", TF32" * fast,
-                "difference from the CPU": largest(scores, here),
-                "labels that differ": int((detector.predict(images) != labels).sum()),
-                "alone or together": largest(alone, scores),
+                "difference from the CPU": largest(found, scores),
+                "of maps": largest(there.localize(images[:few]), maps),
+                "labels that differ": int((there.predict(images) != labels).sum()),
+                "alone or together": largest(alone, found),
             }
-        torch.backends.cudnn.allow_tf32 = True
-        fits = [
-            MKDDetector(contamination=0.05, device="cuda", precision=precision, random_state=0).fit(
-                images[:64]
-            )
-            for _ in range(2)
+        thresholds = [
+            np.array([each.offset_, each.map_offset_])
+            for each in (there.calibrate(images[few:]), here.calibrate(images[few:]))
         ]
+        torch.backends.cudnn.allow_tf32 = True
+        yield {
+            "what": f"calibrated thresholds in {precision}",
+            "difference from the CPU": float(np.abs(thresholds[0] / thresholds[1] - 1).max()),
+            "labels that differ": int((there.predict(images) != here.predict(images)).sum()),
+        }
+        fits = [MKDDetector(**options, device=DEVICE).fit(images[:few]) for _ in range(2)]
         first, second = (fit.score_samples(images) for fit in fits)
         yield {"what": f"two fits in {precision}", "difference": largest(second, first)}
 
 
 def peak() -> float:
     """Return the operations a second of the card's own bfloat16 matrix product."""
-    generator = torch.Generator("cuda").manual_seed(0)
-    shape = (PRODUCT_SIDE, PRODUCT_SIDE)
+    generator, side = torch.Generator(DEVICE).manual_seed(0), PRODUCT_SIDE[DEVICE]
     left, right = (
-        torch.randn(shape, generator=generator, device="cuda", dtype=torch.bfloat16)
+        torch.randn((side, side), generator=generator, device=DEVICE, dtype=torch.bfloat16)
         for _ in range(2)
     )
-    return 2 * PRODUCT_SIDE**3 / middle(lambda: left @ right, 20)
+    return 2 * side**3 / middle(lambda: left @ right, 20)
 
 
 def plain_loop() -> PlainLoop:
     """Return the plain loop on the card."""
     loop = PlainLoop()
-    loop.source.cuda()
-    loop.cloner.cuda()
+    loop.source.to(DEVICE)
+    loop.cloner.to(DEVICE)
     return loop
 
 
 def scores(n: int) -> Iterator[Row]:
     """Score and localize images in memory."""
-    images = np.tile(textures(n // 10, SIDE), (10, 1, 1))
-    detector = MKDDetector(contamination=0.05, device="cuda", max_iter=1, random_state=0).fit(
+    images = np.tile(textures(max(n // 10, 1), SIDE), (10, 1, 1))[:n]
+    detector = MKDDetector(contamination=0.05, device=DEVICE, max_iter=1, random_state=0).fit(
         images[:64]
     )
     dataset = detector._dataset(detector._tiles(detector._check_images(images)))
@@ -134,8 +146,9 @@ def scores(n: int) -> Iterator[Row]:
         "maps": middle(lambda: detector.localize(images), 3) / n,
     }
     loop = plain_loop()
-    prepared = loop.prepare(torch.from_numpy(images[:2048]), SIDE).cuda()
-    found["plain loop, from the card's memory"] = middle(lambda: loop.score(prepared), 3) / 2048
+    prepared = loop.prepare(torch.from_numpy(images[:2048]), SIDE).to(DEVICE)
+    seconds = middle(lambda: loop.score(prepared), 3)
+    found["plain loop, from the card's memory"] = seconds / len(prepared)
     limit = peak()
     for what, each in found.items():
         yield {
@@ -150,10 +163,12 @@ def scores(n: int) -> Iterator[Row]:
 def one() -> Iterator[Row]:
     """Score one image at a time."""
     images = textures(64, SIDE)
-    detector = MKDDetector(contamination=0.05, device="cuda", max_iter=1, random_state=0).fit(
+    detector = MKDDetector(contamination=0.05, device=DEVICE, max_iter=1, random_state=0).fit(
         images
     )
     for what, work in (("score", detector.score_samples), ("map", detector.localize)):
+        for _ in range(4):  # after which a GPU replays
+            work(images[:1])
         yield {"what": f"one image, {what}", "ms": 1e3 * middle(lambda w=work: w(images[:1]), 50)}
 
 
@@ -166,11 +181,11 @@ def files(n: int, side: int = 512) -> Iterator[Row]:
             delayed(Image.fromarray(np.roll(crops[i % 100], i, 0)).save)(path, quality=90)
             for i, path in enumerate(paths)
         )
-        detector = MKDDetector(contamination=0.05, device="cuda", max_iter=1, random_state=0).fit(
+        detector = MKDDetector(contamination=0.05, device=DEVICE, max_iter=1, random_state=0).fit(
             paths[:64]
         )
         dataset = detector._dataset(detector._tiles(detector._check_images(paths)))
-        whole = [list(range(i, i + 256)) for i in range(0, n - 255, 256)]
+        whole = [list(range(i, min(n, i + 256))) for i in range(0, n, 256)]
         works = {
             "decoding": lambda: Parallel(os.cpu_count(), prefer="threads")(
                 delayed(lambda path: np.asarray(Image.open(path)).shape)(path) for path in paths
@@ -193,7 +208,7 @@ def fashion(data: Path) -> Iterator[Row]:
     images = images[labels == 0]
     options = {
         "contamination": 0.05,
-        "device": "cuda",
+        "device": DEVICE,
         "image_size": 32,
         "random_state": 0,
         "tol": None,
@@ -203,7 +218,7 @@ def fashion(data: Path) -> Iterator[Row]:
     fit = took(lambda: detector.fit(images))
     yield {"what": "fit of Fashion-MNIST, class 0", "images": len(images), "s": fit}
     loop = plain_loop()
-    prepared = loop.prepare(torch.from_numpy(images), 32).cuda()
+    prepared = loop.prepare(torch.from_numpy(images), 32).to(DEVICE)
     plain = FASHION_EPOCHS * middle(lambda: loop.epoch(prepared), 3)
     yield {"what": "the plain loop (3 epochs, extrapolated)", "s": plain, "ratio": plain / fit}
 
@@ -212,7 +227,7 @@ def fits() -> Iterator[Row]:
     """Fit texture crops with the default parameters."""
     for side in (128, 256):
         images = textures(200, side)
-        detector = MKDDetector(contamination=0.05, device="cuda", image_size=side, random_state=0)
+        detector = MKDDetector(contamination=0.05, device=DEVICE, image_size=side, random_state=0)
         seconds = middle(lambda d=detector, x=images: d.fit(x), 1)
         yield {"what": f"default fit of {side} px", "images": 200, "s": seconds}
 
@@ -224,10 +239,14 @@ def main() -> None:
     arguments.add_argument("--files", type=int, default=5_000, help="JPEG files")
     arguments.add_argument("--data", type=Path, default=DEBIAN, help="folder of Fashion-MNIST")
     arguments.add_argument("--only", nargs="+", help="sections")
+    arguments.add_argument("--device", choices=PRODUCT_SIDE, default=DEVICE)
     given = arguments.parse_args()
+    if given.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("torch finds no CUDA GPU here; --device cpu tries the script without one.")
+    globals()["DEVICE"] = given.device
     sections: dict[str, Callable[[], Iterator[Row]]] = {
         "tests": tests,
-        "differences": differences,
+        "differences": lambda: differences(min(256, given.images)),
         "scores": lambda: scores(given.images),
         "one": one,
         "fashion": lambda: fashion(given.data),
@@ -236,10 +255,12 @@ def main() -> None:
     }
     rows: list[Row] = []
     for name in given.only or sections:
+        start = time.perf_counter()
         for row in sections[name]():
             print(row, flush=True)
             rows.append(row)
             report(__file__, rows, given.output, quiet=True)
+        rows.append({"what": f"this section: {name}", "s": time.perf_counter() - start})
     report(__file__, rows, given.output)
 
 

@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 from _thread import start_new_thread
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from contextvars import copy_context
 from queue import Empty, SimpleQueue
@@ -32,16 +32,6 @@ def sheltered(function: Callable[[], Value]) -> Value:
     if threading.get_ident() != threading.main_thread().ident:
         return function()
     return Call(function).made()
-
-
-def sheltered_steps(steps: Generator[Value]) -> Iterator[Value]:
-    """Yield what a generator does; each of its steps is sheltered."""
-    end = object()
-    try:
-        while (item := sheltered(lambda: next(steps, end))) is not end:
-            yield item  # type: ignore[misc]
-    finally:
-        sheltered(steps.close)
 
 
 def stop_if_interrupted() -> None:

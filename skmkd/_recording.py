@@ -7,14 +7,18 @@ most of the time.
 from __future__ import annotations
 
 from collections.abc import Callable
-from threading import Lock
+from functools import cache
+from threading import Lock, get_ident
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
+from skmkd._locks import lock_that_forks
+
 WARM_UP = 3  # runs before one is recorded, in which libraries choose and set up their kernels
+RECORDING = lock_that_forks()  # torch waits for the whole GPU before, which breaks other recordings
 FEW_PIXELS = 2**16  # of images: for more, a GPU computes longer than it takes to launch it
 
 
@@ -29,20 +33,21 @@ class Recording:
     Parameters
     ----------
     compute : callable
-        Tensors to tensors, with no value that the CPU needs to see in between.
+        Tensors to tensors, with no value that the CPU needs to see in between. It has run in this
+        thread, in which libraries set themselves up.
     inputs : Any
         Tensors, or containers of them, which are copied.
-    stream : torch.cuda.Stream
-        Where it is recorded.
     """
 
-    def __init__(
-        self, compute: Callable[[Any], Any], inputs: Any, stream: torch.cuda.Stream
-    ) -> None:
+    def __init__(self, compute: Callable[[Any], Any], inputs: Any) -> None:
         self._inputs = tree_map(torch.clone, inputs)
+        stream = side_stream(tree_leaves(inputs)[0].device)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(
-            self._graph, stream=stream, capture_error_mode="thread_local"
+        # the outer context ends on the stream of before, also where the inner one fails to end
+        with (
+            RECORDING,
+            torch.cuda.stream(stream),
+            torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"),
         ):  # what other threads compute goes on
             self._output = compute(self._inputs)
 
@@ -51,6 +56,19 @@ class Recording:
         tree_map(Tensor.copy_, self._inputs, inputs)
         self._graph.replay()
         return self._output
+
+
+def side_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the stream on which this thread records.
+
+    It is always the same one, as libraries keep memory for each thread and stream.
+    """
+    return _side_stream(device, get_ident())
+
+
+@cache
+def _side_stream(device: torch.device, thread: int) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 class Replayed:
@@ -64,11 +82,13 @@ class Replayed:
     def __call__(self, compute: Callable[[Any], Any], inputs: Any) -> Any:
         """Compute the output for inputs of the same shapes as ever."""
         with self._lock:
-            if self._n_runs < WARM_UP:
-                self._n_runs += 1
-                return compute(inputs)
-            if self._recording is None:
-                compute(inputs)  # libraries set themselves up in each thread, not in a recording
-                stream = torch.cuda.Stream(tree_leaves(inputs)[0].device)
-                self._recording = Recording(compute, inputs, stream)
-            return tree_map_only(Tensor, torch.clone, self._recording(inputs))
+            if self._recording is not None:
+                return tree_map_only(Tensor, torch.clone, self._recording(inputs))
+            output = compute(inputs)
+            self._n_runs += 1
+            if self._n_runs > WARM_UP:
+                try:
+                    self._recording = Recording(compute, inputs)
+                except RuntimeError:  # too little memory, or the program waited for the whole GPU
+                    self._n_runs = 0
+            return output

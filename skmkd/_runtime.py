@@ -6,7 +6,7 @@ import copy
 import os
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from errno import ENOMEM
 from functools import partial, wraps
@@ -33,6 +33,12 @@ ADVICE = (
     "Too little memory is free. Lower image_size or batch_size, set cache to 0 to keep features on "
     "disk, or use device='cpu' if it is a GPU's."
 )
+MPS_ADVICE = (
+    f"torch {torch.__version__} lacks the operator {{}} on MPS. Set the environment variable "
+    "PYTORCH_ENABLE_MPS_FALLBACK=1 before torch is imported, and the CPU computes it; or use "
+    "device='cpu'."
+)
+MPS_LACKS = re.compile(r"operator '(\S+)' is not current\w* implemented for the MPS device")
 SHORTAGES = ("allocate memory", "out of memory", "bad_alloc", "start new thread")  # of torch's
 Item = TypeVar("Item")
 Value = TypeVar("Value")
@@ -64,6 +70,8 @@ def note_threads() -> None:
 def resolve_device(device: str) -> torch.device:
     """Return the torch device that a name stands for, "auto" being the fastest here.
 
+    One of several GPUs has a number: "cuda" would be another one in another thread.
+
     Raises
     ------
     ValueError
@@ -71,17 +79,17 @@ def resolve_device(device: str) -> torch.device:
     """
     if device == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda")
+            return torch.device("cuda", torch.cuda.current_device())
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
-        named = torch.device(device)
-        torch.ones(1, device=named).item()
+        found = torch.ones(1, device=device)
+        found.item()
     except (RuntimeError, AssertionError, ImportError) as error:
         raise ValueError(
             f"device must be 'auto' or a device that torch can use here; got {device!r}: "
             f"{str(error).splitlines()[0]}"
         ) from error
-    return named
+    return found.device
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
@@ -141,6 +149,20 @@ def gpu_memory(device: torch.device) -> tuple[int, int]:
     return torch.cuda.mem_get_info(device) if device.type == "cuda" else (0, 0)
 
 
+def current_stream(device: torch.device) -> Any:
+    """Return the stream on which this thread computes on a GPU; None for other devices."""
+    return torch.cuda.current_stream(device) if device.type == "cuda" else None
+
+
+def follow(stream: Any) -> None:
+    """Have a new thread compute on a stream, so that who waits on this has what it computes.
+
+    A new thread has the first GPU's default stream, which no other stream waits for.
+    """
+    if stream is not None:
+        torch.cuda.set_stream(stream)
+
+
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
     """Return a tensor on a device; a GPU fetches it while the CPU goes on."""
     if device.type != "cuda" or tensor.is_cuda:
@@ -184,7 +206,7 @@ def forked_rng(seed: int, device: torch.device = CPU) -> Iterator[None]:
 
 @contextmanager
 def plain_arithmetic(gradients: bool, device: torch.device) -> Iterator[None]:
-    """Compute the same whatever modes, autocast and default device the caller has set.
+    """Compute the same whatever modes, autocast, default device and GPU the caller has set.
 
     Raises
     ------
@@ -202,8 +224,11 @@ def plain_arithmetic(gradients: bool, device: torch.device) -> Iterator[None]:
         torch.inference_mode(False),
         torch.set_grad_enabled(gradients),
         torch.autocast("cpu", enabled=False),
-        torch.autocast(device.type, enabled=False),
+        torch.autocast(device.type, enabled=False)
+        if torch.amp.is_autocast_available(device.type)  # of MPS from torch 2.5
+        else nullcontext(),
         nullcontext() if torch.get_default_device() == CPU else CPU,  # it costs each call
+        torch.cuda.device(device) if device.type == "cuda" else nullcontext(),
     ):
         yield
 
@@ -217,6 +242,8 @@ def uninterrupted(function: Callable[Parameters, Value]) -> Callable[Parameters,
     ------
     MemoryError
         If memory or threads run out.
+    NotImplementedError
+        If torch lacks an operator on MPS.
     """
 
     @wraps(function)
@@ -226,11 +253,25 @@ def uninterrupted(function: Callable[Parameters, Value]) -> Callable[Parameters,
         try:
             return sheltered(partial(work, stream))
         except (MemoryError, RuntimeError, OSError, ValueError) as error:
-            if not is_shortage(error):
-                raise
-            raise MemoryError(f"{ADVICE} {error}") from error
+            if is_shortage(error):
+                raise MemoryError(f"{ADVICE} {error}") from error
+            if isinstance(error, NotImplementedError) and (lacks := MPS_LACKS.search(str(error))):
+                raise NotImplementedError(MPS_ADVICE.format(lacks[1])) from error
+            raise
 
     return call
+
+
+def uninterrupted_steps(steps: Generator[Value]) -> Iterator[Value]:
+    """Yield what a generator does; each of its steps is `uninterrupted`, as the first one is."""
+    end, n_threads = object(), torch.get_num_threads()
+    stream = torch.cuda.current_stream() if torch.cuda.is_initialized() else None
+    step = uninterrupted(lambda: _computed(lambda: next(steps, end), n_threads, stream))
+    try:
+        while (item := step()) is not end:
+            yield item  # type: ignore[misc]
+    finally:
+        sheltered(steps.close)
 
 
 def _computed(work: Callable[[], Value], n_threads: int, stream: Any) -> Value:
@@ -263,9 +304,12 @@ def portable_state(state: dict[str, Any]) -> dict[str, Any]:
     return {name: portable(value) for name, value in state.items()}
 
 
-def restored_device(device: torch.device) -> torch.device:
-    """Return the device a fitted model was on, or the best one here if there is none such."""
+def restored_device(device: torch.device, named: str) -> torch.device:
+    """Return the device a fitted model was on, or the best one here if there is none such.
+
+    It may be another of several GPUs unless the parameter `device` named one by its number.
+    """
     try:
-        return resolve_device(str(device))
+        return resolve_device(str(device) if ":" in named else device.type)
     except ValueError:
         return resolve_device("auto")

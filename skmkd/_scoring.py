@@ -23,7 +23,6 @@ from skmkd._images.inputs import ImagesLike
 from skmkd._images.registration import Template
 from skmkd._images.roi import RoiLike
 from skmkd._images.tiles import Tiles
-from skmkd._interrupts import sheltered_steps
 from skmkd._maps.finishing import (
     Maps,
     Output,
@@ -35,7 +34,13 @@ from skmkd._maps.merging import image_output
 from skmkd._maps.usual import Sums, Usual
 from skmkd._networks.engines import OWN, replayed, resolve_engine, source_engine
 from skmkd._recording import waits
-from skmkd._runtime import CPU, one_behind, plain_arithmetic, uninterrupted
+from skmkd._runtime import (
+    CPU,
+    one_behind,
+    plain_arithmetic,
+    uninterrupted,
+    uninterrupted_steps,
+)
 from skmkd._warnings import warn
 
 WEIGHTS = ("layer_weights_", "direction_weight_")  # learned numbers that a recording holds
@@ -208,7 +213,7 @@ class ScoringMixin(BaseEstimator, ABC):
         tolerant.__dict__ = vars(self) | {"on_error": "skip"}  # so that images have no errors
         images = tolerant._check_images(X, roi=roi)
         images.silent = True
-        return sheltered_steps(tolerant._results(images, maps))
+        return uninterrupted_steps(tolerant._results(images, maps))
 
     def _results(self, images: Images, maps: bool) -> Generator[Result]:
         """Yield the result of each image; errors are those of the images."""

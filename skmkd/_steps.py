@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from skmkd._features.batches import Batch
-from skmkd._recording import WARM_UP, Recording
+from skmkd._recording import WARM_UP, Recording, side_stream
 
 Terms = dict[str, Tensor]  # "total", which is minimised, and its parts; each of shape (n,)
 
@@ -64,7 +64,7 @@ class RecordedStep(Step):
     ) -> None:
         super().__init__(cloner, terms, betas)
         self._n_steps = 0
-        self._stream = torch.cuda.Stream(self._rate.device)
+        self._stream = side_stream(self._rate.device)
         self._recorded: dict[int, Recording] = {}
 
     def _adam(self, weights: list[nn.Parameter], betas: tuple[float, float]) -> torch.optim.Adam:
@@ -73,10 +73,6 @@ class RecordedStep(Step):
 
     def __call__(self, batch: Batch, rate: float) -> Terms:
         """Update the weights at a learning rate; return the loss terms from before."""
-        with torch.cuda.device(self._rate.device):
-            return self._step(batch, rate)
-
-    def _step(self, batch: Batch, rate: float) -> Terms:
         self._rate.fill_(rate)
         self._n_steps += 1
         if self._n_steps <= WARM_UP:
@@ -87,7 +83,7 @@ class RecordedStep(Step):
             return losses
         n = len(batch.images)
         if n not in self._recorded:
-            self._recorded[n] = Recording(self._update, batch, self._stream)
+            self._recorded[n] = Recording(self._update, batch)
         return self._recorded[n](batch)
 
     def free(self) -> None:

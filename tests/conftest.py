@@ -164,6 +164,13 @@ def global_state() -> tuple:
     )  # fmt: skip
 
 
+ACCELERATOR = "cuda" if torch.cuda.is_available() else "mps"
+needs_gpu = pytest.mark.skipif(
+    not (torch.cuda.is_available() or torch.backends.mps.is_available()),
+    reason="needs a GPU, of CUDA or MPS",
+)
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+
 QUICK = "--image-size 32 --batch-size 8 --max-iter 2 --tol None --random-state 0 --device cpu"
 
 

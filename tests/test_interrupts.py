@@ -15,7 +15,7 @@ import sklearn
 from conftest import tiny_detector
 from sklearn.exceptions import ConvergenceWarning
 
-from skmkd._interrupts import outside, sheltered, sheltered_steps, stop_if_interrupted
+from skmkd._interrupts import outside, sheltered, stop_if_interrupted
 
 ROOT = Path(__file__).parents[1]
 alarms = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there are no alarms here")
@@ -66,24 +66,6 @@ def test_the_caller_s_context_holds_in_the_other_thread():
         assert sheltered(variable.get) == 1
         assert sheltered(sklearn.get_config)["assume_finite"]
     assert not sheltered(sklearn.get_config)["assume_finite"]
-
-
-def test_steps_are_made_in_the_other_thread_and_closed_there():
-    seen = []
-
-    def steps():
-        try:
-            for _ in range(3):
-                yield threading.get_ident()
-        finally:
-            seen.append(threading.get_ident())
-
-    worker = sheltered(threading.get_ident)
-    assert list(sheltered_steps(steps())) == [worker] * 3
-    started = sheltered_steps(steps())
-    next(started)
-    started.close()
-    assert seen == [worker] * 2
 
 
 class Stopped(BaseException):

@@ -6,7 +6,9 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ import pytest
 import torch
 from conftest import needs_bfloat16, tiny_detector
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from skmkd._networks.precision import is_native
 from skmkd._runtime import (
@@ -30,20 +33,22 @@ from skmkd._runtime import (
     restored_device,
     sent,
     uninterrupted,
+    uninterrupted_steps,
 )
 
 
 @pytest.mark.parametrize(
     ("cuda", "mps", "best"),
-    [(False, False, "cpu"), (False, True, "mps"), (True, False, "cuda"), (True, True, "cuda")],
+    [(False, False, "cpu"), (False, True, "mps"), (True, False, "cuda:1"), (True, True, "cuda:1")],
 )
 def test_the_best_device_is_an_accelerator_that_is_there(monkeypatch, cuda, mps, best):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
     assert resolve_device("auto") == torch.device(best)
     assert resolve_device("cpu") == torch.device("cpu")  # whatever else is there
-    assert restored_device(torch.device("cpu")) == torch.device("cpu")
-    assert restored_device(torch.device("hpu")) == torch.device(best)
+    assert restored_device(torch.device("cpu"), "auto") == torch.device("cpu")
+    assert restored_device(torch.device("hpu"), "hpu") == torch.device(best)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux lists devices as files")
@@ -63,8 +68,24 @@ def test_absent_device_falls_back_on_load_only():
     absent = torch.device("cuda", torch.cuda.device_count())
     with pytest.raises(ValueError, match="device must be"):
         resolve_device(str(absent))
-    assert restored_device(absent) == resolve_device("auto")
-    assert restored_device(torch.device("cpu")) == torch.device("cpu")
+    assert restored_device(absent, str(absent)) == resolve_device("auto")
+    assert restored_device(torch.device("cpu"), "cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"), [("cuda:3", "cuda:3"), ("cuda", "cuda"), ("auto", "cuda")]
+)
+def test_only_a_number_that_was_named_is_that_of_another_process(monkeypatch, named, expected):
+    monkeypatch.setattr("skmkd._runtime.resolve_device", lambda device: device)
+    assert restored_device(torch.device("cuda:3"), named) == expected
+
+
+def test_devices_have_the_number_that_tensors_have(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "item", lambda _: 1.0)  # fake tensors have no values
+    with FakeTensorMode():
+        assert [resolve_device(name) for name in ("cuda:2", "cuda", "cpu")] == [
+            torch.device(name) for name in ("cuda:2", "cuda:0", "cpu")
+        ]
 
 
 def test_seeds():
@@ -182,6 +203,21 @@ def test_a_call_computes_with_the_caller_s_threads():
         torch.set_num_threads(threads)
 
 
+def test_plain_arithmetic_computes_on_the_gpu_that_is_named(monkeypatch):
+    entered = []
+
+    @contextmanager
+    def noted(device):
+        entered.append(device)
+        yield
+
+    monkeypatch.setattr(torch.cuda, "device", noted)
+    with plain_arithmetic(False, torch.device("cpu")):
+        assert entered == []
+    with plain_arithmetic(False, torch.device("cuda", 3)):
+        assert entered == [torch.device("cuda", 3)]
+
+
 def test_only_a_gpu_has_memory_of_its_own_and_is_sent_to():
     here = torch.arange(3.0)
     assert gpu_memory(torch.device("cpu")) == (0, 0)
@@ -200,6 +236,66 @@ def test_one_behind_yields_an_item_when_the_next_is_made():
     seen = [(item, list(made)) for item in one_behind(items())]
     assert seen == [(0, [0, 1]), (1, [0, 1, 2]), (2, [0, 1, 2])]
     assert list(one_behind([])) == []
+
+
+def test_steps_are_made_in_the_other_thread_and_closed_there():
+    seen = []
+
+    def steps():
+        try:
+            for _ in range(3):
+                yield threading.get_ident()
+        finally:
+            seen.append(threading.get_ident())
+
+    worker = uninterrupted(threading.get_ident)()
+    assert list(uninterrupted_steps(steps())) == [worker] * 3
+    started = uninterrupted_steps(steps())
+    next(started)
+    started.close()
+    assert seen == [worker] * 2
+
+
+def test_steps_say_what_to_do_without_memory():
+    def steps():
+        yield 1
+        raise MemoryError("none left")
+
+    with pytest.raises(MemoryError, match="Lower image_size .* none left"):
+        list(uninterrupted_steps(steps()))
+
+
+LACKING = (  # what torch says, in several versions
+    "The operator 'aten::_upsample_bilinear2d_aa.out' is not currently implemented for the MPS "
+    "device. If you want this op to be considered for addition please comment on ...",
+    "The operator 'aten::_upsample_bilinear2d_aa.out' is not current implemented for the MPS "
+    "device. If you want this op to be added in priority ...",
+)
+
+
+@pytest.mark.parametrize("words", LACKING)
+def test_an_operator_that_mps_lacks_is_named_with_what_helps(images, monkeypatch, words):
+    detector = tiny_detector().fit(images)
+
+    def fail(*_):
+        raise NotImplementedError(words)
+
+    monkeypatch.setattr("skmkd._maps.finishing.resize_maps", fail)
+    advice = r"aten::_upsample_bilinear2d_aa.out on MPS.*PYTORCH_ENABLE_MPS_FALLBACK=1.*'cpu'"
+    with pytest.raises(NotImplementedError, match=advice) as caught:
+        detector.localize(images)
+    assert str(caught.value.__cause__) == words
+
+
+def test_other_things_that_are_not_implemented_stay_as_they_are():
+    error = NotImplementedError("The operator 'aten::x' needs a longer beard.")
+
+    def fail():
+        raise error
+
+    with pytest.raises(NotImplementedError) as caught:
+        uninterrupted(fail)()
+    assert caught.value is error
 
 
 def test_portable_state_leaves_alone_what_is_on_the_cpu():

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from conftest import needs_cuda
 from torch import nn
 
 from skmkd._features.batches import Batch
@@ -63,7 +64,7 @@ def test_the_first_step_moves_each_weight_by_the_rate():  # Adam: gradient over 
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@needs_cuda
 def test_a_recorded_step_is_a_step():
     expected, weights = run(Step, Task("cpu"), RATES)
     losses, found = run(RecordedStep, Task("cuda"), RATES)

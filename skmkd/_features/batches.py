@@ -19,7 +19,7 @@ from skmkd._images.tiles import Tiles
 from skmkd._interrupts import stop_if_interrupted
 from skmkd._maps.discrepancy import Features
 from skmkd._networks.precision import run_in_batches
-from skmkd._runtime import CPU, gpu_memory, plain_arithmetic
+from skmkd._runtime import CPU, current_stream, follow, gpu_memory, plain_arithmetic
 
 CPU_PIXELS = 2**16  # of a batch: four images of 128 x 128, enough for the speed of a CPU
 OTHER_PIXELS = 2**20
@@ -141,7 +141,8 @@ class ImageDataset:
         """Yield each batch and its images; as many threads as torch's read the next ones."""
         n_threads = torch.get_num_threads()
         ahead: deque[tuple[Sequence[int], list[Future[Tensor]]]] = deque()
-        pool = ThreadPoolExecutor(n_threads)
+        stream = current_stream(self.device)
+        pool = ThreadPoolExecutor(n_threads, initializer=follow, initargs=(stream,))
         try:
             while True:
                 while sum(len(parts) for _, parts in islice(ahead, 1, None)) < n_threads:

@@ -143,7 +143,10 @@ def _restored(
     if "cloner_" not in values["networks"]:
         raise ValueError(f"{file} holds no cloner_.")
     parameters, fitted = values["parameters"], values["attributes"]
-    target = restored_device(fitted["device_"]) if device is None else resolve_device(device)
+    if device is None:
+        target = restored_device(fitted["device_"], parameters.get("device", "auto"))
+    else:
+        target = resolve_device(device)
     fitted["device_"] = target
     with plain_arithmetic(True, target):
         saved = _with_prefix(tensors, "source_.")

@@ -93,6 +93,6 @@ class SavingMixin(BaseEstimator):
             )
         super().__setstate__(state)
         if "device_" in state:
-            self.device_ = restored_device(state["device_"])
+            self.device_ = restored_device(state["device_"], state["device"])
             self.source_.to(self.device_)
             self.cloner_.to(self.device_)

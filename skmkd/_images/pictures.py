@@ -29,7 +29,7 @@ READERS: dict[bytes, Callable[..., Image.Image]] = {
     b"BM": BmpImageFile,
     b"RIFF": WebPImageFile,
 }
-STRIP_PIXELS = 2**16  # converted at once, so that copies stay small and in the cache
+STRIP_VALUES = 2**20  # converted at once, so that copies stay small and in the cache
 DEEP = {"RGB;16B": 3, "RGBA;16B": 4, "LA;16B": 4}  # raw modes of PNG, and channels that they give
 
 
@@ -101,7 +101,7 @@ def plain_pixels(image: Image.Image, in_place: bool = True) -> np.ndarray:
 
 def shape_as(mode: str, image: Image.Image) -> tuple[int, ...]:
     """Return the shape of an image's pixels in a mode: (H, W) or (H, W, C)."""
-    channels = len(Image.new(mode, (1, 1)).getbands())
+    channels = Image.getmodebands(mode)
     return image.size[::-1] if channels == 1 else (*image.size[::-1], channels)
 
 
@@ -116,11 +116,12 @@ def numbers(image: Image.Image, mode: str, dtype: Any) -> np.ndarray:
 def strips(image: Image.Image, mode: str) -> Iterator[tuple[slice, np.ndarray]]:
     """Yield rows of an image and their pixels in a mode; Pillow converts by two copies or more."""
     width, height = image.size
-    step = max(1, STRIP_PIXELS // width)
+    step = max(1, STRIP_VALUES // (width * Image.getmodebands(mode)))
     for top in range(0, height, step):
-        box = 0, top, width, min(top + step, height)
-        # cuts the strip out, as crop would, which has a limit on pixels that is a global one
-        strip = image.resize((width, box[3] - top), Image.Resampling.NEAREST, box=box)
+        box, strip = (0, top, width, min(top + step, height)), image
+        if step < height:
+            # cuts the strip out, as crop would, which has a limit on pixels that is a global one
+            strip = image.resize((width, box[3] - top), Image.Resampling.NEAREST, box=box)
         converted = strip if strip.mode == mode else strip.convert(mode)
         yield slice(top, top + step), np.asarray(converted)
 

@@ -18,7 +18,7 @@ from skmkd._runtime import CPU, sent
 
 MAX_ROTATION = 20.0  # degrees; this and the scales are MKD's for small sets (section 4.2.3)
 SCALES = (0.9, 1.05)
-STRIP_PIXELS = 2**17  # converted at once, so that their floats stay in the processor's cache
+STRIP_VALUES = 2**19  # converted at once, so that their floats stay in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Preprocessing:
         white = (high - low) or 1.0
         pixels = np.stack(images) if len(images) > 1 else images[0][None]
         n, height, width, channels = pixels.shape
-        rows = max(1, STRIP_PIXELS // (n * width)) if device == CPU else height
+        rows = max(1, STRIP_VALUES // (n * width * channels)) if device == CPU else height
         # made before the floats of any strip, which else would leave gaps that none of them fits
         narrow = torch.empty(
             (n, height, self.size[1], min(channels, 3)), dtype=float_type(pixels), device=device

@@ -106,7 +106,7 @@ def score_ray(
     batch_size : int, default=256
         Images that an actor scores at once.
     device : str, default=None
-        As in `Scorer`.
+        As in `Scorer`; None is "auto" for actors that have a GPU, whatever the fit was on.
     threads : int, default=None
         As in `Scorer`.
 
@@ -151,7 +151,10 @@ def score_ray(
     scored = images.map_batches(
         Scorer,
         fn_constructor_args=(os.fspath(model),),
-        fn_constructor_kwargs={"device": device, "threads": threads},
+        fn_constructor_kwargs={
+            "device": "auto" if device is None and num_gpus else device,
+            "threads": threads,
+        },
         compute=ray_data.ActorPoolStrategy(min_size=least, max_size=most),
         num_gpus=num_gpus,
         batch_size=batch_size,

@@ -36,7 +36,8 @@ class Scorer:
     model : str or path
         File that the method `save` of a detector wrote, at the same path in each process.
     device : str, default=None
-        Torch device, such as "cpu" or "cuda"; None is that of the fit, if it is there.
+        Torch device, such as "cpu" or "cuda:1"; None is the kind that the fit was on, if it is
+        there.
     threads : int, default=None
         Torch's threads while it scores; None leaves them as they are. Dask's and Ray's workers
         have one by default.

@@ -9,6 +9,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import copy
+from types import SimpleNamespace
 
 import joblib
 import numpy as np
@@ -209,6 +210,25 @@ def test_the_guide_on_ray(ray, guide, tmp_path):
     exec(compile(code_of(guide, ray=True), "many_machines.md", "exec"), {})
     archive = [str(path) for path in sorted((tmp_path / "data" / "archive").iterdir())]
     check(columns_in(tmp_path / "data" / "ray"), Scorer(tmp_path / "data" / "part.skmkd")(archive))
+
+
+@pytest.mark.parametrize(
+    ("device", "num_gpus", "expected"),
+    [(None, 0, None), (None, 0.5, "auto"), ("cpu", 1, "cpu"), ("cuda", 0, "cuda")],
+)
+def test_an_actor_with_a_gpu_scores_on_it(model, tmp_path, monkeypatch, device, num_gpus, expected):
+    asked = {}
+
+    class Images:
+        def map_batches(self, scorer, **options):
+            asked.update(options)
+            return SimpleNamespace(write_parquet=lambda folder: None)
+
+    strategy = SimpleNamespace(ActorPoolStrategy=lambda **limits: limits)
+    monkeypatch.setattr("skmkd.distributed._clusters.needed", lambda *_: strategy)
+    score_ray(Images(), model, tmp_path, num_gpus=num_gpus, device=device)
+    assert asked["num_gpus"] == num_gpus
+    assert asked["fn_constructor_kwargs"]["device"] == expected
 
 
 @pytest.mark.ray

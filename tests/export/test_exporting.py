@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import inspect
+from contextlib import nullcontext
 from importlib.util import find_spec
 
 import numpy as np
 import pytest
+import torch
 from conftest import TinySource, tiny_detector
 from sklearn.exceptions import NotFittedError
 
 import skmkd
 from skmkd import DetectorEnsemble, load_exported
 from skmkd._export import exporting
+from skmkd._export.parity import Parity
 from skmkd._export.sessions import OUTPUTS
 from skmkd._export.writing import UnfaithfulExportError
 
@@ -65,6 +68,17 @@ def test_a_saved_detector_is_exported_as_it_is(fitted, tmp_path):
 def test_without_images_there_is_no_parity(fitted, content, tmp_path):
     assert fitted.export(tmp_path / "model.onnx") is None
     assert (tmp_path / "model.onnx").read_bytes() == content
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(("device", "passes"), [("cpu", False), ("cuda:0", True), ("mps", True)])
+def test_scores_of_a_gpu_may_differ_by_more(fitted, tmp_path, monkeypatch, device, passes):
+    found = Parity(20, 1.5e-4, 1.0, 0)  # in TF32, on an H200
+    monkeypatch.setattr("skmkd._export.exporting.parity", lambda *_: found)
+    monkeypatch.setattr(fitted, "device_", torch.device(device))
+    expected = nullcontext() if passes else pytest.raises(UnfaithfulExportError, match="1e-05")
+    with expected:
+        assert fitted.export(tmp_path / "model.onnx", check=good_images()) == found
 
 
 @pytest.mark.usefixtures("quick")

@@ -4,6 +4,7 @@ import inspect
 import threading
 import tracemalloc
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -103,6 +104,26 @@ def test_batches_get_smaller_as_images_grow():
 def test_batches_on_a_gpu_follow_its_memory(monkeypatch, gigabytes, n):
     monkeypatch.setattr("skmkd._features.batches.gpu_memory", lambda _: (0, gigabytes * 2**30))
     assert inference_batch_size((128, 128), torch.device("cuda")) == n
+
+
+def test_threads_that_read_ahead_follow_the_stream_of_the_one_that_computes(pictures, monkeypatch):
+    follows, reads = {}, set()
+
+    class Noting(Preprocessing):
+        def __call__(self, *arguments):
+            reads.add(threading.get_ident())
+            return super().__call__(*arguments)
+
+    monkeypatch.setattr("skmkd._features.batches.current_stream", lambda device: f"of {device}")
+    monkeypatch.setattr(
+        "skmkd._features.batches.follow",
+        lambda stream: follows.update({threading.get_ident(): stream}),
+    )
+    data = dataset(pictures)
+    data = replace(data, prepare=Noting(**vars(data.prepare)))
+    assert len(list(data.tensors([[0, 1], [2, 3], [4, 5]]))) == 3
+    assert reads
+    assert {follows.get(thread) for thread in reads} == {"of cpu"}
 
 
 # Images

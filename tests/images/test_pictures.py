@@ -147,3 +147,16 @@ def test_an_orientation_at_the_end_of_a_png_is_applied(tmp_path):
     stated = chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0"))
     (tmp_path / "image.png").write_bytes(content[:end] + stated + content[end:])
     assert_array_equal(np.asarray(ImageFile(tmp_path / "image.png")), np.rot90(pixels, -1))
+
+
+@pytest.mark.parametrize("values", [1, 100, 2**20])
+@pytest.mark.parametrize(
+    ("mode", "becomes"), [("L", "L"), ("1", "L"), ("RGB", "RGB"), ("CMYK", "RGB"), ("RGBA", "RGBA")]
+)
+def test_pixels_are_the_same_in_strips_of_any_height(tmp_path, monkeypatch, mode, becomes, values):
+    monkeypatch.setattr("skmkd._images.pictures.STRIP_VALUES", values)
+    noise = np.random.default_rng(0).integers(0, 256, (23, 17, 4), dtype=np.uint8)
+    path = tmp_path / ("image.jpg" if mode == "CMYK" else "image.png")
+    Image.fromarray(noise).convert(mode).save(path)
+    with Image.open(path) as image:
+        assert_array_equal(ImageFile(path), np.asarray(image.convert(becomes)))

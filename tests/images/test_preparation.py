@@ -91,7 +91,7 @@ RESIZED = {
 @pytest.mark.parametrize(("image", "extremes"), RESIZED.values(), ids=RESIZED)
 @pytest.mark.parametrize("rows", [1, 5, 32])
 def test_resizing_before_scaling_gives_the_same_numbers(monkeypatch, image, extremes, size, rows):
-    monkeypatch.setattr(preparation, "STRIP_PIXELS", rows * 2 * 48)  # of both images
+    monkeypatch.setattr(preparation, "STRIP_VALUES", rows * image[:1].size * 2)
     low, high = extremes
     got = prepare(size, PixelRange(low, high, image.dtype.name))([image, image[::-1]])
     assert got.shape == (2, 3, *size)

@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import needs_bfloat16
+from conftest import ACCELERATOR, needs_bfloat16, needs_cuda, needs_gpu
 from torch import nn
 from torchvision.models import get_model
 
@@ -290,7 +290,7 @@ def test_a_hooked_pool_stays_as_it_is():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@needs_cuda
 @pytest.mark.parametrize("side", [60, 64])  # of windows of 4 and of 3: with a rest, and without
 @pytest.mark.parametrize("window", [2, 3, 4])
 def test_a_gpu_pools_alike(pixels, window, side):
@@ -305,11 +305,11 @@ def test_a_gpu_pools_alike(pixels, window, side):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@needs_gpu
 @pytest.mark.parametrize("activation", [None, "relu", "relu6"])
 def test_a_gpu_convolves_three_channels_alike(pixels, activation):
-    layers = nn.Sequential(nn.Conv2d(3, 16, 3, stride=2, padding=1)).cuda().to(torch.bfloat16)
-    images = pixels.cuda().to(torch.bfloat16)
+    layers = nn.Sequential(nn.Conv2d(3, 16, 3, stride=2, padding=1)).to(ACCELERATOR, torch.bfloat16)
+    images = pixels.to(ACCELERATOR, torch.bfloat16)
     with torch.no_grad():
         expected = layers(images)
         fold(layers)
