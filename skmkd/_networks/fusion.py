@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Iterable, MutableMapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -24,14 +24,15 @@ POINTWISE: dict[str | None, tuple[Any, ...]] = {  # oneDNN's names, and limits
     "relu6": ("hardtanh", [0.0, 6.0], ""),
 }
 TENSOR_CORES = 8  # channels that NVIDIA's take at once; images of 3 are left to slower units
-PACKED: MutableMapping[nn.Module, tuple[tuple[int, int], Tensor]] = WeakKeyDictionary()
+PACKED: MutableMapping[nn.Module, tuple[tuple[int, ...], Tensor]] = WeakKeyDictionary()
 
 
 class FusedConv(nn.Conv2d):
     """A convolution with the activation behind it, in one pass over memory if nothing is learned.
 
-    On a CPU, oneDNN computes with weights in a layout of its own. They are brought to it once: by
-    itself it would do so at every call, and choose how to compute by the size of the batch.
+    On a CPU, oneDNN computes with weights in a layout of its own, which depends on the size of the
+    images. They are brought to it once for a size: by itself it would do so at every call, which
+    may take a hundred times as long as to compute, and choose how to compute by the batch's size.
     """
 
     activation: str | None = None  # "relu" or "relu6"
@@ -44,7 +45,7 @@ class FusedConv(nn.Conv2d):
             return self._in_steps(images, self.weight)
         if images.device.type == "cpu" and _computes(dtype):
             stride, padding, *others = settings
-            packed, rows = _packed(self), images.to(dtype)
+            packed, rows = _packed(self, images.shape[1:]), images.to(dtype)
             return torch.ops.mkldnn._convolution_pointwise(
                 rows, packed, self.bias, padding, stride, *others, *POINTWISE[self.activation]
             )
@@ -98,14 +99,14 @@ def version(tensor: Tensor) -> tuple[int, int]:
     return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
 
 
-def _packed(convolution: nn.Conv2d) -> Tensor:
-    """Return the weights of a convolution in oneDNN's layout, as long as they do not change."""
+def _packed(convolution: nn.Conv2d, size: Sequence[int]) -> Tensor:  # C, H, W
+    """Return the weights of a convolution in oneDNN's layout for images of the last size."""
     weight = convolution.weight
-    state = version(weight)
+    state = *version(weight), *size
     if (known := PACKED.get(convolution)) is None or known[0] != state:
         packed = torch.ops.mkldnn._reorder_convolution_weight(
             weight, convolution.padding, convolution.stride, convolution.dilation,
-            convolution.groups,
+            convolution.groups, [1, *size],
         )  # fmt: skip
         known = PACKED[convolution] = state, packed
     return known[1]
