@@ -29,8 +29,8 @@ def sheltered(function: Callable[[], Value]) -> Value:
     end early, at the next `stop_if_interrupted`. It sees the caller's context variables and
     configuration of scikit-learn.
     """
-    if threading.get_ident() != threading.main_thread().ident:
-        return function()
+    if threading.get_ident() != threading.main_thread().ident or sys.is_finalizing():
+        return function()  # at the end, the worker has stopped
     return Call(function).made()
 
 

@@ -68,6 +68,40 @@ def test_the_caller_s_context_holds_in_the_other_thread():
     assert not sheltered(sklearn.get_config)["assume_finite"]
 
 
+LEFT_HALFWAY = """
+from skmkd._interrupts import sheltered
+from skmkd._runtime import uninterrupted_steps
+
+def steps():
+    try:
+        yield from range(3)
+    finally:
+        print("closed")
+
+class Last:
+    def __del__(self):
+        sheltered(lambda: print("called"))
+
+left, last = uninterrupted_steps(steps()), Last()
+next(left)
+"""
+
+
+def test_the_worker_is_not_waited_for_when_the_process_ends(monkeypatch):
+    monkeypatch.setattr(sys, "is_finalizing", lambda: True)
+    assert sheltered(threading.get_ident) == threading.get_ident()
+
+
+@pytest.mark.slow
+def test_what_is_left_at_the_end_of_a_process_is_closed_without_the_worker():
+    run = subprocess.run(
+        [sys.executable, "-c", LEFT_HALFWAY], env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert sorted(run.stdout.split()) == ["called", "closed"]
+    assert run.stderr == ""
+
+
 class Stopped(BaseException):
     """What a signal's handler raises."""
 

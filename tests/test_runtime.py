@@ -9,6 +9,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -559,8 +560,8 @@ os.wait()
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are spawned there")
+@pytest.mark.skipif(find_spec("openvino") is None, reason="openvino is not installed")
 def test_a_process_forked_from_openvino_says_what_to_do():
-    pytest.importorskip("openvino")
     folders = os.pathsep.join(str(folder) for folder in list(Path(__file__).parents)[:2])
     run = subprocess.run(
         [sys.executable, "-c", OPENVINO_FORK], env=os.environ | {"PYTHONPATH": folders},

@@ -9,7 +9,6 @@ from functools import partial
 from importlib.util import find_spec
 from itertools import groupby, islice
 from numbers import Integral
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -24,6 +23,7 @@ from skmkd._images.images import Images
 from skmkd._images.inputs import ImagesLike
 from skmkd._images.pixel_range import rounded
 from skmkd._packages import MissingExtraError
+from skmkd._regular import read_regular
 
 FORMAT = 1
 BATCH_PIXELS = 2**17  # of images of one size that an engine is given at once, raw or resized
@@ -110,7 +110,7 @@ class ExportedDetector(BaseEstimator):
         """
         self._validate_params()
         self.engine_ = _resolved(self.engine)
-        content = Path(self.path).read_bytes()
+        content = read_regular(self.path)
         if EXTERNAL in content:
             raise ValueError(f"path must be one whole file; {self.path!r} refers to others.")
         try:

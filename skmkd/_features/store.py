@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 
 from skmkd._atomic import remove_leftovers, write_file
 from skmkd._maps.discrepancy import Features
+from skmkd._regular import read_regular
 from skmkd._warnings import warn
 
 LAYOUT = 2  # of the files; those of another are not looked for
@@ -83,7 +84,7 @@ class FeatureStore:
         for layer, folder in self._folders.items():
             path = folder / f"{name}.npy"
             try:
-                rows[layer] = unpacked(path.read_bytes(), path)
+                rows[layer] = unpacked(read_regular(path), path)
             except (FileNotFoundError, NotADirectoryError):
                 continue
             except Exception as error:  # those of a forged header are of many kinds

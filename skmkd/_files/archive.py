@@ -34,6 +34,7 @@ from skmkd._networks.layers import Stage
 from skmkd._networks.recall import MemoryPlan
 from skmkd._networks.residual import Style
 from skmkd._networks.sources import Origin
+from skmkd._regular import read_regular
 from skmkd._version import __version__
 
 MAX_HEADER = 10**8  # bytes, the limit of safetensors itself
@@ -85,7 +86,7 @@ def read_archive(path: str | os.PathLike[str]) -> Archive:
     ValueError
         If `write_archive` did not write it, a later version did, or it is damaged.
     """
-    content = Path(path).read_bytes()
+    content = read_regular(path)
     try:
         return _parse(content)
     except (ValueError, TypeError, LookupError, RuntimeError, SafetensorError) as error:

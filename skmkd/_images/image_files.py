@@ -13,13 +13,10 @@ import numpy as np
 
 from skmkd._images import dicom, netpbm, pictures, tiff
 from skmkd._images.contents import Contents, LazyImage
+from skmkd._regular import state_of
 
 MAX_PIXELS = 2**28  # of one image: a small file may declare any size
 SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO)  # not the file's fault
-SPECIAL = {
-    stat.S_IFDIR: "folder", stat.S_IFIFO: "named pipe", stat.S_IFSOCK: "socket",
-    stat.S_IFCHR: "device", stat.S_IFBLK: "device",
-}  # fmt: skip
 CHANGED = "it was replaced or written to while it was read"
 START = dicom.PREAMBLE + 4  # bytes that tell the format
 
@@ -92,14 +89,10 @@ def opened(path: str, max_pixels: int = MAX_PIXELS) -> Iterator[Contents]:
 
 
 def signature(path: str) -> tuple[int, ...]:
-    """Return what tells a file from others and earlier states of it; it must be a regular one.
-
-    To open a named pipe would wait for a writer, perhaps for ever.
-    """
-    state = os.stat(path)
-    kind = stat.S_IFMT(state.st_mode)
-    if kind != stat.S_IFREG:
-        raise ValueError(f"it is a {SPECIAL.get(kind, 'special file')}")
+    """Return what tells a file from others and earlier states of it; it must be a regular one."""
+    state = state_of(path)
+    if stat.S_ISDIR(state.st_mode):
+        raise IsADirectoryError(errno.EISDIR, "It is a folder, not a file", path)
     return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns
 
 
@@ -113,7 +106,7 @@ def is_changed(path: str, before: tuple[int, ...]) -> bool:
 
 def reason(error: Exception) -> str:
     """Say what is wrong with a file; errors of other kinds speak of the decoder's insides."""
-    words = " ".join(str(error).split())
+    words = " ".join(str(getattr(error, "strerror", None) or error).split())
     if isinstance(error, (OSError, ValueError)) and words:
         return words
     return f"it is broken ({words or type(error).__name__})"

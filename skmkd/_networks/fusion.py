@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Iterable, MutableMapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -24,14 +24,15 @@ POINTWISE: dict[str | None, tuple[Any, ...]] = {  # oneDNN's names, and limits
     "relu6": ("hardtanh", [0.0, 6.0], ""),
 }
 TENSOR_CORES = 8  # channels that NVIDIA's take at once; images of 3 are left to slower units
-PACKED: MutableMapping[nn.Module, tuple[tuple[int, int], Tensor]] = WeakKeyDictionary()
+PACKED: MutableMapping[nn.Module, tuple[tuple[int, ...], Tensor]] = WeakKeyDictionary()
 
 
 class FusedConv(nn.Conv2d):
     """A convolution with the activation behind it, in one pass over memory if nothing is learned.
 
-    On a CPU, oneDNN computes with weights in a layout of its own. They are brought to it once: by
-    itself it would do so at every call, and choose how to compute by the size of the batch.
+    On a CPU, oneDNN computes with weights in a layout of its own, which depends on the size of the
+    images. They are brought to it once for a size: by itself it would do so at every call, which
+    may take a hundred times as long as to compute, and choose how to compute by the batch's size.
     """
 
     activation: str | None = None  # "relu" or "relu6"
@@ -44,7 +45,7 @@ class FusedConv(nn.Conv2d):
             return self._in_steps(images, self.weight)
         if images.device.type == "cpu" and torch.backends.mkldnn.is_available():
             stride, padding, *others = settings
-            packed, bias = _packed(self)
+            packed, bias = _packed(self, images.shape[1:])
             return torch.ops.mkldnn._convolution_pointwise(
                 images.to(dtype).to(packed.dtype), packed, bias, padding, stride, *others,
                 *POINTWISE[self.activation],
@@ -92,19 +93,19 @@ def version(tensor: Tensor) -> tuple[int, int]:
     return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
 
 
-def _packed(convolution: nn.Conv2d) -> tuple[Tensor, Tensor | None]:
-    """Return the weights of a convolution in oneDNN's layout, as long as they do not change.
+def _packed(convolution: nn.Conv2d, size: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+    """Return weights, in oneDNN's layout for images of a size (C, H, W), and biases.
 
-    They and the bias are in a number format that the CPU computes in: those in bfloat16 are in
-    float32 where it would be much slower.
+    The layout of the last size is kept, as long as the weights do not change. Where the CPU
+    computes in bfloat16 much slower than in float32, they are brought to float32.
     """
     weight, bias = convolution.weight, convolution.bias
     dtype = weight.dtype if is_native(CPU) else torch.float32
-    state = version(weight)
+    state = *version(weight), *size
     if (known := PACKED.get(convolution)) is None or known[0] != state:
         packed = torch.ops.mkldnn._reorder_convolution_weight(
             weight.to(dtype), convolution.padding, convolution.stride, convolution.dilation,
-            convolution.groups,
+            convolution.groups, [1, *size],
         )  # fmt: skip
         known = PACKED[convolution] = state, packed
     return known[1], bias if bias is None else bias.to(dtype)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from skmkd._packages import needed
+from skmkd._regular import read_regular, state_of
 from skmkd.datasets import list_images
 from skmkd.distributed._scorer import Columns, Scorer, in_order
 from skmkd.distributed._shards import check_same, check_text, chunks, digest
@@ -134,7 +135,7 @@ def score_ray(
     ray_data = needed("ray.data", "ray", "score_ray")
     arrow = needed("pyarrow", "ray", "score_ray")
     target = Path(output)
-    check_same(target, {"model": digest([Path(model).read_bytes()])})
+    check_same(target, {"model": digest([read_regular(model)])})
     least, most = (actors, actors) if isinstance(actors, int) else actors
     if not hasattr(images, "map_batches"):
         is_folder = isinstance(images, (str, os.PathLike))
@@ -171,6 +172,7 @@ def _paths_in(folder: Path, arrow: Any) -> set[str]:
     parquet = needed("pyarrow.parquet", "ray", "score_ray")
     paths: set[str] = set()
     for file in sorted(folder.glob("*.parquet")):
+        state_of(file)
         try:
             paths.update(parquet.read_table(file, columns=["path"])["path"].to_pylist())
         except arrow.ArrowInvalid:

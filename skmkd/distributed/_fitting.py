@@ -14,6 +14,7 @@ from joblib.parallel import get_active_backend
 from sklearn.base import BaseEstimator, clone
 
 from skmkd._mkd import MKDDetector
+from skmkd._regular import regular
 from skmkd.datasets import list_images
 
 RESULT = ("name", "n_images", "seconds", "error")
@@ -96,7 +97,7 @@ def fit_many(
         n_jobs, verbose=verbose, return_as="generator_unordered" if one_by_one else "list"
     )(delayed(_fit)(clone(model), *each, include_source) for each in left)
     table = folder / TABLE
-    with table.open("a", encoding="utf-8", newline="") as stream:
+    with open(table, "a", encoding="utf-8", newline="", opener=regular) as stream:
         writer = csv.DictWriter(stream, RESULT, lineterminator="\n")
         if not stream.tell():
             writer.writeheader()

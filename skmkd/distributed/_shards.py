@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from skmkd._atomic import lock
 from skmkd._files.archive import write_whole
 from skmkd._packages import needed
+from skmkd._regular import read_regular, regular, state_of
 from skmkd.distributed._scorer import COLUMNS, TEXTS, Scorer, row_of, torch_threads
 
 FORMATS = ("csv", "parquet")
@@ -121,7 +122,7 @@ def score_shard(
     detector = Scorer(model, device=device).detector()
     folder = Path(output)
     run = {
-        "model": digest([Path(model).read_bytes()]),
+        "model": digest([read_regular(model)]),
         "list of images": digest(_bytes(path) + b"\0" for path in everything),
         "number of parts": n_parts,
         "format": file_format,
@@ -167,7 +168,7 @@ def check_same(folder: Path, run: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not file.exists():
         write_whole(file, json.dumps(run).encode())
-    begun = json.loads(file.read_text())
+    begun = json.loads(read_regular(file))
     if other := [name for name in run if begun.get(name) != run[name]]:
         raise ValueError(
             f"output must be a folder of one run; {folder} was begun with another "
@@ -181,7 +182,7 @@ def _alone(part: Path) -> Iterator[None]:
 
     A lock ends with its process, however that ends.
     """
-    with part.with_name(f".{part.stem}.lock").open("a") as stream:
+    with open(part.with_name(f".{part.stem}.lock"), "a", opener=regular) as stream:
         try:
             lock(stream)
         except BlockingIOError as error:
@@ -209,7 +210,9 @@ def _write_rows(detector: Any, paths: Sequence[str], file: Path, verbose: int) -
     n_done = _complete_rows(file, paths) if file.exists() else 0
     left, n_errors = iter(paths[n_done:]), 0
     with (
-        file.open("a", encoding="utf-8", errors=SURROGATES, newline="", buffering=1) as stream,
+        open(
+            file, "a", encoding="utf-8", errors=SURROGATES, newline="", buffering=1, opener=regular
+        ) as stream,
         tqdm(total=len(paths), initial=n_done, disable=verbose < 1, unit="image") as progress,
     ):
         writer = csv.writer(stream, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
@@ -241,6 +244,7 @@ def read_list(file: Path) -> list[str]:
     if file.suffix == ".parquet":
         arrow = needed("pyarrow", "parquet", f"{file}")
         parquet = needed("pyarrow.parquet", "parquet", f"{file}")
+        state_of(file)
         try:
             paths = parquet.read_table(file, columns=["path"])["path"].to_pylist()
         except (arrow.ArrowInvalid, KeyError) as error:
@@ -248,7 +252,7 @@ def read_list(file: Path) -> list[str]:
         if not all(isinstance(path, str) for path in paths):
             raise ValueError(f"the column 'path' of {file} must hold text, without missing values.")
     else:
-        with file.open(encoding="utf-8", errors=SURROGATES) as stream:
+        with open(file, encoding="utf-8", errors=SURROGATES, opener=regular) as stream:
             paths = [line.rstrip("\r\n") for line in stream if line.strip()]
     if not paths:
         raise ValueError(f"{file} must list at least one image; it lists none.")
@@ -258,7 +262,7 @@ def read_list(file: Path) -> list[str]:
 def _complete_rows(rows: Path, chosen: Sequence[str]) -> int:
     """Cut off what follows the last complete row; return how many images have theirs."""
     stops = []
-    with rows.open(encoding="utf-8", errors=SURROGATES, newline="") as stream:
+    with open(rows, encoding="utf-8", errors=SURROGATES, newline="", opener=regular) as stream:
         expected = chain(COLUMNS[:1], chosen)
         for path, (row, stop) in zip(expected, _rows_and_stops(stream), strict=False):
             if len(row) != len(COLUMNS) or row[0] != path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 
 import pytest
 from numpy.testing import assert_array_equal
@@ -11,6 +12,7 @@ from sklearn.base import clone
 
 import skmkd
 from skmkd.distributed import fit_many
+from skmkd.distributed._fitting import TABLE
 
 pytestmark = pytest.mark.slow
 
@@ -80,6 +82,13 @@ def test_names_are_those_of_files(name, faces, tmp_path):
     with pytest.raises(ValueError, match="products must have names that files can have; got"):
         fit_many({"good": faces[:4], name: faces[:4]}, tmp_path / "fits")
     assert not (tmp_path / "fits").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
+def test_a_named_pipe_for_a_table(tmp_path):
+    os.mkfifo(tmp_path / TABLE)
+    with pytest.raises(OSError, match=f"a named pipe, not a file: '.*{TABLE}'"):
+        fit_many({}, tmp_path)
 
 
 def test_processes(products, brief, tmp_path):

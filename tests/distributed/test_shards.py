@@ -323,6 +323,24 @@ def test_lists(tmp_path):
     assert read_list(text) == ["a b.png", "\u00fc.png", "\udcff.png"]
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
+@pytest.mark.parametrize("suffix", ["txt", pytest.param("parquet", marks=needs_parquet)])
+def test_a_list_that_is_a_named_pipe(tmp_path, suffix):
+    os.mkfifo(tmp_path / f"images.{suffix}")
+    with pytest.raises(OSError, match=f"a named pipe, not a file: '.*images.{suffix}'"):
+        read_list(tmp_path / f"images.{suffix}")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
+@pytest.mark.parametrize(
+    "name", [".run.json", ".part-00001-of-00001.lock", ".part-00001-of-00001.partial.csv"]
+)
+def test_a_named_pipe_among_the_parts(model, some, tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(OSError, match=f"a named pipe, not a file: '.*{name}'"):
+        score_shard(model, some, tmp_path)
+
+
 @needs_parquet
 def test_lists_in_parquet(tmp_path):
     import pyarrow

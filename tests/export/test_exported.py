@@ -274,6 +274,8 @@ def test_wrong_parameters_are_refused(made, given):
 def test_other_files_are_refused(engine, tmp_path):
     with pytest.raises(FileNotFoundError):
         load_exported(tmp_path / "nowhere.onnx", engine=engine)
+    with pytest.raises(OSError, match="a device, not a file: "):
+        load_exported(os.devnull, engine=engine)
     node = onnx.helper.make_node("Relu", ["x"], ["y"])
     x, y = (onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1]) for n in "xy")
     graph = onnx.helper.make_graph([node], "other", [x], [y])

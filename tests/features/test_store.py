@@ -282,6 +282,22 @@ def test_a_folder_in_the_place_of_a_file_stays(tmp_path):
     assert len(list(tmp_path.rglob("*"))) == 2 + 2 * 4  # nothing else is left
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
+def test_a_named_pipe_in_the_place_of_a_file_is_replaced(tmp_path):
+    source = Counting(built(TinySource()))
+    images = some()
+    expected = FeatureStore(tmp_path, source, "x")(images)
+    contents = {path: path.read_bytes() for path in stored(tmp_path)}
+    for path in contents:
+        path.unlink()
+        os.mkfifo(path)
+    with pytest.warns(UserWarning, match=r"damaged file, .*named pipe.*computed and") as caught:
+        features = FeatureStore(tmp_path, source, "x")(images)
+    assert len(caught) == 1
+    assert all(torch.equal(features[layer], a) for layer, a in expected.items())
+    assert {path: path.read_bytes() for path in stored(tmp_path) if path.is_file()} == contents
+
+
 def test_a_forged_checksum_runs_no_code(tmp_path):
     folder, trace = tmp_path / "store", tmp_path / "trace"
     source = Counting(built(TinySource()))

@@ -265,6 +265,8 @@ def test_header_above_the_limit(archive, monkeypatch):
 def test_no_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="nothing"):
         read_archive(tmp_path / "nothing")
+    with pytest.raises(OSError, match="a device, not a file: "):
+        read_archive(os.devnull)
     with pytest.raises(FileNotFoundError, match="no folder.*'.*nowhere'"):
         write_archive(tmp_path / "nowhere" / "a", VALUES, TENSORS)
 

@@ -356,6 +356,8 @@ def test_what_is_no_regular_file_is_refused_without_waiting(tmp_path):
     }  # fmt: skip
     for path, kind in kinds.items():
         for ask in (lambda file: file.shape, np.asarray):
-            with pytest.raises(UnreadableImageError, match=f"as an image: it is a {kind}$"):
+            with pytest.raises(
+                UnreadableImageError, match=f"an image: It is a {kind}, not a file$"
+            ):
                 ask(ImageFile(path))
     server.close()

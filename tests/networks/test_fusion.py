@@ -174,6 +174,21 @@ def test_an_image_s_features_do_not_depend_on_the_batch(monkeypatch, pixels, dty
                 assert torch.equal(activations, together[layer][-n:])
 
 
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
+@pytest.mark.parametrize("side", [2, 6, 16])
+def test_weights_are_brought_into_a_layout_once_whatever_the_batch(side, capfd):
+    network = FusedConv(128, 128, 3, padding=1).eval()
+    batches = [torch.rand(n, 128, side, side) for n in (1, 3, 16)]
+    with torch.inference_mode():
+        network(batches[0])
+        with torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON):
+            for images in batches:
+                network(images.to(memory_format=torch.channels_last))
+    told = [line.split(",") for line in capfd.readouterr().out.splitlines() if ",exec," in line]
+    assert sum("convolution" in line for line in told) == len(batches)
+    assert not [line for line in told if "reorder" in line and "128x128x3x3" in line]
+
+
 def test_packed_weights_follow_the_weights_and_are_not_pickled():
     network = FusedConv(3, 4, 3).requires_grad_(False)
     images = torch.ones(1, 3, 5, 5)
