@@ -193,11 +193,14 @@ def _warn_of_far(images: Images, extents: Sequence[Extent]) -> None:
             f"are clipped. If such a value marks missing pixels, {remedy}"
         )
     isolated = [i for i, each in enumerate(extents) if each.isolated in (low, high)]
-    if isolated:
+    rest = [each.without_isolated() for each in extents]
+    alpha = images.shape[2] == 4
+    if isolated and learned_range(rest, images.pixel_range.kind, alpha) != images.pixel_range:
+        others = f", and so have {len(isolated) - 1} other image(s)" if len(isolated) > 1 else ""
         warn(
-            f"{images.name(isolated[0])} has a pixel of {extents[isolated[0]].isolated:g}, far "
-            f"from all others, so that the pixel range is {low:g} to {high:g}. If it marks missing "
-            f"pixels, {remedy}"
+            f"{images.name(isolated[0])} has pixels of {extents[isolated[0]].isolated:g}, far from "
+            f"all others{others}, so that the pixel range is {low:g} to {high:g}. If such a value "
+            f"marks missing pixels, {remedy}"
         )
 
 

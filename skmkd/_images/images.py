@@ -17,6 +17,7 @@ from skmkd._images.pixel_range import (
     LARGEST,
     PixelRange,
     clipped,
+    divided,
     drawable,
     kind_of,
     plausible,
@@ -25,7 +26,7 @@ from skmkd._images.roi import Roi
 from skmkd._interrupts import stop_if_interrupted
 from skmkd._warnings import warn
 
-SEVERAL = 5  # images that show whether they are on the scale of those of fit
+SEVERAL = 5  # images that show, whatever is in them, whether they are on the scale of fit
 FEW = 0.1  # of the images of a call, that seem to be on that scale, where all are on another
 
 ImageShape = tuple[int | None, int | None, int]
@@ -93,6 +94,7 @@ class Images:
         self.silent = False
         self._blank = blank
         self._plausible: dict[int, bool] = {}  # by several threads, in any order
+        self._divided: set[int] = set()  # of those that are not plausible
 
     def __len__(self) -> int:
         return len(self.items)
@@ -237,6 +239,8 @@ class Images:
         image = clipped(image, (low, high), self.pixel_range, self.shape[2] == 4)
         if self.seen is not None:
             self._plausible[index] = plausible(image, self.seen)
+            if not self._plausible[index] and divided(image, self.seen):
+                self._divided.add(index)
         return image
 
     def usable(self) -> Images:
@@ -292,10 +296,15 @@ class Images:
                 warn(f"{error.rstrip('.')}. It is skipped.")
 
     def warn_of_scale(self) -> None:
-        """Warn if nearly all of several images seem to be on another scale than those of fit."""
+        """Warn if nearly all of several images seem to be on another scale than those of fit.
+
+        Few images are warned of if each seems to have been divided.
+        """
         found, self._plausible = self._plausible, {}  # told once, whoever reads the images
         n_plausible = sum(found.values())
-        if self.seen is None or len(found) < SEVERAL or n_plausible > FEW * len(found):
+        if self.seen is None or not found or n_plausible > FEW * len(found):
+            return
+        if len(found) < SEVERAL and not found.keys() <= self._divided:
             return
         first = min(index for index, is_plausible in found.items() if not is_plausible)
         low, high, contrast = self.seen

@@ -23,6 +23,8 @@ GAP = 0.5  # of the distance to most pixels that holds no other value, if an ext
 DEPTHS = (8, 10, 12, 14, 16)  # bits of cameras
 CLOSE = 1 / 8  # of the range of the bits in use, below which integers have their extremes
 ROUNDED = 1e-6  # of the range: the largest change when pixels become float32
+DIVISORS = (255.0, 65535.0)  # what floats are divided by, once too often
+LEVELS = 16  # more than these has an image that was divided
 SAMPLE = 2000  # values of an image, drawn at random, that show what most pixels are
 
 
@@ -48,6 +50,13 @@ class Extent(NamedTuple):
     usual_high: float
     isolated: float | None  # an extreme that is far from all other values
     stray: float | None = None  # one that is so far that it does not count for the range
+    beside: float | None = None  # the value next to the isolated one
+
+    def without_isolated(self) -> Extent:
+        """Return what the extremes would be without the isolated one."""
+        if self.isolated is None or self.beside is None:
+            return self
+        return self._replace(**{"low" if self.isolated == self.low else "high": self.beside})
 
 
 class Reach(NamedTuple):
@@ -108,22 +117,34 @@ def dtype_of(kind: str) -> np.dtype:
 def extent(image: np.ndarray) -> Extent:
     """Return the extent of an image."""
     low, high = float(image.min()), float(image.max())
-    usual_low, first, third, usual_high = quantiles(image, (0.02, 0.25, 0.75, 0.98))
-    isolated = None
-    if low < first - FAR * (third - first) < first:
-        next_low = image.min(where=image > low, initial=high)
-        isolated = low if next_low - low > GAP * (first - low) else None
-    if isolated is None and high > third + FAR * (third - first) > third:
-        next_high = image.max(where=image < high, initial=low)
-        isolated = high if high - next_high > GAP * (high - third) else None
-    return Extent(low, high, usual_low, usual_high, isolated)
+    values = sample(image)
+    usual_low, usual_high = np.quantile(values, (0.02, 0.98)).tolist()
+    found = Extent(low, high, usual_low, usual_high, None)
+    for end, others in ((low, values[values > low]), (high, values[values < high])):
+        if others.size == 0:
+            continue
+        first, third = np.quantile(others, (0.25, 0.75)).tolist()
+        near = first if end == low else third
+        if abs(end - near) > FAR * (third - first) > 0:
+            beside = float(
+                image.min(where=image > low, initial=high)
+                if end == low
+                else image.max(where=image < high, initial=low)
+            )
+            if abs(end - beside) > GAP * abs(end - near):
+                return found._replace(isolated=end, beside=beside)
+    return found
 
 
 def quantiles(image: np.ndarray, shares: Sequence[float]) -> list[float]:
-    """Return quantiles of a random sample of an image's values; the same for every call."""
+    """Return quantiles of a random sample of an image's values."""
+    return np.quantile(sample(image), shares).tolist()
+
+
+def sample(image: np.ndarray) -> np.ndarray:
+    """Return a random sample of an image's values, as float64; the same for every call."""
     places = np.random.default_rng(0).integers(0, image.size, SAMPLE)
-    values = image[np.unravel_index(places, image.shape)].astype(np.float64)
-    return np.quantile(values, shares).tolist()
+    return image[np.unravel_index(places, image.shape)].astype(np.float64)
 
 
 def without_strays(
@@ -258,8 +279,22 @@ def seen_in(extents: Sequence[Extent]) -> tuple[float, float, float]:
 
 def plausible(image: np.ndarray, seen: tuple[float, float, float]) -> bool:
     """Return whether most pixels of an image may be at the scale of those that were seen."""
+    return _is_like(sample(image), seen)
+
+
+def divided(image: np.ndarray, seen: tuple[float, float, float]) -> bool:
+    """Return whether an image is like those that were seen once it is multiplied by 255 or 65535.
+
+    Dark images of few levels are not, whose noise looks like anything if it is magnified.
+    """
+    values = sample(image)
+    several = np.unique(values).size > LEVELS
+    return several and any(_is_like(factor * values, seen) for factor in DIVISORS)
+
+
+def _is_like(values: np.ndarray, seen: tuple[float, float, float]) -> bool:
     lowest, highest, contrast = seen
-    low, high = quantiles(image, (0.02, 0.98))
+    low, high = np.quantile(values, (0.02, 0.98)).tolist()
     reach = BESIDE * ((highest - lowest) or 1.0)
     inside = lowest - reach <= low and high <= highest + reach
     return inside and high - low >= LESS * contrast

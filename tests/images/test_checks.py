@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -327,9 +328,33 @@ def test_a_pixel_far_from_most_is_warned_of_by_name(tmp_path):
     ):
         fitted_to(heights)
     heights[2][5, 5] = 48
-    with pytest.warns(UserWarning, match=r"X\[2\] has a pixel of 48, far .* is 25.* to 48.*range="):
+    with pytest.warns(UserWarning, match=r"X\[2\] has pixels of 48, far .* is 25.* to 48.*range="):
         fitted_to(heights)
     fitted_to(heights, pixel_range=(20, 30))  # a warning would be an error
+
+
+@pytest.mark.parametrize("share", [0.01, 0.05, 0.3, 0.6, 0.95])
+@pytest.mark.parametrize("fill", [-9999, 0, 1e20])
+def test_a_value_of_missing_pixels_is_warned_of_whatever_their_number(share, fill):
+    rng = np.random.default_rng(0)
+    heights = rng.normal(280, 5, (6, 40, 40))
+    heights[rng.random(heights.shape) < share] = fill
+    found = rf"X\[0\] has pixels of .*{re.escape(f'{fill:g}')}, far .* and so have 5"
+    with pytest.warns(UserWarning, match=found):
+        fitted_to(heights)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.6])
+@pytest.mark.parametrize(
+    "things",
+    [lambda x: 0.4 + 0.01 * x, lambda x: 20 + 200 * x, lambda x: np.where(x > 0.5, 255.0, 128.0)],
+    ids=["from 0 to 1", "of much contrast", "of two values"],
+)
+def test_a_plain_ground_is_no_missing_value(things, share):
+    rng = np.random.default_rng(0)
+    X = things(rng.random((6, 40, 40)))
+    X[:, : int(40 * share)] = 0
+    fitted_to(X)  # a warning would be an error
 
 
 COLOUR, GREY = noise((5, 6, 3), np.uint8), noise((5, 6), np.uint8)
@@ -402,10 +427,42 @@ def test_images_at_another_scale_are_warned_of_once(learned, change):
         images.warn_of_scale()
     assert len(caught) == 1
     assert "The first that does not is X[0]." in str(caught[0].message)
-    for some in ([*change(X), X[0]], change(X)[:4]):  # one is as at fit; too few to say
-        images = check_images(fitted_to(X), some, reset=False)
+    images = check_images(fitted_to(X), [*change(X), X[0]], reset=False)
+    list(images)
+    images.warn_of_scale()  # one is as at fit: a warning would be an error
+
+
+@pytest.mark.parametrize("learned", [1, 255, 65535])
+def test_few_images_that_were_divided_are_warned_of(learned):
+    X = np.random.default_rng(0).uniform(0.05, 0.95, (8, 30, 30))
+    estimator = fitted_to(learned * X)
+    for n, factor in ((1, 255), (4, 255), (1, 65535)):
+        images = check_images(estimator, learned * X[:n] / factor, reset=False)
         list(images)
-        images.warn_of_scale()  # a warning would be an error
+        with pytest.warns(UserWarning, match=r"on the scale of .* does not is X\[0\]"):
+            images.warn_of_scale()
+
+
+@pytest.mark.parametrize("learned", [1, 255])
+@pytest.mark.parametrize(
+    "grey",
+    [
+        lambda rng: np.zeros((2, 30, 30)),
+        lambda rng: np.full((2, 30, 30), 0.5),
+        lambda rng: rng.integers(0, 2, (2, 30, 30)),
+        lambda rng: rng.poisson(1.5, (2, 30, 30)),
+        lambda rng: rng.normal(3, 1, (2, 30, 30)),
+        lambda rng: rng.normal(128, 1, (2, 30, 30)),
+        lambda rng: rng.normal(255, 0.1, (2, 30, 30)),
+    ],
+    ids=["black", "plain", "bits", "dark", "dark floats", "blank", "white"],
+)
+def test_few_images_of_little_contrast_are_no_others(learned, grey):
+    X = np.random.default_rng(0).uniform(0.05, 0.95, (8, 30, 30))
+    new = learned / 255 * grey(np.random.default_rng(1))
+    images = check_images(fitted_to(learned * X), new, reset=False)
+    list(images)
+    images.warn_of_scale()  # a warning would be an error
 
 
 def test_good_images_are_kept_whatever_is_left_out(tmp_path):
