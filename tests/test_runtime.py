@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_detector
+from conftest import needs_bfloat16, tiny_detector
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -352,12 +352,7 @@ def capabilities(monkeypatch):
 @pytest.mark.parametrize(
     ("found", "expected"),
     [
-        pytest.param(
-            {"avx512_bf16": True}, "bfloat16",
-            marks=pytest.mark.skipif(
-                not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="oneDNN needs AVX512"
-            ),
-        ),
+        pytest.param({"avx512_bf16": True}, "bfloat16", marks=needs_bfloat16),
         ({"avx2": True, "avx512_bf16": False}, "float32"),
     ],
 )  # fmt: skip
