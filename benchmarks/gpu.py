@@ -4,8 +4,8 @@ Run as ``python benchmarks/gpu.py`` on a machine with CUDA, in the project folde
 minutes. It runs the tests that need a GPU (of loads to and from the CPU, places of the cache, too
 little memory, threads, MemKD and more), then measures. The plain loop runs on the same card, and so
 does the product of two bfloat16 matrices, the card's own limit. Rows are written as they come: a
-run that is cut off keeps what it had. ``--device cpu`` tries the script itself, with
-few ``--images`` and ``--files``, where there is no GPU.
+run that is cut off keeps what it had. ``--device cpu`` tries the script itself where there is no
+GPU, with few ``--images`` (32 at least) and ``--files``.
 """
 
 from __future__ import annotations

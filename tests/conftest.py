@@ -169,6 +169,9 @@ needs_gpu = pytest.mark.skipif(
     not (torch.cuda.is_available() or torch.backends.mps.is_available()),
     reason="needs a GPU, of CUDA or MPS",
 )
+needs_bfloat16 = pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="oneDNN needs AVX512"
+)
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
 QUICK = "--image-size 32 --batch-size 8 --max-iter 2 --tol None --random-state 0 --device cpu"

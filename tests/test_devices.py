@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from skmkd import MemKDDetector
 from skmkd._features.batches import Batch
 from skmkd._images.registration import Template
-from skmkd._maps.finishing import localization_maps, resize_maps
+from skmkd._maps.finishing import _gaussian, localization_maps, resize_maps
 from skmkd._maps.usual import Usual
 
 GPU = torch.device("cuda:1")  # not the one that a new thread computes on
@@ -36,6 +36,7 @@ def fakes():
     """Compute with fake tensors, which have a device, a shape and a type, but no values."""
     with FakeTensorMode(allow_non_fake_inputs=True), NoFloat64():
         yield
+    _gaussian.cache_clear()
 
 
 def moved(network):

@@ -325,7 +325,7 @@ def test_objects_that_move(crops, tmp_path):
             )
         ]
     )
-    parameters = QUICK | {"pose": "rigid", "precision": "float32", "validation_fraction": 0.3}
+    parameters = QUICK | {"pose": "rigid", "precision": "float32", "validation_fraction": 0.4}
     here = MKDDetector(**parameters, device="cpu").fit(moved)
     here.save(tmp_path / "moving.skmkd")
     there = load(tmp_path / "moving.skmkd", device=ACCELERATOR)

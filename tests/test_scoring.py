@@ -8,7 +8,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, TinySource, smooth_and_noisy, tiny_detector
+from conftest import TINY, TinySource, needs_bfloat16, smooth_and_noisy, tiny_detector
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 from sklearn.exceptions import NotFittedError
@@ -424,6 +424,7 @@ def test_results_that_are_gone_leave_no_memory_behind(large):
         assert sum(map_() is not None for map_ in maps) < 100
 
 
+@needs_bfloat16
 def test_scores_without_bfloat16_are_those_with_it_up_to_rounding(monkeypatch):
     X, _ = smooth_and_noisy()
     detector = tiny_detector(precision="bfloat16").fit(X[:20])
