@@ -36,11 +36,6 @@ settings.register_profile(
 )
 settings.load_profile("same everywhere")
 
-needs_bfloat16 = pytest.mark.skipif(  # if slowly
-    not torch.ops.mkldnn._is_mkldnn_bf16_supported(),
-    reason="this processor has no products in bfloat16",
-)
-
 
 @cache
 def layers_and_style(name: str) -> tuple[LayerIndex, Style]:
@@ -169,8 +164,9 @@ needs_gpu = pytest.mark.skipif(
     not (torch.cuda.is_available() or torch.backends.mps.is_available()),
     reason="needs a GPU, of CUDA or MPS",
 )
-needs_bfloat16 = pytest.mark.skipif(
-    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="oneDNN needs AVX512"
+needs_bfloat16 = pytest.mark.skipif(  # if slowly
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+    reason="this processor has no products in bfloat16",
 )
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
