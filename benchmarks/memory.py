@@ -20,6 +20,7 @@ from PIL import Image
 from timing import parser, report, synthetic_maps, textures, watched
 
 SIDE = 128
+KINDS = ("paths", "opened", "ensemble")  # of photographs
 
 
 def detector_of(crops: np.ndarray, layers: str) -> Any:
@@ -69,16 +70,23 @@ def score(n: int, layers: str) -> dict:
 
 
 def photographs(n: int, kind: str) -> dict:
-    """Score n photographs of 3 megapixels at 32 px: JPEG files, or the images that Pillow opens."""
+    """Score n photographs of 3 megapixels at 32 px.
+
+    They are JPEG files, for one detector or an ensemble of two, or the images that Pillow opens.
+    """
+    from skmkd import DetectorEnsemble
+
     side = 32
     detector = detector_of(textures(8, side), "features.4").set_params(image_size=side)
+    if kind == "ensemble":
+        detector = DetectorEnsemble([("first", detector), ("second", detector)])
     detector.fit(textures(8, side)[..., None].repeat(3, axis=3))
     result = {"work": f"score_samples, photographs ({kind})", "images": n}
     with TemporaryDirectory() as folder:
         files = [Path(folder) / f"{i}.jpg" for i in range(n)]
         for i, file in enumerate(files):
             large(1500, 2000, 3, i).save(file)
-        X = files if kind == "paths" else [Image.open(file) for file in files]
+        X = [Image.open(file) for file in files] if kind == "opened" else files
         with watched(result):
             detector.score_samples(X)
     return result
@@ -103,9 +111,14 @@ def large(height: int, width: int, channels: int, seed: int) -> Image.Image:
     """Return a smooth image with noise, whose first channel is above 0."""
     rng = np.random.default_rng(seed)
     smooth = rng.integers(0, 200, (height // 64 + 1, width // 64 + 1, channels), dtype=np.uint8)
-    image = Image.fromarray(smooth).resize((width, height), Image.Resampling.BICUBIC)
+    image = as_image(smooth).resize((width, height), Image.Resampling.BICUBIC)
     noise = rng.integers(1, 32, (height, width, 1), dtype=np.uint8)
-    return Image.fromarray(np.asarray(image) // 2 + noise)
+    return as_image(np.asarray(image).reshape(height, width, channels) // 2 + noise)
+
+
+def as_image(pixels: np.ndarray) -> Image.Image:
+    """Return pixels (H, W, C) as an image, a grey one if C is 1."""
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
 
 
 def fit(n: int, budget: int) -> dict:
@@ -164,7 +177,7 @@ def main() -> None:
     cases = {
         "score": [("score", n, given.layers) for n in given.images],
         "paths": [("paths", n, given.layers) for n in given.paths],
-        "photographs": [("photographs", given.photographs, kind) for kind in ("paths", "opened")],
+        "photographs": [("photographs", given.photographs, kind) for kind in KINDS],
         "one": [("one", given.side, channels) for channels in (1, 3, 4)],
         "aupro": [("aupro", n) for n in given.maps],
         "fit": [("fit", given.fit, given.fit * each) for each in given.cache],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -12,17 +12,17 @@ from sklearn.base import OutlierMixin, _fit_context, clone
 from sklearn.utils import Tags
 from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.metaestimators import _BaseComposition
+from sklearn.utils.validation import check_is_fitted
 
 from skmkd._base import BaseDistillationDetector, each_left_out
 from skmkd._export.exporting import ExportMixin
-from skmkd._features.batches import Dataset, evenly_spaced
+from skmkd._features.batches import Dataset, evenly_spaced, in_step
 from skmkd._files.saving import SavingMixin
 from skmkd._images.images import Images
 from skmkd._images.inputs import ImagesLike
 from skmkd._images.roi import RoiLike
-from skmkd._images.shared import SharedImages
 from skmkd._maps.finishing import Output
-from skmkd._parameters import SHARED, unfitted
+from skmkd._parameters import SHARED, attribute, unfitted
 from skmkd._runtime import draw_seed, uninterrupted
 from skmkd._scoring import ScoringMixin
 from skmkd._thresholds import MAP_THRESHOLD_IMAGES, ThresholdMixin
@@ -42,20 +42,16 @@ BULK = 0.95  # of a normal map's pixels; more let its few peaks decide, which ar
 ALIKE = 1e-3  # of a centre: a smaller scale is rounding, which bfloat16 does to 3 digits
 
 
-def in_common(name: str) -> property:
-    """Return a property: a parameter of all detectors that says how images are read."""
-
-    def value(self: DetectorEnsemble) -> Any:
-        first, *others = (getattr(detector, name) for _, detector in self._pairs)
-        for other in others:
-            if not np.array_equal(first, other):
-                raise ValueError(
-                    f"{name} must be the same for all detectors, which learn from the same images; "
-                    f"got {first!r} and {other!r}."
-                )
-        return first
-
-    return property(value)
+def in_common(name: str, ensemble: DetectorEnsemble) -> Any:
+    """Return a parameter of all detectors that says how images are read."""
+    first, *others = (getattr(detector, name) for _, detector in ensemble._pairs())
+    for other in others:
+        if not np.array_equal(first, other):
+            raise ValueError(
+                f"{name} must be the same for all detectors, which learn from the same images; got "
+                f"{first!r} and {other!r}."
+            )
+    return first
 
 
 class DetectorEnsemble(
@@ -125,8 +121,8 @@ class DetectorEnsemble(
     alarms where 4.8 % were due. Thresholds that `calibrate` sets on other images are exact.
 
     Detectors score images in step, a batch at a time, so that memory does not grow with the number
-    of images, and a file is decoded once. `combine` and `on_error` act at once; parameters of
-    detectors, at the next `fit`.
+    of images. A file is decoded once for all whose `tile_size` is None. `combine` and `on_error`
+    act at once; parameters of detectors, at the next `fit`.
 
     Examples
     --------
@@ -151,7 +147,9 @@ class DetectorEnsemble(
         "combine": [StrOptions(set(COMBINATIONS))],
         **{name: SHARED[name] for name in OWN},
     }
-    image_shape, pixel_range, roi, max_pixels = map(in_common, READING)
+    image_shape, pixel_range, roi, max_pixels = (
+        attribute(partial(in_common, name)) for name in READING
+    )
 
     def __init__(
         self,
@@ -204,6 +202,7 @@ class DetectorEnsemble(
     @property
     def detectors_(self) -> list[BaseDistillationDetector]:
         """The fitted detectors."""
+        check_is_fitted(self, "named_detectors_")
         return list(self.named_detectors_.values())
 
     @property
@@ -211,7 +210,7 @@ class DetectorEnsemble(
         """The loss curves of all detectors."""
         return {
             f"{name}__{term}": curve
-            for name, detector in self.named_detectors_.items()
+            for detector, name in zip(self.detectors_, self.named_detectors_, strict=True)
             for term, curve in detector.loss_curve_.items()
         }
 
@@ -293,25 +292,24 @@ class DetectorEnsemble(
         level = np.median(levels, axis=0)
         self.map_scaling_ = scaling(level, np.median(bulks, axis=0) - level)
 
-    def _outputs_of_each(self, images: Images, **options: Any) -> Iterator[tuple[Output, ...]]:
+    def _outputs_of_each(
+        self, images: Images, *, indices: Sequence[int] | None = None, **options: Any
+    ) -> Iterator[tuple[Output, ...]]:
         """Yield what the detectors compute for each image, in step with each other."""
-        if images.are_files:
-            images = SharedImages(images, len(self.detectors_))
-        computed = [detector._outputs(images, **options) for detector in self.detectors_]
+        chosen = range(len(images)) if indices is None else indices
+        datasets = [detector._dataset(detector._tiles(images)) for detector in self.detectors_]
+        computed = [
+            detector._outputs(images, dataset=dataset, indices=chosen, **options)
+            for detector, dataset in zip(self.detectors_, in_step(datasets, chosen), strict=True)
+        ]
         return zip(*computed, strict=True)
 
     def _outputs(
-        self,
-        images: Images,
-        *,
-        scores: bool = True,
-        maps: bool = True,
-        method: str | None = None,
-        dataset: Dataset | None = None,
-        indices: Sequence[int] | None = None,
-    ) -> Iterator[Output]:
+        self, images: Images, *, method: str | None = None, dataset: Dataset | None = None,
+        **options: Any,
+    ) -> Iterator[Output]:  # fmt: skip
         """Yield combined score and map of each image; each detector has a dataset of its own."""
-        for outputs in self._outputs_of_each(images, scores=scores, maps=maps, indices=indices):
+        for outputs in self._outputs_of_each(images, **options):
             yield self._combined(outputs, images)
 
     def _combined(self, outputs: Sequence[Output], images: Images) -> Output:
@@ -328,12 +326,6 @@ class DetectorEnsemble(
             whole = region.placed(region.rectangle(whole), whole.shape)
         return Output(index, score, whole)
 
-    @property
-    def _pairs(self) -> Pairs:
-        """Names and detectors: the fitted ones if there are any."""
-        fitted = vars(self).get("named_detectors_")
-        return self.detectors if fitted is None else list(fitted.items())
-
     def _check_options(self, method: str | None = None) -> None:
         """Check the detectors, and what the limits of single parameters cannot say.
 
@@ -348,19 +340,21 @@ class DetectorEnsemble(
                 f"method must be None for DetectorEnsemble, whose scale is that of its detectors' "
                 f"maps; got {method!r}. Set the detectors' localization before fit."
             )
-        if given := "named_detectors_" not in vars(self):
-            self._check_detectors()
-        for _, detector in self._pairs:
+        given = "named_detectors_" not in vars(self)
+        for _, detector in self._pairs():
             checked = unfitted(detector) if given else detector
             checked._validate_params()
             checked._check_options()
         for name in READING:
-            getattr(self, name)  # raises the error
+            in_common(name, self)
 
-    def _check_detectors(self) -> None:
-        """Check that detectors are pairs of a name and a detector."""
+    def _pairs(self) -> Pairs:
+        """Names and detectors: the fitted ones if there are any, else those given, checked."""
+        if (fitted := vars(self).get("named_detectors_")) is not None:
+            return list(fitted.items())
         pairs = self.detectors
-        if not pairs or not all(isinstance(p, (tuple, list)) and len(p) == 2 for p in pairs):
+        listed = isinstance(pairs, list) and all(isinstance(p, (tuple, list)) for p in pairs)
+        if not listed or not pairs or any(len(pair) != 2 for pair in pairs):
             raise ValueError(
                 f"detectors must be a list of one (name, detector) pair or more; got {pairs!r}."
             )
@@ -371,6 +365,7 @@ class DetectorEnsemble(
                     f"({name!r}, {detector!r})."
                 )
         self._validate_names([name for name, _ in pairs])
+        return pairs
 
     def _settings(self) -> tuple[dict[str, Any], dict[str, Any]]:
         settings = {name: each._settings() for name, each in self.named_detectors_.items()}

@@ -28,7 +28,7 @@ from skmkd._networks.cloners import check_cloner_output, make_cloner
 from skmkd._networks.layers import REDUCTIONS
 from skmkd._networks.precision import to_device
 from skmkd._networks.sources import Source
-from skmkd._parameters import MKD, PAPER, check_mkd, mkd_settings, score_layers
+from skmkd._parameters import MKD, PAPER, attribute, check_mkd, mkd_settings, score_layers
 from skmkd._runtime import private_generator
 from skmkd._steps import Terms
 from skmkd._training import layer_weights
@@ -223,7 +223,7 @@ class MKDDetector(BaseDistillationDetector):
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = MKD
     _check_options = check_mkd
     _settings = mkd_settings
-    score_layers_ = property(score_layers)
+    score_layers_ = attribute(score_layers)
 
     def __init__(
         self,
@@ -369,7 +369,7 @@ class MKDDetector(BaseDistillationDetector):
 
     def _loss(self, target: Features, output: Features) -> Tensor:
         """Return the total discrepancy over the score layers (Eq. 4)."""
-        value, direction = discrepancies(target, output, self.score_layers_, self.direction)
+        value, direction = discrepancies(target, output, score_layers(self), self.direction)
         return total_discrepancy(value, direction, self.value_weight, self.direction_weight_)
 
     def _judge(
@@ -385,7 +385,7 @@ class MKDDetector(BaseDistillationDetector):
         if by_maximum or method == "discrepancy":
             output, size = self._cloner_output(batch), self._prepare.size
             each = zip(self.critical_layers_, self.layer_weights_.tolist(), strict=True)
-            layers = {layer: weight for layer, weight in each if layer in self.score_layers_}
+            layers = {layer: weight for layer, weight in each if layer in score_layers(self)}
             found = self._compared(discrepancy_map(target, output, layers, size, *weights), inside)
             if by_maximum:
                 anomaly = blurred_maximum(found, self.smoothing_sigma, inside)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, TypeVar
 
@@ -143,6 +143,18 @@ def check_pixel_range(pixel_range: Any) -> None:
         )
 
 
+def attribute(value: Callable[[Any], Any]) -> property:
+    """Return a property that is missing where its value has an error, as `hasattr` expects."""
+
+    def found(detector: Any) -> Any:
+        try:
+            return value(detector)
+        except (TypeError, ValueError) as error:
+            raise AttributeError(str(error)) from error
+
+    return property(found)
+
+
 def score_layers(detector: Any) -> tuple[str, ...]:
     """Return the layers that scores and maps use: the last k critical ones, some by name, or all.
 
@@ -267,7 +279,7 @@ def check_memkd(detector: Any, method: str | None = None) -> None:
 def mkd_settings(detector: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return all that scores and maps depend on and that can change after `fit`."""
     options = OPTIONS | (detector.localization_params or {})
-    layers = {"score_layers": detector.score_layers_}
+    layers = {"score_layers": score_layers(detector)}
     sigma = {"smoothing_sigma": detector.smoothing_sigma}
     loss = {"value_weight": detector.value_weight, "direction": detector.direction}
     discrepancy: dict[str, Any] = {"value": options["value"]}

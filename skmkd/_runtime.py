@@ -154,13 +154,14 @@ def current_stream(device: torch.device) -> Any:
     return torch.cuda.current_stream(device) if device.type == "cuda" else None
 
 
-def follow(stream: Any) -> None:
-    """Have a new thread compute on a stream, so that who waits on this has what it computes.
+def follow(*streams: Any) -> None:
+    """Have a new thread compute on streams, so that who waits on these has what it computes.
 
-    A new thread has the first GPU's default stream, which no other stream waits for.
+    A new thread has the GPUs' default streams, which no other stream waits for.
     """
-    if stream is not None:
-        torch.cuda.set_stream(stream)
+    for stream in streams:
+        if stream is not None:
+            torch.cuda.set_stream(stream)
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:

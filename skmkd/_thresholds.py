@@ -41,11 +41,13 @@ class ThresholdMixin(BaseEstimator, ABC):
     @property
     def calibration_scores_(self) -> np.ndarray | None:
         """Scores of held-out normal images, ascending; None if thresholds are of other images."""
+        check_is_fitted(self, "offset_")
         return None if self._score_calibration is None else -self._score_calibration.anomaly[::-1]
 
     @property
     def calibration_peaks_(self) -> np.ndarray | None:
         """Maxima of the maps of held-out normal images, ascending."""
+        check_is_fitted(self, "map_offset_")
         return None if self._peak_calibration is None else self._peak_calibration.anomaly.copy()
 
     @property

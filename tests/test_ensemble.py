@@ -18,6 +18,7 @@ from sklearn.model_selection import GridSearchCV
 import skmkd
 from skmkd import DetectorEnsemble, MemKDDetector, MKDDetector
 from skmkd._conformal import held_out
+from skmkd._features import batches
 from skmkd._images.image_files import ImageFile
 from skmkd._maps.finishing import Output
 from skmkd.inspection import LocalizationDisplay, LossCurveDisplay, ScoreDisplay
@@ -151,10 +152,21 @@ class Simulated:
         return {}, {}
 
 
+class SimulatedEnsemble(DetectorEnsemble):
+    """An ensemble of simulated detectors, which have no datasets."""
+
+    def __init__(self, *members):
+        super().__init__([], combine="max")
+        self.named_detectors_ = dict(enumerate(members))
+
+    def _outputs_of_each(self, images, **options):
+        return zip(*(each._outputs(images, **options) for each in self.detectors_), strict=True)
+
+
 class Normal(list):
     """Images, of which simulated detectors need the number alone."""
 
-    regions, unreadable, are_files = None, frozenset(), False
+    regions, unreadable = None, frozenset()
 
 
 @pytest.mark.parametrize("draw", ["normal", "lognormal", "standard_cauchy"])
@@ -164,8 +176,7 @@ def test_thresholds_are_nearly_honest_though_the_scale_is_of_the_same_images(dra
     n_new, rates, map_rates = 200, [], []
     for _ in range(300):
         first, second = (getattr(rng, draw)(size=(2, n + n_new)) * [[1], [1000]]).tolist()
-        ensemble = DetectorEnsemble([], combine="max")
-        ensemble.named_detectors_ = {"a": Simulated(first), "b": Simulated(second)}
+        ensemble = SimulatedEnsemble(Simulated(first), Simulated(second))
         ensemble._set_scales(Normal(range(n)))
         ensemble._set_held_out_thresholds(Normal(range(n)))
         (a, x), (b, y) = ensemble.score_scaling_
@@ -184,8 +195,7 @@ def test_thresholds_of_other_images_are_honest(n):
     rates = []
     for _ in range(300):
         first, second = rng.normal(size=(2, 20 + n + 200))
-        ensemble = DetectorEnsemble([], combine="max")
-        ensemble.named_detectors_ = {"a": Simulated(first), "b": Simulated(second)}
+        ensemble = SimulatedEnsemble(Simulated(first), Simulated(second))
         ensemble._set_scales(Normal(range(20)))
         for member in ensemble.detectors_:
             member.anomalies = member.anomalies[20:]
@@ -284,9 +294,14 @@ def paths(X, tmp_path):
     return paths
 
 
-def test_files_of_any_size_are_decoded_once_a_pass(paths, monkeypatch):
+@pytest.mark.parametrize(
+    ("tile_sizes", "times"), [((None, None), 1), ((None, 8), 2), ((8, 8), 1.3), ((8, 12), 1.3)]
+)
+def test_files_of_any_size_are_decoded_once_a_pass(paths, monkeypatch, tile_sizes, times):
+    monkeypatch.setattr(batches, "CPU_PIXELS", 64)  # of a batch: one image, or one tile
     pairs = pair()
-    pairs[1][1].set_params(tile_size=8)
+    for (_, detector), tile_size in zip(pairs, tile_sizes, strict=True):
+        detector.set_params(tile_size=tile_size)
     ensemble = tiny_ensemble(pairs).fit(paths[:30])
     arrays = [np.asarray(Image.open(path)) for path in paths]
     scores = ensemble.score_samples(arrays)
@@ -297,8 +312,22 @@ def test_files_of_any_size_are_decoded_once_a_pass(paths, monkeypatch):
         lambda self, *given, **named: (decoded.append(self.path), plain(self, *given, **named))[1],
     )  # fmt: skip
     assert_array_equal(ensemble.score_samples(paths), scores)
-    assert len(decoded) < 1.3 * len(paths)  # a tile may need an image that was let go
+    assert len(decoded) <= times * len(paths)  # a tile may need an image that was let go
     assert [m.shape for m in ensemble.localize(arrays)] == [a.shape[:2] for a in arrays]
+
+
+def test_detectors_in_step_judge_to_the_bit_as_each_alone(paths):
+    pairs = pair()
+    pairs[0][1].set_params(image_size=24, normalization=None)  # batches of another size
+    ensemble = tiny_ensemble(pairs).fit(paths[:30])
+    images = ensemble._check_images(paths)
+    together = [*ensemble._outputs_of_each(images, indices=[3, 4, 39])]
+    assert [output.index for output, _ in together] == [3, 4, 39]
+    for outputs, member in zip(zip(*together, strict=True), ensemble.detectors_, strict=True):
+        alone = member._outputs(images, indices=[3, 4, 39])
+        for own, expected in zip(outputs, alone, strict=True):
+            assert own.score == expected.score
+            assert_array_equal(own.map, expected.map)
 
 
 def test_files_that_cannot_be_read(paths):
@@ -389,6 +418,17 @@ def test_detectors_that_do_not_make_an_ensemble(X, detectors, message):
         DetectorEnsemble(detectors).fit(X)
 
 
+@pytest.mark.parametrize(
+    "detectors",
+    [[], 3, [3], [("a", 3)], [("a", tiny_detector()), ("b", tiny_detector(roi=(0, 0, 9, 9)))]],
+)
+def test_what_detectors_that_make_no_ensemble_have_in_common_is_missing(detectors):
+    ensemble = DetectorEnsemble(detectors)
+    assert "roi" not in dir(ensemble)
+    with pytest.raises(AttributeError, match="^(detectors|roi) must be"):
+        _ = ensemble.roi
+
+
 @pytest.mark.parametrize("name", ["combine", "contamination", "validation_fraction", "on_error"])
 def test_parameters_out_of_range(X, name):
     with pytest.raises(ValueError, match=f"'{name}' parameter of DetectorEnsemble must be"):
@@ -418,6 +458,9 @@ def test_not_fitted(X):
     for method in ("score_samples", "predict", "localize", "p_value"):
         with pytest.raises(NotFittedError):
             getattr(tiny_ensemble(), method)(X)
+    for name in ("detectors_", "loss_curve_", "calibration_scores_", "calibration_peaks_"):
+        with pytest.raises(NotFittedError):
+            getattr(tiny_ensemble(), name)
 
 
 # Files and displays

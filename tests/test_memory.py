@@ -20,12 +20,13 @@ sys.path[:0] = {folders!r}
 import numpy as np, torch
 from PIL import Image
 from conftest import tiny_detector
+from skmkd import DetectorEnsemble
 
 def anonymous():
     with open("/proc/self/status") as file:
         return int(re.search(r"RssAnon:\\s+(\\d+)", file.read())[1]) / 1e3
 
-def added(X):
+def added(detector, X):
     before = anonymous()
     peak, done = [before], threading.Event()
     def watch():
@@ -42,10 +43,12 @@ torch.set_num_threads(1)
 few = np.random.default_rng(0).integers(1, 255, (8, 32, 32, 4), dtype=np.uint8)
 detector = tiny_detector(image_size=32).fit(few)
 detector.score_samples([Image.fromarray(image) for image in few])
+ensemble = DetectorEnsemble([(name, tiny_detector(image_size=32)) for name in "ab"]).fit(few)
 print(json.dumps([
-    added(["photograph.jpg"] * 16),
-    added([Image.open("photograph.jpg") for _ in range(16)]),
-    added(["large.png"]),
+    added(detector, ["photograph.jpg"] * 16),
+    added(detector, [Image.open("photograph.jpg") for _ in range(16)]),
+    added(ensemble, ["photograph.jpg"] * 16),
+    added(detector, ["large.png"]),
 ]))
 """
 
@@ -60,7 +63,8 @@ def test_peaks_of_scoring(tmp_path):
     program = PROGRAM.format(folders=[str(ROOT), str(ROOT / "tests")])
     run = [sys.executable, "-c", program]
     printed = subprocess.run(run, check=True, cwd=tmp_path, capture_output=True, text=True).stdout
-    paths, opened, large = json.loads(printed)
+    paths, opened, of_two, large = json.loads(printed)
     assert paths < 100  # MB; if Pillow keeps each of them, they are 192
     assert opened < 100
+    assert of_two < 100
     assert large < 170  # as Pillow decodes it and as an array it is 134

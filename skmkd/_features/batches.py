@@ -6,8 +6,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import groupby, islice
-from typing import NamedTuple, Protocol
+from functools import partial
+from itertools import chain, groupby, islice, tee
+from operator import itemgetter
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -27,6 +29,8 @@ GPU_PIXELS, GPU_BYTES = 2**22, 2**13  # at most, and memory of the device for ea
 RUN_PIXELS = {"cpu": 2**18, "cuda": 2**22}  # of the images that are read and prepared at once
 
 Runs = tuple[Sequence[int], list[list[int]]]  # a batch, and what of it is prepared at once
+Prepared = list[Tensor]  # of a run of images: for each dataset, of shape (n, 3, H, W)
+Read = Callable[[Sequence[int]], Prepared]
 
 
 class Batch(NamedTuple):
@@ -124,53 +128,12 @@ class ImageDataset:
 
     def tensors(self, batches: Iterable[Sequence[int]]) -> Iterator[Tensor]:
         """Yield the prepared images of each batch."""
-        n_pixels = RUN_PIXELS[self._prepared_on.type]
-        runs = ((indices, self.tiles.runs(indices, n_pixels)) for indices in batches)
-        for indices, parts in (self._prefetched if self.prefetch else self._in_turn)(runs):
-            stop_if_interrupted()
-            images = torch.cat(parts)
-            self.tiles.warn_of_unreadable(indices)
-            yield images.to(self.device, memory_format=torch.channels_last)
-
-    def _in_turn(self, batches: Iterator[Runs]) -> Iterator[tuple[Sequence[int], list[Tensor]]]:
-        """Yield each batch and its images in runs."""
-        for indices, runs in batches:
-            yield indices, [self._read(run) for run in runs]
-
-    def _prefetched(self, batches: Iterator[Runs]) -> Iterator[tuple[Sequence[int], list[Tensor]]]:
-        """Yield each batch and its images; as many threads as torch's read the next ones."""
-        n_threads = torch.get_num_threads()
-        ahead: deque[tuple[Sequence[int], list[Future[Tensor]]]] = deque()
-        stream = current_stream(self.device)
-        pool = ThreadPoolExecutor(n_threads, initializer=follow, initargs=(stream,))
-        try:
-            while True:
-                while sum(len(parts) for _, parts in islice(ahead, 1, None)) < n_threads:
-                    if (batch := next(batches, None)) is None:
-                        break
-                    indices, runs = batch
-                    ahead.append((indices, [pool.submit(self._read, run) for run in runs]))
-                if not ahead:
-                    return
-                indices, parts = ahead.popleft()
-                yield indices, [part.result() for part in parts]
-        finally:
-            pool.shutdown(cancel_futures=True)
+        return (images for (images,) in tensors_of_each([self], batches))
 
     @property
-    def _prepared_on(self) -> torch.device:
+    def prepared_on(self) -> torch.device:
         """Where images are prepared: on the device, if it computes in float64."""
         return self.device if self.device.type == "cuda" else CPU
-
-    def _read(self, indices: Sequence[int]) -> Tensor:
-        with plain_arithmetic(False, self.device):
-            images = [self.tiles.read(index) for index in indices]
-            same = (list(group) for _, group in groupby(images, np.shape))
-            prepared = torch.cat([self.prepare(each, self._prepared_on) for each in same])
-            if self.template is None:
-                return prepared
-            poses = self.tiles.poses[indices] = self.template.poses(prepared)
-            return self.template.registered(prepared, poses)
 
     def features(self, images: Tensor) -> Features:
         """Compute the source's activations for any number of prepared images."""
@@ -181,3 +144,101 @@ class ImageDataset:
         """Yield each batch with its features."""
         for images in self.tensors(batches):
             yield Batch(images, self.features(images))
+
+
+@dataclass(frozen=True, kw_only=True)
+class InStep(ImageDataset):
+    """A dataset whose images are prepared already, and taken once, in order.
+
+    Parameters
+    ----------
+    rows : iterator of Tensor of shape (3, H, W)
+        The prepared images, on the device.
+    """
+
+    rows: Iterator[Tensor]
+
+    def tensors(self, batches: Iterable[Sequence[int]]) -> Iterator[Tensor]:
+        """Yield the prepared images of each batch."""
+        for indices in batches:
+            images = torch.stack(list(islice(self.rows, len(indices))))
+            yield images.to(memory_format=torch.channels_last)
+
+
+def in_step(datasets: Sequence[ImageDataset], indices: Sequence[int]) -> list[ImageDataset]:
+    """Let datasets of the same images read each of those at the indices once, for all of them.
+
+    What waits for the slowest are prepared images, which are small, whatever the size of the files.
+    The tiles of an image together may be large: datasets that cut images up read by themselves.
+    """
+    whole = [k for k, dataset in enumerate(datasets) if dataset.tiles.are_whole]
+    size = min((datasets[k].batch_size for k in whole), default=1)
+    together = tensors_of_each([datasets[k] for k in whole], consecutive(indices, size))
+    found = list(datasets)
+    for place, (k, stream) in enumerate(zip(whole, tee(together, len(whole)), strict=True)):
+        rows = chain.from_iterable(map(itemgetter(place), stream))
+        found[k] = InStep(**vars(datasets[k]), rows=rows)
+    return found
+
+
+def tensors_of_each(
+    datasets: Sequence[ImageDataset], batches: Iterable[Sequence[int]]
+) -> Iterator[list[Tensor]]:
+    """Yield each batch of images, read once and prepared for each dataset of the same tiles."""
+    tiles = datasets[0].tiles
+    n_pixels = min(RUN_PIXELS[dataset.prepared_on.type] for dataset in datasets)
+    runs = ((indices, tiles.runs(indices, n_pixels)) for indices in batches)
+    read = partial(_read, datasets)
+    if any(dataset.prefetch for dataset in datasets):
+        prepared = _prefetched(read, runs, [current_stream(each.device) for each in datasets])
+    else:
+        prepared = ((indices, [read(run) for run in parts]) for indices, parts in runs)
+    for indices, parts in prepared:
+        stop_if_interrupted()
+        images = [torch.cat(of_one) for of_one in zip(*parts, strict=True)]
+        tiles.warn_of_unreadable(indices)
+        yield [
+            of_one.to(dataset.device, memory_format=torch.channels_last)
+            for of_one, dataset in zip(images, datasets, strict=True)
+        ]
+
+
+def _prefetched(
+    read: Read, batches: Iterator[Runs], streams: Sequence[Any]
+) -> Iterator[tuple[Sequence[int], list[Prepared]]]:
+    """Yield each batch and its images; as many threads as torch's read the next ones."""
+    n_threads = torch.get_num_threads()
+    ahead: deque[tuple[Sequence[int], list[Future[Prepared]]]] = deque()
+    pool = ThreadPoolExecutor(n_threads, initializer=follow, initargs=(*streams,))
+    try:
+        while True:
+            while sum(len(parts) for _, parts in islice(ahead, 1, None)) < n_threads:
+                if (batch := next(batches, None)) is None:
+                    break
+                indices, runs = batch
+                ahead.append((indices, [pool.submit(read, run) for run in runs]))
+            if not ahead:
+                return
+            indices, parts = ahead.popleft()
+            yield indices, [part.result() for part in parts]
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _read(datasets: Sequence[ImageDataset], indices: Sequence[int]) -> Prepared:
+    """Read tiles, and prepare them for each dataset; those of one size are resized once."""
+    images = [datasets[0].tiles.read(index) for index in indices]
+    same = [list(group) for _, group in groupby(images, np.shape)]
+    scaled: dict[Any, Tensor] = {}
+    prepared = []
+    for dataset in datasets:
+        place, prepare = dataset.prepared_on, dataset.prepare
+        with plain_arithmetic(False, dataset.device):
+            if (how := (prepare.size, place)) not in scaled:
+                scaled[how] = torch.cat([prepare.scaled(each, place) for each in same])
+            own = prepare.normalised(scaled[how])
+            if dataset.template is not None:
+                poses = dataset.tiles.poses[indices] = dataset.template.poses(own)
+                own = dataset.template.registered(own, poses)
+        prepared.append(own)
+    return prepared

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from threading import Lock
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -27,6 +29,7 @@ from skmkd._interrupts import stop_if_interrupted
 from skmkd._warnings import warn
 
 SEVERAL = 5  # images that show, whatever is in them, whether they are on the scale of fit
+N_LOCKS = 64
 FEW = 0.1  # of the images of a call, that seem to be on that scale, where all are on another
 
 ImageShape = tuple[int | None, int | None, int]
@@ -95,6 +98,8 @@ class Images:
         self._blank = blank
         self._plausible: dict[int, bool] = {}  # by several threads, in any order
         self._divided: set[int] = set()  # of those that are not plausible
+        self._recent: WeakValueDictionary[int, np.ndarray] = WeakValueDictionary()
+        self._locks = [Lock() for _ in range(N_LOCKS)]
 
     def __len__(self) -> int:
         return len(self.items)
@@ -170,6 +175,14 @@ class Images:
             return self._read(index)
         except UnreadableImageError as error:
             return self.replaced(index, error)
+
+    def read_once(self, index: int) -> np.ndarray:
+        """Do the same, once for all threads and tilings as long as one of them holds the image."""
+        with self._locks[index % N_LOCKS]:
+            image = self._recent.get(index)
+            if image is None:
+                image = self._recent[index] = self.read(index)
+        return image
 
     def replaced(self, index: int, error: UnreadableImageError) -> np.ndarray:
         """Return the blank for an image that cannot be used; raise the error if there is none."""

@@ -48,6 +48,10 @@ class Preprocessing:
 
     def __call__(self, images: Sequence[np.ndarray], device: torch.device = CPU) -> Tensor:
         """Turn n images of one shape (H, W, C) into a float32 tensor (n, 3, height, width)."""
+        return self.normalised(self.scaled(images, device))
+
+    def scaled(self, images: Sequence[np.ndarray], device: torch.device = CPU) -> Tensor:
+        """Do the same, but for the normalisation: values are from 0 to 1."""
         low, high, _ = self.pixel_range
         white = (high - low) or 1.0
         pixels = np.stack(images) if len(images) > 1 else images[0][None]
@@ -61,8 +65,11 @@ class Preprocessing:
             strip = as_floats(pixels[:, i : i + rows], device)
             narrow[:, :, i : i + rows] = self._strip(strip, white)
         resized = transforms.resize(narrow, list(self.size), antialias=True)
-        scaled = (resized / white).float()
-        mean, std = _of_channels(self.mean, device), _of_channels(self.std, device)
+        return (resized / white).float()
+
+    def normalised(self, scaled: Tensor) -> Tensor:
+        """Normalise scaled images (n, 3, height, width) as the source was trained."""
+        mean, std = (_of_channels(each, scaled.device) for each in (self.mean, self.std))
         return (scaled - mean).div_(std)
 
     def _strip(self, floats: Tensor, white: float) -> Tensor:

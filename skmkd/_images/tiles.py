@@ -10,9 +10,7 @@ from functools import cached_property
 from itertools import groupby, product
 from math import ceil
 from operator import itemgetter
-from threading import Lock
 from typing import NamedTuple, Self
-from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -21,7 +19,6 @@ from skmkd._images.images import Images
 
 Size = tuple[int, int]  # height and width, in pixels
 KEPT = 2  # images that stay in memory, at least, while their tiles are read
-N_LOCKS = 64
 
 
 class Tiling(NamedTuple):
@@ -131,9 +128,7 @@ class Tiles:
         self.grids = grids
         self._first = np.cumsum([0, *(len(each.cells) for each in grids)]).tolist()
         self.poses = np.zeros((self._first[-1], 3))
-        self._recent: WeakValueDictionary[int, np.ndarray] = WeakValueDictionary()
         self._kept: deque[np.ndarray] = deque(maxlen=KEPT)
-        self._locks = [Lock() for _ in range(N_LOCKS)]
 
     @classmethod
     def cut(cls, images: Images, tiling: Tiling) -> Self:
@@ -162,6 +157,11 @@ class Tiles:
 
     def __len__(self) -> int:
         return self._first[-1]
+
+    @property
+    def are_whole(self) -> bool:
+        """Whether each image is one tile."""
+        return all(each.is_whole for each in self.grids)
 
     def of(self, indices: Iterable[int]) -> list[int]:
         """Return the tiles of the images at the indices."""
@@ -198,7 +198,8 @@ class Tiles:
         cut = self.grids[index]
         if cut.is_whole:
             return self.images.read(index)
-        image = self._image(index)
+        image = self.images.read_once(index)
+        self._kept.append(image)
         if index in self.images.unreadable:
             return image
         if image.shape[:2] != cut.size:
@@ -209,15 +210,6 @@ class Tiles:
             )
             return self.images.replaced(index, turned)
         return image[cut.box(number)]
-
-    def _image(self, index: int) -> np.ndarray:
-        """Read an image that is cut up, once while several threads use it."""
-        with self._locks[index % N_LOCKS]:
-            image = self._recent.get(index)
-            if image is None:
-                image = self._recent[index] = self.images.read(index)
-        self._kept.append(image)
-        return image
 
     def masks(self, tiles: Sequence[int]) -> list[np.ndarray | None]:
         """Return the mask (h, w) of each tile, bool; None if all of it counts."""

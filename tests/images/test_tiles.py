@@ -145,7 +145,7 @@ def test_only_a_few_images_stay_in_memory():
     tiles = Tiles.cut(Images(items, (16, 16, 1)), Tiling((8, 8), 0.0))
     for tile in range(len(tiles)):
         tiles.read(tile)
-        assert len(tiles._recent) <= 2
+        assert len(tiles.images._recent) <= 2
 
 
 def test_runs_are_neighbours_of_one_size_of_limited_area():
