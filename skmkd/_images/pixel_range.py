@@ -24,7 +24,7 @@ DEPTHS = (8, 10, 12, 14, 16)  # bits of cameras
 CLOSE = 1 / 8  # of the range of the bits in use, below which integers have their extremes
 ROUNDED = 1e-6  # of the range: the largest change when pixels become float32
 DIVISORS = (255.0, 65535.0)  # what floats are divided by, once too often
-LEVELS = 16  # more than these has an image that was divided
+LEVELS = 16  # more than these has an image that was divided, or of which most values are known
 SAMPLE = 2000  # values of an image, drawn at random, that show what most pixels are
 
 
@@ -121,8 +121,8 @@ def extent(image: np.ndarray) -> Extent:
     usual_low, usual_high = np.quantile(values, (0.02, 0.98)).tolist()
     found = Extent(low, high, usual_low, usual_high, None)
     for end, others in ((low, values[values > low]), (high, values[values < high])):
-        if others.size == 0:
-            continue
+        if np.unique(others).size <= LEVELS:
+            continue  # it may be a row of a few numbers
         first, third = np.quantile(others, (0.25, 0.75)).tolist()
         near = first if end == low else third
         if abs(end - near) > FAR * (third - first) > 0:

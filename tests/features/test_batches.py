@@ -110,20 +110,20 @@ def test_threads_that_read_ahead_follow_the_stream_of_the_one_that_computes(pict
     follows, reads = {}, set()
 
     class Noting(Preprocessing):
-        def __call__(self, *arguments):
+        def scaled(self, *arguments):
             reads.add(threading.get_ident())
-            return super().__call__(*arguments)
+            return super().scaled(*arguments)
 
     monkeypatch.setattr("skmkd._features.batches.current_stream", lambda device: f"of {device}")
     monkeypatch.setattr(
         "skmkd._features.batches.follow",
-        lambda stream: follows.update({threading.get_ident(): stream}),
+        lambda *streams: follows.update({threading.get_ident(): streams}),
     )
     data = dataset(pictures)
     data = replace(data, prepare=Noting(**vars(data.prepare)))
     assert len(list(data.tensors([[0, 1], [2, 3], [4, 5]]))) == 3
     assert reads
-    assert {follows.get(thread) for thread in reads} == {"of cpu"}
+    assert {follows.get(thread) for thread in reads} == {("of cpu",)}
 
 
 # Images

@@ -64,8 +64,8 @@ PRINT = np.where(np.arange(60)[None, :, None] % 7 == 0, RNG.uniform(0, 250, (60,
 @pytest.mark.parametrize(
     ("image", "isolated"),
     [(SCENE, None), (BORDER, -9999), (-BORDER, 9999), (SPOTS, None), (PRINT, None),
-     (np.full((9, 9, 1), 3.0), None)],
-    ids=["scene", "border", "high border", "bright spots", "print", "one value"],
+     (np.full((9, 9, 1), 3.0), None), (np.array([[[0.1], [0.11], [2.9]]]), None)],
+    ids=["scene", "border", "high border", "bright spots", "print", "one value", "three numbers"],
 )  # fmt: skip
 def test_an_isolated_value_is_told_from_rare_ones(image, isolated):
     assert extent(image).isolated == isolated
