@@ -165,14 +165,33 @@ def _folded(layers: Iterable[nn.Module]) -> list[nn.Module]:
             isinstance(layer, nn.BatchNorm2d)
             and isinstance(before, (nn.Conv2d, nn.ConvTranspose2d))
             and getattr(before, "activation", None) is None
+            and not (before.transposed and before.groups > 1)  # torch cannot
         ):
-            transposed = isinstance(before, nn.ConvTranspose2d)
-            done[-1] = fuse_conv_bn_eval(before, layer, transposed)
+            done[-1] = fuse_conv_bn_eval(before, layer, before.transposed)
         elif isinstance(layer, nn.ReLU) and isinstance(before, FusedConv):
             before.activation = "relu"
         else:
             done.append(_quicker(layer))
-    return done
+    return [part for layer in done for part in _parts(layer)]
+
+
+def _parts(layer: nn.Module) -> list[nn.Module]:
+    """Return a transposed convolution whose windows lie side by side as a plain one and a shuffle.
+
+    oneDNN would choose how to compute it by the size of the batch. Others stay as they are.
+    """
+    if not isinstance(layer, nn.ConvTranspose2d) or not _has_separate_windows(layer):
+        return [layer]
+    side, bias = _pair(layer.stride)[0], layer.bias
+    inputs, outputs = layer.weight.shape[:2]
+    with torch.device("meta"):
+        plain = FusedConv(inputs, outputs * side**2, 1, bias=bias is not None)
+    plain.weight = nn.Parameter(
+        layer.weight.flatten(1)[..., None, None].transpose(0, 1).contiguous(), requires_grad=False
+    )
+    if bias is not None:
+        plain.bias = nn.Parameter(bias.repeat_interleave(side**2), requires_grad=False)
+    return [plain, nn.PixelShuffle(side)]
 
 
 def _is_plain(module: nn.Module) -> bool:
@@ -186,12 +205,15 @@ def _is_plain(module: nn.Module) -> bool:
 
 
 def _has_separate_windows(module: nn.Module) -> bool:
-    """Return whether a module is a max-pool of square windows, side by side."""
-    if type(module) is not nn.MaxPool2d or _has_hooks(module):
+    """Return whether a module is a max-pool, or transposed convolution, of separate squares."""
+    if type(module) not in (nn.MaxPool2d, nn.ConvTranspose2d) or _has_hooks(module):
         return False
-    sides = {*_pair(module.kernel_size), *_pair(module.stride)}
-    plain = _pair(module.padding) == (0, 0) and _pair(module.dilation) == (1, 1)
-    return len(sides) == 1 and plain and not module.return_indices
+    layer: Any = module
+    sides = {*_pair(layer.kernel_size), *_pair(layer.stride)}
+    plain = _pair(layer.padding) == (0, 0) and _pair(layer.dilation) == (1, 1)
+    if isinstance(module, nn.MaxPool2d):
+        return len(sides) == 1 and plain and not layer.return_indices
+    return len(sides) == 1 and plain and layer.groups == 1 and layer.output_padding == (0, 0)
 
 
 def _has_hooks(module: nn.Module) -> bool:
@@ -203,7 +225,7 @@ def _quicker(module: nn.Module) -> nn.Module:
     """Return the quicker form of a module that computes the same, or itself if there is none."""
     if _is_plain(module):
         kind: type[nn.Module] = FusedConv
-    elif _has_separate_windows(module):
+    elif isinstance(module, nn.MaxPool2d) and _has_separate_windows(module):
         kind = FastMaxPool
     else:
         return module

@@ -252,19 +252,40 @@ def test_folding_removes_norms_and_keeps_the_output(cloner, pixels):
             torch.testing.assert_close(activations, expected[layer], rtol=1e-4, atol=1e-4)
 
 
-def test_folding_a_transposed_convolution():
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize(
+    ("settings", "plain"),
+    [
+        ({"kernel_size": 2, "stride": 2}, True),
+        ({"kernel_size": 3, "stride": 3}, True),
+        ({"kernel_size": 3, "stride": 2}, False),  # windows overlap
+        ({"kernel_size": 2, "stride": 2, "groups": 2}, False),
+        ({"kernel_size": 2, "stride": 2, "padding": 1}, False),
+        ({"kernel_size": (2, 4), "stride": (2, 4)}, False),
+    ],
+)
+def test_folding_a_transposed_convolution(settings, plain, biased):
+    generator = torch.Generator().manual_seed(0)
     layers = nn.Sequential(
-        nn.Sequential(nn.ConvTranspose2d(3, 4, 2, stride=2, bias=False), nn.BatchNorm2d(4)),
+        nn.Sequential(nn.ConvTranspose2d(4, 6, bias=biased, **settings), nn.BatchNorm2d(6)),
         nn.ReLU(),
     ).eval()
+    for tensor in layers[0].parameters():
+        nn.init.normal_(tensor, generator=generator)
     layers[0][1].running_var.fill_(4)
     layers[0][1].running_mean.fill_(0.5)
-    images = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(5, 4, 4, 3, generator=generator)
     with torch.no_grad():
         expected = layers(images)
         fold(layers)
-        assert [type(layer) for layer in layers] == [nn.ConvTranspose2d, nn.ReLU]
-        torch.testing.assert_close(layers(images), expected)
+        kinds = [FusedConv, nn.PixelShuffle] if plain else [nn.ConvTranspose2d]
+        norm = [nn.BatchNorm2d] if "groups" in settings else []
+        assert [type(layer) for layer in layers] == [*kinds, *norm, nn.ReLU]
+        found = layers(images)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        assert found.max() > 0
+        if plain:
+            assert torch.equal(layers(images[:1]), found[:1])
 
 
 def test_a_fused_convolution_has_a_gradient(pixels):
