@@ -150,6 +150,9 @@ def test_score_layers_of_a_fitted_detector_are_checked():
     detector.critical_layers_, detector._usual_terms = ("a", "b"), None
     with pytest.raises(ValueError, match="score_layers must be among .*; got 3"):
         check_mkd(detector)
+    with pytest.raises(AttributeError, match="score_layers must be among .*; got 3"):
+        _ = detector.score_layers_
+    assert "score_layers_" not in dir(detector)
     check_mkd(detector.set_params(score_layers=2))
 
 
