@@ -295,14 +295,15 @@ def paths(X, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("tile_sizes", "times"), [((None, None), 1), ((None, 8), 2), ((8, 8), 1.3), ((8, 12), 1.3)]
+    ("tile_sizes", "times"), [((None, None), 1), ((None, 8), 2), ((8, 12), 1.5)]
 )
 def test_files_of_any_size_are_decoded_once_a_pass(paths, monkeypatch, tile_sizes, times):
-    monkeypatch.setattr(batches, "CPU_PIXELS", 64)  # of a batch: one image, or one tile
     pairs = pair()
     for (_, detector), tile_size in zip(pairs, tile_sizes, strict=True):
-        detector.set_params(tile_size=tile_size)
-    ensemble = tiny_ensemble(pairs).fit(paths[:30])
+        detector.set_params(tile_size=tile_size, max_iter=1)
+    ensemble = tiny_ensemble(pairs).fit(paths[:10])
+    monkeypatch.setattr(batches, "CPU_PIXELS", 64)  # of a batch: one image, or one tile
+    paths = paths[:6]
     arrays = [np.asarray(Image.open(path)) for path in paths]
     scores = ensemble.score_samples(arrays)
     decoded = []
@@ -312,7 +313,7 @@ def test_files_of_any_size_are_decoded_once_a_pass(paths, monkeypatch, tile_size
         lambda self, *given, **named: (decoded.append(self.path), plain(self, *given, **named))[1],
     )  # fmt: skip
     assert_array_equal(ensemble.score_samples(paths), scores)
-    assert len(decoded) <= times * len(paths)  # a tile may need an image that was let go
+    assert len(decoded) <= times * len(paths)  # the first image was let go by one detector
     assert [m.shape for m in ensemble.localize(arrays)] == [a.shape[:2] for a in arrays]
 
 
