@@ -180,7 +180,12 @@ def _parts(layer: nn.Module) -> list[nn.Module]:
 
     oneDNN would choose how to compute it by the size of the batch. Others stay as they are.
     """
-    if not isinstance(layer, nn.ConvTranspose2d) or not _has_separate_windows(layer):
+    if not (
+        type(layer) is nn.ConvTranspose2d
+        and layer.groups == 1
+        and layer.output_padding == (0, 0)
+        and _has_separate_windows(layer)
+    ):
         return [layer]
     side, bias = _pair(layer.stride)[0], layer.bias
     inputs, outputs = layer.weight.shape[:2]
@@ -204,16 +209,11 @@ def _is_plain(module: nn.Module) -> bool:
     )
 
 
-def _has_separate_windows(module: nn.Module) -> bool:
-    """Return whether a module is a max-pool, or transposed convolution, of separate squares."""
-    if type(module) not in (nn.MaxPool2d, nn.ConvTranspose2d) or _has_hooks(module):
-        return False
-    layer: Any = module
+def _has_separate_windows(layer: nn.MaxPool2d | nn.ConvTranspose2d) -> bool:
+    """Return whether the windows of a layer are squares, side by side, without padding."""
     sides = {*_pair(layer.kernel_size), *_pair(layer.stride)}
     plain = _pair(layer.padding) == (0, 0) and _pair(layer.dilation) == (1, 1)
-    if isinstance(module, nn.MaxPool2d):
-        return len(sides) == 1 and plain and not layer.return_indices
-    return len(sides) == 1 and plain and layer.groups == 1 and layer.output_padding == (0, 0)
+    return len(sides) == 1 and plain and not _has_hooks(layer)
 
 
 def _has_hooks(module: nn.Module) -> bool:
@@ -225,7 +225,9 @@ def _quicker(module: nn.Module) -> nn.Module:
     """Return the quicker form of a module that computes the same, or itself if there is none."""
     if _is_plain(module):
         kind: type[nn.Module] = FusedConv
-    elif isinstance(module, nn.MaxPool2d) and _has_separate_windows(module):
+    elif (
+        type(module) is nn.MaxPool2d and not module.return_indices and _has_separate_windows(module)
+    ):
         kind = FastMaxPool
     else:
         return module
